@@ -1,0 +1,1 @@
+//! EVE device API v2: messages, envelope, conversions

@@ -1,0 +1,1 @@
+//! Client of the EVE controller: requests, retry, queues

@@ -1,0 +1,1 @@
+//! Keys, TPM, sealing, quotes, the vault

@@ -1,0 +1,1 @@
+//! Sandboxed download, verify and unpack jobs

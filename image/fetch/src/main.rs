@@ -1,0 +1,3 @@
+//! Sandboxed download, verify and unpack jobs
+
+fn main() {}

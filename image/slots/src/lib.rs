@@ -1,0 +1,1 @@
+//! A/B slot state machine and its boot variables

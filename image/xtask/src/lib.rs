@@ -1,0 +1,1 @@
+//! Build, run, test, bench, flash

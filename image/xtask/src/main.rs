@@ -1,0 +1,3 @@
+//! Build, run, test, bench, flash
+
+fn main() {}

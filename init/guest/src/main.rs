@@ -1,0 +1,3 @@
+//! Init inside container guests
+
+fn main() {}

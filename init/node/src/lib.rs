@@ -1,0 +1,1 @@
+//! The agent: one config in, the machine made to match, reports out

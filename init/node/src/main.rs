@@ -1,0 +1,3 @@
+//! The agent: one config in, the machine made to match, reports out
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! PID 1: boots the slot, supervises units, powers off

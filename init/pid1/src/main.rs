@@ -1,0 +1,3 @@
+//! PID 1: boots the slot, supervises units, powers off
+
+fn main() {}

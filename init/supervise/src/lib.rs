@@ -1,0 +1,1 @@
+//! Unit protocol between PID 1 and node, and its client

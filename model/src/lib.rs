@@ -1,0 +1,1 @@
+//! The device model: the nouns every room shares

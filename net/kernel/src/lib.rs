@@ -1,0 +1,1 @@
+//! Netlink actuators: links, addresses, routes, nftables

@@ -1,0 +1,1 @@
+//! Virtual cables: tap and its kin

@@ -1,0 +1,3 @@
+//! DHCP and DNS of one network, unprivileged
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Pure planner from the model to the intended network graph

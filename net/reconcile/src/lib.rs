@@ -1,0 +1,1 @@
+//! Generic graph reconciler: intended against current, ordered actions

@@ -1,0 +1,1 @@
+//! A small EVE v2 controller for demo and tests

@@ -1,0 +1,3 @@
+//! A small EVE v2 controller for demo and tests
+
+fn main() {}

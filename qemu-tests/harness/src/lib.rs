@@ -1,0 +1,1 @@
+//! A device under QEMU: TPM, networks, power cuts

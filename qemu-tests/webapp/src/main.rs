@@ -1,0 +1,3 @@
+//! The demo's app: a small web server
+
+fn main() {}
