@@ -1,1 +1,2 @@
 //! The device model: the nouns every room shares
+pub mod slot;
