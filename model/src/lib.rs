@@ -1,2 +1,22 @@
-//! The device model: the nouns every room shares
-pub mod slot;
+//! The device model: the nouns that every room shares, so that no room needs another room's types.
+//!
+//! Principles:
+//! 1. Plain data only: no I/O, no wire types, no behaviour beyond names, units and limits.
+//! 2. What the controller wants ([`desired`]) and what is so ([`observed`]) are two separate trees over the same ids.
+//! 3. A fault belongs to an object: [`desired::Fault`] names it, says what was expected, found and what happens next.
+//! 4. Units live in names (`memory_bytes`, `interval_seconds`) or types.
+//!
+//! Reading order: [`desired`], [`net`], [`storage`], [`app`], [`base_os`], [`properties`], [`observed`], [`boot`], [`guest`].
+#![forbid(unsafe_code)]
+
+pub mod app;
+pub mod base_os;
+pub mod boot;
+pub mod desired;
+pub mod guest;
+pub mod net;
+pub mod observed;
+pub mod properties;
+pub mod storage;
+
+pub use uuid::Uuid;

@@ -1,0 +1,98 @@
+//! What the controller wants the device to be: one tree, made from one config.
+
+use crate::{app::App, base_os::BaseOs, net, properties::Properties, storage};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+/// The whole desired state. Objects that had a fault are absent here and present in `faults`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Desired {
+    /// The device's own UUID as the config states it.
+    pub device: Uuid,
+    /// Revision text of the config (`EdgeDevConfig.id.version`).
+    pub revision: String,
+    /// Label given by the operator; empty when none.
+    pub device_name: String,
+    /// Seconds since the Unix epoch of the config; 0 when not given. An older one than the applied is ignored.
+    pub timestamp_seconds: i64,
+    /// Properties with their defaults filled in.
+    pub properties: Properties,
+    /// Physical ports and what may be done with them.
+    pub ports: Vec<net::Port>,
+    /// IP endpoints over ports.
+    pub adapters: Vec<net::Adapter>,
+    /// IP parameter sets.
+    pub networks: Vec<net::Network>,
+    /// Virtual networks for apps.
+    pub instances: Vec<net::NetworkInstance>,
+    /// Image servers.
+    pub datastores: Vec<storage::Datastore>,
+    /// Images to have.
+    pub contents: Vec<storage::ContentTree>,
+    /// Volumes to have.
+    pub volumes: Vec<storage::Volume>,
+    /// Apps to have.
+    pub apps: Vec<App>,
+    /// The base OS to run, when the controller states one.
+    pub base_os: Option<BaseOs>,
+    /// Counter commands of the device.
+    pub commands: Commands,
+    /// No apps run while set.
+    pub maintenance: bool,
+    /// Text that changes when the controller's certificates change.
+    pub controller_certificates_hash: String,
+    /// All info is sent again when this changes.
+    pub controller_epoch: i64,
+    /// Faults found while converting, each on its object.
+    pub faults: Vec<Fault>,
+}
+
+/// Counter commands: act when the counter grows beyond the last one acted on.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Commands {
+    /// Reboot the device.
+    pub reboot: u32,
+    /// Stop all apps and stay powered.
+    pub shutdown: u32,
+}
+
+/// Kinds of objects that a fault may belong to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ObjectKind {
+    /// The device as a whole.
+    Device,
+    /// A device property.
+    Property,
+    /// A physical port.
+    Port,
+    /// A system adapter.
+    Adapter,
+    /// An IP parameter set.
+    Network,
+    /// A network instance.
+    NetworkInstance,
+    /// A datastore.
+    Datastore,
+    /// A content tree.
+    Content,
+    /// A volume.
+    Volume,
+    /// An app instance.
+    App,
+    /// The base OS.
+    BaseOs,
+}
+
+/// One fault: the object, and a text that says expected, found, and what happens next.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fault {
+    /// What kind of object.
+    pub kind: ObjectKind,
+    /// Its id as the config gives it: a UUID text, or a logical label for ports and adapters, or a key for properties.
+    pub id: String,
+    /// Its display name, or the id again.
+    pub name: String,
+    /// The error text, the same on console, in the log and in the info message.
+    pub text: String,
+}

@@ -1,0 +1,45 @@
+//! Device properties (`configItems`) that this device honours, with EVE's defaults.
+
+use serde::{Deserialize, Serialize};
+
+/// Properties in force. Times in seconds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Properties {
+    /// `timer.config.interval`: longest time between config polls.
+    pub config_interval_seconds: u32,
+    /// `timer.metric.interval`.
+    pub metric_interval_seconds: u32,
+    /// `timer.reboot.no.network`: reboot after so long without the controller.
+    pub reboot_no_network_seconds: u32,
+    /// `timer.update.fallback.no.network`: in a trial, fall back after so long without the controller.
+    pub fallback_no_network_seconds: u32,
+    /// `timer.test.baseimage.update`: length of the test window of a trial.
+    pub test_window_seconds: u32,
+    /// `timer.download.retry`.
+    pub download_retry_seconds: u32,
+    /// `timer.boot.retry`: start a failed app again after so long.
+    pub boot_retry_seconds: u32,
+    /// `timer.cert.interval`.
+    pub certificate_interval_seconds: u32,
+    /// `newlog.allow.fastupload`.
+    pub fast_log_upload: bool,
+    /// Properties that were given and are not known here, as they came.
+    pub unknown: Vec<(String, String)>,
+}
+
+impl Default for Properties {
+    fn default() -> Self {
+        Self {
+            config_interval_seconds: 60,
+            metric_interval_seconds: 60,
+            reboot_no_network_seconds: 7 * 24 * 3600,
+            fallback_no_network_seconds: 300,
+            test_window_seconds: 600,
+            download_retry_seconds: 600,
+            boot_retry_seconds: 600,
+            certificate_interval_seconds: 24 * 3600,
+            fast_log_upload: false,
+            unknown: Vec::new(),
+        }
+    }
+}
