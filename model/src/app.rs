@@ -49,6 +49,12 @@ pub struct App {
 impl std::fmt::Debug for App {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         // User data may hold secrets and never reaches a log.
-        f.debug_struct("App").field("id", &self.id).field("name", &self.name).field("activate", &self.activate).field("vcpus", &self.vcpus).field("memory_bytes", &self.memory_bytes).finish_non_exhaustive()
+        f.debug_struct("App")
+            .field("id", &self.id)
+            .field("name", &self.name)
+            .field("activate", &self.activate)
+            .field("vcpus", &self.vcpus)
+            .field("memory_bytes", &self.memory_bytes)
+            .finish_non_exhaustive()
     }
 }

@@ -1,42 +1,7 @@
-//! The base OS: slots, what is wanted, how far it is.
+//! The base OS that is wanted. What is there and how far it is: [`crate::slot`].
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
-
-/// One of the two OS slots.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-pub enum Slot {
-    /// ESP-A and OS-A.
-    A,
-    /// ESP-B and OS-B.
-    B,
-}
-
-impl Slot {
-    /// The other slot.
-    #[must_use]
-    pub fn other(self) -> Self {
-        match self {
-            Self::A => Self::B,
-            Self::B => Self::A,
-        }
-    }
-
-    /// `"A"` or `"B"`, as in partition names.
-    #[must_use]
-    pub fn letter(self) -> &'static str {
-        match self {
-            Self::A => "A",
-            Self::B => "B",
-        }
-    }
-}
-
-impl std::fmt::Display for Slot {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.letter())
-    }
-}
 
 /// The base OS that the controller wants.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,6 +1,6 @@
 //! What PID 1 found while booting, handed to `node` as `/run/holdfast/boot/facts.json`.
 
-use crate::base_os::Slot;
+use crate::slot::Slot;
 use serde::{Deserialize, Serialize};
 
 /// Facts of this boot.

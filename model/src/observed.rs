@@ -1,6 +1,6 @@
 //! What is so: the state that reports are made from.
 
-use crate::{base_os::Slot, desired::Fault, net::Mac};
+use crate::{desired::Fault, net::Mac, slot::SlotStatus};
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
 use uuid::Uuid;
@@ -174,86 +174,6 @@ pub enum AttestationState {
     RestartWait,
     /// Done.
     Complete,
-}
-
-/// One slot.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SlotStatus {
-    /// Which.
-    pub slot: Slot,
-    /// It runs now.
-    pub running: bool,
-    /// Version in it; empty when none.
-    pub version: String,
-    /// Partition state.
-    pub partition: PartitionState,
-    /// What the user sees.
-    pub status: BaseOsStatus,
-    /// Detail.
-    pub sub_status: BaseOsSubStatus,
-    /// Percent, or seconds left while testing.
-    pub progress: u32,
-    /// Why it failed; empty when it did not.
-    pub error: String,
-}
-
-/// EVE's partition states.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum PartitionState {
-    /// Committed.
-    Active,
-    /// On trial, or the trial failed.
-    InProgress,
-    /// Staged: boots next.
-    Updating,
-    /// Kept or empty.
-    #[default]
-    Unused,
-}
-
-/// EVE's `BaseOsStatus`.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum BaseOsStatus {
-    /// Nothing.
-    #[default]
-    None,
-    /// Downloading.
-    Downloading,
-    /// Downloaded.
-    DownloadDone,
-    /// Updating.
-    Updating,
-    /// Updated.
-    Updated,
-    /// Fell back on command.
-    Fallback,
-    /// Failed.
-    Failed,
-}
-
-/// EVE's `BaseOsSubStatus`.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum BaseOsSubStatus {
-    /// Nothing.
-    #[default]
-    None,
-    /// Downloading.
-    DownloadInProgress,
-    /// Verifying.
-    VerifyInProgress,
-    /// Preparing.
-    UpdateInitializing,
-    /// Rebooting into the trial.
-    UpdateRebooting,
-    /// In the test window.
-    UpdateTesting,
-    /// Needs the test to be confirmed.
-    UpdateNeedTestConfirm,
-    /// Deferred.
-    UpdateDeferred,
 }
 
 /// An adapter and its port.

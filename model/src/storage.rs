@@ -37,7 +37,13 @@ pub struct Datastore {
 impl std::fmt::Debug for Datastore {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         // The password never reaches a log.
-        f.debug_struct("Datastore").field("id", &self.id).field("kind", &self.kind).field("host", &self.host).field("path", &self.path).field("user", &self.user).finish_non_exhaustive()
+        f.debug_struct("Datastore")
+            .field("id", &self.id)
+            .field("kind", &self.kind)
+            .field("host", &self.host)
+            .field("path", &self.path)
+            .field("user", &self.user)
+            .finish_non_exhaustive()
     }
 }
 
