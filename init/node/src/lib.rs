@@ -1,1 +1,19 @@
-//! The agent: one config in, the machine made to match, reports out
+//! The agent: one config in, the machine made to match, reports out.
+//!
+//! Principles:
+//! 1. One decision maker. All state lives in [`agent`], on one thread; everything else is told what to do.
+//! 2. Deciding is pure ([`apps`], [`contents`], `slots::step`, `net/plan`), acting is idempotent: after a crash at any point the
+//!    next turn of the loop looks at what is there and goes on.
+//! 3. PID 1 owns processes. A restarted agent finds every VM and service again by asking PID 1.
+//! 4. A fault stays with its object; the same text reaches console, log and info message.
+//! 5. Nothing waits without a deadline.
+//!
+//! Reading order: [`agent`], [`store`], [`supervisor`], [`jobs`], [`contents`], [`volumes`], [`apps`].
+#![forbid(unsafe_code)]
+
+pub mod apps;
+pub mod contents;
+pub mod jobs;
+pub mod store;
+pub mod supervisor;
+pub mod volumes;

@@ -1,0 +1,111 @@
+//! Debian packages that the build and the tests need, and their installation.
+
+use anyhow::{Context, Result, bail};
+use std::process::{Command, Stdio};
+
+/// Why a package is needed decides when it is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Need {
+    /// To build kernels, programs and the image.
+    Build,
+    /// To run the device in QEMU.
+    Run,
+    /// Independent witnesses of the tests.
+    Test,
+}
+
+/// Package, first need, and what for.
+const PACKAGES: &[(&str, Need, &str)] = &[
+    ("linux-source-6.12", Need::Build, "kernel source"),
+    ("gcc", Need::Build, "kernel and ring"),
+    ("libc6-dev", Need::Build, "C library for static and dynamic programs"),
+    ("make", Need::Build, "kernel"),
+    ("flex", Need::Build, "kernel configuration"),
+    ("bison", Need::Build, "kernel configuration"),
+    ("bc", Need::Build, "kernel"),
+    ("libelf-dev", Need::Build, "kernel objtool"),
+    ("libssl-dev", Need::Build, "kernel tools"),
+    ("xz-utils", Need::Build, "kernel source archive"),
+    ("lz4", Need::Build, "kernel payload"),
+    ("zstd", Need::Build, "kernel payload"),
+    ("cpio", Need::Build, "kernel"),
+    ("kmod", Need::Build, "kernel build's depmod check"),
+    ("pkg-config", Need::Build, "finding libtss2"),
+    ("libtss2-dev", Need::Build, "TPM library"),
+    ("systemd-boot-efi", Need::Build, "the UKI's EFI stub"),
+    ("erofs-utils", Need::Build, "mkfs.erofs"),
+    ("e2fsprogs", Need::Build, "the ext4 seed"),
+    ("ovmf", Need::Build, "firmware and the development Secure Boot key"),
+    ("openssl", Need::Build, "unlocking the development Secure Boot key"),
+    ("qemu-system-x86", Need::Run, "the machine"),
+    ("qemu-utils", Need::Run, "disk overlays"),
+    ("swtpm", Need::Run, "the TPM"),
+    ("swtpm-tools", Need::Run, "manufacturing the TPM"),
+    ("tpm2-tools", Need::Test, "witness of quotes and policies"),
+    ("sbsigntool", Need::Test, "witness of Authenticode signatures"),
+    ("cryptsetup-bin", Need::Test, "witness of verity trees"),
+    ("mtools", Need::Test, "witness of FAT images"),
+    ("dosfstools", Need::Test, "witness of FAT images"),
+    ("fdisk", Need::Test, "witness of GPT"),
+    ("nftables", Need::Test, "witness of firewall rules"),
+    ("iproute2", Need::Test, "network namespaces of tests"),
+    ("iputils-ping", Need::Test, "traffic in network tests"),
+    ("debootstrap", Need::Test, "the nginx image"),
+    ("docker-registry", Need::Test, "witness registry"),
+    ("python3", Need::Test, "table checks"),
+];
+
+/// Installs what is missing up to `need`, saying which; uses sudo when not root.
+///
+/// # Errors
+/// When apt-get fails, or sudo is needed and absent.
+pub fn ensure(need: Need) -> Result<()> {
+    let missing: Vec<_> = PACKAGES.iter().filter(|(name, n, _)| *n <= need && !installed(name)).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    eprintln!("Debian packages to install:");
+    for (name, _, why) in &missing {
+        eprintln!("  {name:22} {why}");
+    }
+    let names: Vec<&str> = missing.iter().map(|(n, _, _)| *n).collect();
+    apt(&["install", "-y", "-q", "--no-install-recommends"], &names)
+        .or_else(|_| {
+            eprintln!("apt-get install failed; refreshing the package lists and trying once more");
+            apt(&["update", "-q"], &[])?;
+            apt(&["install", "-y", "-q", "--no-install-recommends"], &names)
+        })
+        .with_context(|| format!("install by hand, then run again: apt-get install {}", names.join(" ")))
+}
+
+fn installed(name: &str) -> bool {
+    Command::new("dpkg-query")
+        .args(["-W", "-f", "${db:Status-Status}", name])
+        .stderr(Stdio::null())
+        .output()
+        .is_ok_and(|o| o.stdout == b"installed")
+}
+
+fn apt(verb: &[&str], names: &[&str]) -> Result<()> {
+    let root = nix::unistd::geteuid().is_root();
+    let mut command = if root {
+        Command::new("apt-get")
+    } else {
+        let mut c = Command::new("sudo");
+        c.args(["env", "DEBIAN_FRONTEND=noninteractive", "apt-get"]);
+        c
+    };
+    let status = command
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        .args(["-o", "DPkg::Lock::Timeout=120"])
+        .args(verb)
+        .args(names)
+        .stdin(Stdio::null())
+        .stdout(std::io::stderr())
+        .status()
+        .with_context(|| if root { "apt-get is not here: Holdfast builds on Debian 12" } else { "neither root nor sudo" })?;
+    if !status.success() {
+        bail!("apt-get {} ended with {status}", verb[0]);
+    }
+    Ok(())
+}

@@ -1,0 +1,133 @@
+//! Volume files: writable layers of container images and blank volumes, both begun as copies of the ext4 seed.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use uuid::Uuid;
+
+/// Size of a container's writable layer when its volume names none.
+pub const DEFAULT_LAYER_BYTES: u64 = 1 << 30;
+/// The unit in which zero runs are looked for.
+const BLOCK: usize = 64 * 1024;
+
+/// File of a volume's generation: the writable layer of a container, or the whole of a blank volume.
+#[must_use]
+pub fn file_of(directory: &Path, volume: Uuid, generation: i64) -> PathBuf {
+    directory.join(format!("{volume}.{generation}.ext4"))
+}
+
+/// Makes sure that the file is there: a sparse copy of the seed, of `size_bytes` (at least the seed's own).
+/// The guest grows the file system to the size. A half-made file never gets the name.
+///
+/// # Errors
+/// No space, or a seed that cannot be read.
+pub fn ensure(path: &Path, seed: &Path, size_bytes: u64) -> io::Result<()> {
+    if path.exists() {
+        return Ok(());
+    }
+    let temporary = path.with_extension("new");
+    let mut source = File::open(seed)?;
+    let mut target = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&temporary)?;
+    copy_sparse(&mut source, &mut target)?;
+    let seed_bytes = source.metadata()?.len();
+    target.set_len(size_bytes.max(seed_bytes).next_multiple_of(4096))?;
+    target.sync_all()?;
+    fs::rename(&temporary, path)?;
+    File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
+}
+
+/// Copies, leaving holes where the source is zero.
+fn copy_sparse(source: &mut File, target: &mut File) -> io::Result<()> {
+    let mut buffer = vec![0u8; BLOCK];
+    let mut offset = 0u64;
+    source.seek(SeekFrom::Start(0))?;
+    loop {
+        let n = source.read(&mut buffer)?;
+        if n == 0 {
+            return target.flush();
+        }
+        if buffer[..n].iter().any(|b| *b != 0) {
+            target.write_all_at(&buffer[..n], offset)?;
+        }
+        offset += n as u64;
+    }
+}
+
+/// Bytes that a volume file really takes; 0 when it is not there.
+#[must_use]
+pub fn used_bytes(path: &Path) -> u64 {
+    fs::metadata(path).map_or(0, |m| m.blocks() * 512)
+}
+
+/// Removes volume files that no wanted (volume, generation) owns; returns their names.
+///
+/// # Errors
+/// When the directory cannot be read.
+pub fn collect(directory: &Path, wanted: &[(Uuid, i64)]) -> io::Result<Vec<String>> {
+    let keep: Vec<PathBuf> = wanted
+        .iter()
+        .map(|(v, g)| file_of(directory, *v, *g))
+        .collect();
+    let mut gone = Vec::new();
+    for entry in fs::read_dir(directory)? {
+        let path = entry?.path();
+        if !keep.contains(&path) {
+            fs::remove_file(&path)?;
+            gone.push(
+                path.file_name()
+                    .unwrap_or_default()
+                    .to_string_lossy()
+                    .into_owned(),
+            );
+        }
+    }
+    Ok(gone)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_volume_is_a_sparse_copy_of_the_seed_at_its_size() {
+        let dir = tempfile::tempdir().unwrap();
+        let seed = dir.path().join("seed");
+        let mut content = vec![0u8; 1 << 20];
+        content[5] = 1;
+        content[900_000] = 2;
+        fs::write(&seed, &content).unwrap();
+        let volume = file_of(dir.path(), Uuid::from_u128(1), 0);
+        ensure(&volume, &seed, 8 << 20).unwrap();
+        let made = fs::read(&volume).unwrap();
+        assert_eq!(made.len(), 8 << 20);
+        assert_eq!(&made[..content.len()], &content[..]);
+        assert!(used_bytes(&volume) < 1 << 20, "{}", used_bytes(&volume));
+        fs::write(&volume, b"data of the app").unwrap();
+        ensure(&volume, &seed, 8 << 20).unwrap();
+        assert_eq!(
+            fs::read(&volume).unwrap(),
+            b"data of the app",
+            "an existing volume is never made anew"
+        );
+    }
+
+    #[test]
+    fn only_unwanted_generations_are_collected() {
+        let dir = tempfile::tempdir().unwrap();
+        let id = Uuid::from_u128(1);
+        for g in 0..3 {
+            fs::write(file_of(dir.path(), id, g), b"x").unwrap();
+        }
+        fs::write(dir.path().join("half.new"), b"x").unwrap();
+        let mut gone = collect(dir.path(), &[(id, 1)]).unwrap();
+        gone.sort();
+        assert_eq!(gone.len(), 3);
+        assert!(file_of(dir.path(), id, 1).exists());
+    }
+}
