@@ -8,7 +8,7 @@
 //!    `veritysetup`, `fsck.erofs`, `tpm2-tools`); a missing tool is reported by the test, not hidden.
 //!
 //! Reading order: [`layout`] (the disk), [`guid`], [`gpt`], [`fat`], [`pe`] and [`uki`], [`authenticode`], [`verity`],
-//! [`pcr`] and [`policy`], [`site`], [`release`], [`payload`], [`cpio`], [`erofs`]. [`io`] holds what they share.
+//! [`pcr`] and [`policy`], [`keys`], [`site`], [`release`], [`payload`], [`cpio`], [`erofs`]. [`io`] holds what they share.
 
 #![forbid(unsafe_code)]
 
@@ -18,9 +18,12 @@ pub mod fat;
 pub mod gpt;
 pub mod guid;
 pub mod io;
+pub mod keys;
 pub mod layout;
+pub mod payload;
 pub mod pcr;
 pub mod pe;
+pub mod policy;
 pub mod release;
 pub mod site;
 pub mod uki;
