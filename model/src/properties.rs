@@ -9,6 +9,12 @@ pub struct Properties {
     pub config_interval_seconds: u32,
     /// `timer.metric.interval`.
     pub metric_interval_seconds: u32,
+    /// `timer.deviceinfo.interval`: device info is sent again after so long even when nothing changed.
+    pub device_info_interval_seconds: u32,
+    /// `timer.send.timeout`: longest time of a whole request to the controller; 0 = the default.
+    pub send_timeout_seconds: u32,
+    /// `timer.dial.timeout`: longest time of connecting to the controller; 0 = the default.
+    pub dial_timeout_seconds: u32,
     /// `timer.reboot.no.network`: reboot after so long without the controller.
     pub reboot_no_network_seconds: u32,
     /// `timer.update.fallback.no.network`: in a trial, fall back after so long without the controller.
@@ -32,6 +38,9 @@ impl Default for Properties {
         Self {
             config_interval_seconds: 60,
             metric_interval_seconds: 60,
+            device_info_interval_seconds: 600,
+            send_timeout_seconds: 120,
+            dial_timeout_seconds: 10,
             reboot_no_network_seconds: 7 * 24 * 3600,
             fallback_no_network_seconds: 300,
             test_window_seconds: 600,

@@ -1,1 +1,5 @@
 //! Client of the EVE controller: requests, retry, queues
+
+#![forbid(unsafe_code)]
+
+pub mod identity;

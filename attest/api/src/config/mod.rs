@@ -1,0 +1,117 @@
+//! From `EdgeDevConfig` to [`Desired`]: every object is read on its own, and a fault stays with its object.
+//!
+//! An object with a fault is absent from the result and named in [`Desired::faults`], as is an object that refers to
+//! it. The exception are ports, adapters and networks: what can still be used of them is kept, because losing them
+//! could cut the device off from the controller that would send the repair.
+//!
+//! Reading order: this file, [`device`], [`network`], [`rules`], [`storage`], [`app`].
+
+mod app;
+mod device;
+mod network;
+mod rules;
+mod storage;
+#[cfg(test)]
+mod tests;
+
+use crate::cipher::{Decryptor, Keys};
+use crate::proto::config::EdgeDevConfig;
+use holdfast_model::desired::{Desired, Fault, ObjectKind};
+use std::collections::HashSet;
+use uuid::Uuid;
+
+/// Most objects of one kind that are looked at; further ones are faults.
+const MAX_OBJECTS: usize = 256;
+/// Longest text that is taken over from a config into a fault.
+const MAX_QUOTED: usize = 80;
+
+/// Reads a config.
+///
+/// `keys` decrypts the secrets in it; without them an object whose secrets exist only encrypted has a fault.
+#[must_use]
+pub fn to_desired(config: &EdgeDevConfig, keys: Option<Keys<'_>>) -> Desired {
+    let secrets = Decryptor::new(&config.cipher_contexts, keys);
+    let mut faults = Faults::default();
+    let mut desired = Desired::default();
+
+    device::read(config, &mut desired, &mut faults);
+    network::read(config, &mut desired, &mut faults);
+    storage::read(config, &secrets, &mut desired, &mut faults);
+    app::read(config, &secrets, &mut desired, &mut faults);
+    device::read_base_os(config, &mut desired, &mut faults);
+
+    desired.faults = faults.0;
+    desired
+}
+
+/// The faults found so far.
+#[derive(Default)]
+struct Faults(Vec<Fault>);
+
+impl Faults {
+    fn add(&mut self, kind: ObjectKind, id: &str, name: &str, text: impl Into<String>) {
+        let id = quoted(id);
+        let name = if name.is_empty() {
+            id.clone()
+        } else {
+            quoted(name)
+        };
+        self.0.push(Fault {
+            kind,
+            id,
+            name,
+            text: text.into(),
+        });
+    }
+}
+
+/// How an object is named in its fault.
+struct Named<'a> {
+    id: &'a str,
+    name: &'a str,
+}
+
+/// Reads the objects of one kind: each fault is noted, a second object of the same id is one, and so is each beyond
+/// [`MAX_OBJECTS`].
+fn read_all<'a, W, M>(
+    kind: ObjectKind,
+    wire: &'a [W],
+    faults: &mut Faults,
+    named: impl Fn(&'a W) -> Named<'a>,
+    mut read: impl FnMut(&'a W) -> Result<Option<M>, String>,
+) -> Vec<M> {
+    let mut seen = HashSet::new();
+    let mut out = Vec::new();
+    for (index, object) in wire.iter().enumerate() {
+        let Named { id, name } = named(object);
+        let result = if index >= MAX_OBJECTS {
+            Err(format!(
+                "the config holds {} objects of this kind: expected at most {MAX_OBJECTS}; this one is left out",
+                wire.len()
+            ))
+        } else if !seen.insert(id.to_ascii_lowercase()) {
+            Err("a second object with this id; only the first is used".to_owned())
+        } else {
+            read(object)
+        };
+        match result {
+            Ok(Some(object)) => out.push(object),
+            Ok(None) => {}
+            Err(text) => faults.add(kind, id, name, text),
+        }
+    }
+    out
+}
+
+/// A UUID in text form.
+fn uuid(what: &str, text: &str) -> Result<Uuid, String> {
+    Uuid::try_parse(text).map_err(|_| format!("{what}: expected a UUID, found {:?}", quoted(text)))
+}
+
+/// A text short enough to be quoted in a fault.
+fn quoted(text: &str) -> String {
+    match text.char_indices().nth(MAX_QUOTED) {
+        Some((end, _)) => format!("{}...", &text[..end]),
+        None => text.to_owned(),
+    }
+}
