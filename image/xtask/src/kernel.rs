@@ -66,13 +66,18 @@ impl Kernel {
     /// # Errors
     /// When the folder of host fragments cannot be read.
     pub fn fragments(self) -> Result<Vec<PathBuf>> {
-        let mut list = vec![PathBuf::from("base.config"), PathBuf::from("hardening.config")];
+        let mut list = vec![
+            PathBuf::from("base.config"),
+            PathBuf::from("hardening.config"),
+        ];
         match self {
             Kernel::Guest => list.push("guest.config".into()),
             Kernel::Host => {
                 let folder = config_folder().join("host");
                 let mut own = Vec::new();
-                for entry in fs::read_dir(&folder).with_context(|| format!("cannot list {}", folder.display()))? {
+                for entry in fs::read_dir(&folder)
+                    .with_context(|| format!("cannot list {}", folder.display()))?
+                {
                     let name = PathBuf::from(entry?.file_name());
                     if name.extension().is_some_and(|e| e == "config") {
                         own.push(Path::new("host").join(name));
@@ -118,7 +123,10 @@ pub fn build(which: Kernel, progress: &dyn Fn(&str)) -> Result<KernelArtifacts> 
     let outcome = entry.compile(progress);
     let outcome = match outcome {
         Err(error) if resumed && !running::interrupted(&error) => {
-            progress(&format!("{} kernel: going on with an interrupted build failed ({error}); starting again", which.name()));
+            progress(&format!(
+                "{} kernel: going on with an interrupted build failed ({error}); starting again",
+                which.name()
+            ));
             remove(&entry.building)?;
             entry.unpack(progress)?;
             entry.compile(progress)
@@ -127,7 +135,12 @@ pub fn build(which: Kernel, progress: &dyn Fn(&str)) -> Result<KernelArtifacts> 
     };
     outcome?;
     entry.publish()?;
-    entry.artifacts().with_context(|| format!("{}: the entry just made is not complete", entry.done.display()))
+    entry.artifacts().with_context(|| {
+        format!(
+            "{}: the entry just made is not complete",
+            entry.done.display()
+        )
+    })
 }
 
 /// The final configuration of `which`: from the cache, or made now without compiling (half a minute).
@@ -165,7 +178,8 @@ pub fn requests(which: Kernel) -> Result<Requests> {
     let folder = config_folder();
     let mut requests = Requests::default();
     for name in which.fragments()? {
-        let text = fs::read_to_string(folder.join(&name)).with_context(|| format!("cannot read kernel-config/{}", name.display()))?;
+        let text = fs::read_to_string(folder.join(&name))
+            .with_context(|| format!("cannot read kernel-config/{}", name.display()))?;
         requests.add(&name.display().to_string(), &text)?;
     }
     Ok(requests)
@@ -197,7 +211,15 @@ impl Entry {
         let folder = cache().join("kernel");
         let name = format!("{}-{}", which.name(), &key[..20]);
         let (done, building) = (folder.join(&name), folder.join(format!("{name}.building")));
-        Ok(Self { which, requests, source_version, inputs, folder, done, building })
+        Ok(Self {
+            which,
+            requests,
+            source_version,
+            inputs,
+            folder,
+            done,
+            building,
+        })
     }
 
     fn artifacts(&self) -> Option<KernelArtifacts> {
@@ -213,22 +235,37 @@ impl Entry {
 
     /// Waits until no other process builds this kernel. The lock ends with the returned file.
     fn lock(&self, progress: &dyn Fn(&str)) -> Result<File> {
-        fs::create_dir_all(&self.folder).with_context(|| format!("cannot make {}", self.folder.display()))?;
+        fs::create_dir_all(&self.folder)
+            .with_context(|| format!("cannot make {}", self.folder.display()))?;
         let path = self.folder.join(format!("{}.lock", self.which.name()));
-        let file = File::options().create(true).truncate(false).write(true).open(&path).with_context(|| format!("cannot open {}", path.display()))?;
+        let file = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&path)
+            .with_context(|| format!("cannot open {}", path.display()))?;
         let (started, mut told) = (Instant::now(), None);
         loop {
             match file.try_lock() {
                 Ok(()) => return Ok(file),
                 Err(fs::TryLockError::WouldBlock) if started.elapsed() < LOCK_TIMEOUT => {
                     if told.is_none_or(|t: Instant| t.elapsed() > Duration::from_secs(10)) {
-                        progress(&format!("{} kernel: another process builds it, waiting ({} s)", self.which.name(), started.elapsed().as_secs()));
+                        progress(&format!(
+                            "{} kernel: another process builds it, waiting ({} s)",
+                            self.which.name(),
+                            started.elapsed().as_secs()
+                        ));
                         told = Some(Instant::now());
                     }
                     std::thread::sleep(Duration::from_millis(500));
                 }
-                Err(fs::TryLockError::WouldBlock) => bail!("{}: held by another build for two hours; end that build, then try again", path.display()),
-                Err(fs::TryLockError::Error(e)) => return Err(e).with_context(|| format!("cannot lock {}", path.display())),
+                Err(fs::TryLockError::WouldBlock) => bail!(
+                    "{}: held by another build for two hours; end that build, then try again",
+                    path.display()
+                ),
+                Err(fs::TryLockError::Error(e)) => {
+                    return Err(e).with_context(|| format!("cannot lock {}", path.display()));
+                }
             }
         }
     }
@@ -242,8 +279,14 @@ impl Entry {
         // Left-overs of this kernel with other inputs are of no more use: the lock says that nobody is at work there.
         for entry in fs::read_dir(&self.folder)? {
             let path = entry?.path();
-            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            if name.starts_with(&format!("{}-", self.which.name())) && (name.ends_with(".building") || name.ends_with(".staging")) {
+            let name = path
+                .file_name()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .into_owned();
+            if name.starts_with(&format!("{}-", self.which.name()))
+                && (name.ends_with(".building") || name.ends_with(".staging"))
+            {
                 remove(&path)?;
             }
         }
@@ -256,9 +299,19 @@ impl Entry {
                 free >> 20
             );
         }
-        fs::create_dir_all(&self.building).with_context(|| format!("cannot make {}", self.building.display()))?;
-        progress(&format!("{} kernel: unpacking {SOURCE_PACKAGE} {}", self.which.name(), self.source_version));
-        run(Command::new("tar").arg("-xJf").arg(archive()).arg("-C").arg(&self.building).arg("--no-same-owner"))?;
+        fs::create_dir_all(&self.building)
+            .with_context(|| format!("cannot make {}", self.building.display()))?;
+        progress(&format!(
+            "{} kernel: unpacking {SOURCE_PACKAGE} {}",
+            self.which.name(),
+            self.source_version
+        ));
+        run(Command::new("tar")
+            .arg("-xJf")
+            .arg(archive())
+            .arg("-C")
+            .arg(&self.building)
+            .arg("--no-same-owner"))?;
         fs::write(&marker, "").with_context(|| format!("cannot write {}", marker.display()))?;
         Ok(false)
     }
@@ -292,16 +345,28 @@ impl Entry {
         let requested = self.building.join("requests.config");
         let text = self.requests.text();
         // The same requests again: leave the files alone, so that an interrupted build goes on.
-        if fs::read_to_string(&requested).ok().as_deref() != Some(&text) || !self.source().join(".config").is_file() {
-            fs::write(&requested, text).with_context(|| format!("cannot write {}", requested.display()))?;
-            run(self.make().env("KCONFIG_ALLCONFIG", &requested).arg("allnoconfig"))?;
+        if fs::read_to_string(&requested).ok().as_deref() != Some(&text)
+            || !self.source().join(".config").is_file()
+        {
+            fs::write(&requested, text)
+                .with_context(|| format!("cannot write {}", requested.display()))?;
+            run(self
+                .make()
+                .env("KCONFIG_ALLCONFIG", &requested)
+                .arg("allnoconfig"))?;
         }
         let config = self.source().join(".config");
-        let result = fs::read_to_string(&config).with_context(|| format!("cannot read {}", config.display()))?;
+        let result = fs::read_to_string(&config)
+            .with_context(|| format!("cannot read {}", config.display()))?;
         let violations = self.requests.violations(&result);
         if !violations.is_empty() {
             let list: Vec<String> = violations.iter().map(|v| format!("  {v}")).collect();
-            bail!("{} kernel: the configuration lost {} of the options asked for:\n{}", self.which.name(), list.len(), list.join("\n"));
+            bail!(
+                "{} kernel: the configuration lost {} of the options asked for:\n{}",
+                self.which.name(),
+                list.len(),
+                list.join("\n")
+            );
         }
         Ok(config)
     }
@@ -313,25 +378,39 @@ impl Entry {
         let log = self.folder.join(format!("{}.log", self.which.name()));
         let mut make = self.make();
         make.arg(format!("-j{jobs}")).arg("bzImage");
-        running::with_progress(make, &log, self.which.steps(), &|line| progress(&format!("{} kernel: {line}", self.which.name())))
+        running::with_progress(make, &log, self.which.steps(), &|line| {
+            progress(&format!("{} kernel: {line}", self.which.name()))
+        })
     }
 
     /// Moves what was built into the cache by one rename.
     fn publish(&self) -> Result<()> {
         let staging = self.done.with_extension("staging");
         remove(&staging)?;
-        fs::create_dir_all(&staging).with_context(|| format!("cannot make {}", staging.display()))?;
+        fs::create_dir_all(&staging)
+            .with_context(|| format!("cannot make {}", staging.display()))?;
         let source = self.source();
-        for (from, to) in [("arch/x86/boot/bzImage", "bzImage"), (".config", "config"), ("System.map", "System.map")] {
-            fs::copy(source.join(from), staging.join(to)).with_context(|| format!("cannot copy {from} of the {} kernel", self.which.name()))?;
+        for (from, to) in [
+            ("arch/x86/boot/bzImage", "bzImage"),
+            (".config", "config"),
+            ("System.map", "System.map"),
+        ] {
+            fs::copy(source.join(from), staging.join(to)).with_context(|| {
+                format!("cannot copy {from} of the {} kernel", self.which.name())
+            })?;
         }
-        run(Command::new("strip").arg("--strip-all").arg("-o").arg(staging.join("vmlinux")).arg(source.join("vmlinux")))?;
+        run(Command::new("strip")
+            .arg("--strip-all")
+            .arg("-o")
+            .arg(staging.join("vmlinux"))
+            .arg(source.join("vmlinux")))?;
         fs::write(staging.join("inputs"), &self.inputs)?;
         for entry in fs::read_dir(&staging)? {
             File::open(entry?.path())?.sync_all()?;
         }
         remove(&self.done)?;
-        fs::rename(&staging, &self.done).with_context(|| format!("cannot move {} into place", self.done.display()))?;
+        fs::rename(&staging, &self.done)
+            .with_context(|| format!("cannot move {} into place", self.done.display()))?;
         File::open(&self.folder)?.sync_all()?;
         remove(&self.building)?;
         self.prune()
@@ -348,7 +427,10 @@ impl Entry {
             }
         }
         entries.sort_by(|a, b| b.cmp(a));
-        entries.iter().skip(ENTRIES_KEPT).try_for_each(|(_, path)| remove(path))
+        entries
+            .iter()
+            .skip(ENTRIES_KEPT)
+            .try_for_each(|(_, path)| remove(path))
     }
 }
 
@@ -360,7 +442,10 @@ fn source_version() -> Result<String> {
     let version = run(Command::new("dpkg-query").args(["-W", "-f", "${Version}", SOURCE_PACKAGE]))
         .with_context(|| format!("kernel source: package {SOURCE_PACKAGE} is not installed; apt-get install {SOURCE_PACKAGE}"))?;
     if !archive().is_file() {
-        bail!("kernel source: {} is missing though its package is installed; apt-get install --reinstall {SOURCE_PACKAGE}", archive().display());
+        bail!(
+            "kernel source: {} is missing though its package is installed; apt-get install --reinstall {SOURCE_PACKAGE}",
+            archive().display()
+        );
     }
     Ok(version.trim().to_owned())
 }
@@ -372,14 +457,21 @@ fn first_line(program: &str, args: &[&str]) -> Result<String> {
 
 fn remove(path: &Path) -> Result<()> {
     match fs::remove_dir_all(path) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e).with_context(|| format!("cannot remove {}", path.display())),
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            Err(e).with_context(|| format!("cannot remove {}", path.display()))
+        }
         _ => Ok(()),
     }
 }
 
 fn free_bytes(folder: &Path) -> Result<u64> {
-    let text = run(Command::new("df").args(["--output=avail", "-B1"]).arg(folder))?;
-    text.lines().nth(1).and_then(|n| n.trim().parse().ok()).with_context(|| format!("cannot tell the free space of {}", folder.display()))
+    let text = run(Command::new("df")
+        .args(["--output=avail", "-B1"])
+        .arg(folder))?;
+    text.lines()
+        .nth(1)
+        .and_then(|n| n.trim().parse().ok())
+        .with_context(|| format!("cannot tell the free space of {}", folder.display()))
 }
 
 #[cfg(test)]
@@ -391,7 +483,11 @@ mod tests {
         for which in [Kernel::Host, Kernel::Guest] {
             let config = configuration(which, &|line| eprintln!("{line}")).unwrap();
             let violations = requests(which).unwrap().violations(&config);
-            assert!(violations.is_empty(), "{} kernel: {violations:?}", which.name());
+            assert!(
+                violations.is_empty(),
+                "{} kernel: {violations:?}",
+                which.name()
+            );
         }
     }
 
@@ -402,7 +498,13 @@ mod tests {
             let damaged = config.replace("CONFIG_EROFS_FS=y", "# CONFIG_EROFS_FS is not set");
             assert_ne!(config, damaged);
             let violations = requests(which).unwrap().violations(&damaged);
-            assert_eq!(violations.iter().map(|v| v.option.as_str()).collect::<Vec<_>>(), ["CONFIG_EROFS_FS"]);
+            assert_eq!(
+                violations
+                    .iter()
+                    .map(|v| v.option.as_str())
+                    .collect::<Vec<_>>(),
+                ["CONFIG_EROFS_FS"]
+            );
         }
     }
 
@@ -421,7 +523,11 @@ mod tests {
                 for group in text.split("\n\n").filter(|g| g.contains("CONFIG_")) {
                     let first = group.trim_start().lines().next().unwrap_or_default();
                     let reasoned = first.starts_with("# ") && !first.starts_with("# CONFIG_");
-                    assert!(reasoned, "kernel-config/{}: a group without a reason begins with {first:?}", name.display());
+                    assert!(
+                        reasoned,
+                        "kernel-config/{}: a group without a reason begins with {first:?}",
+                        name.display()
+                    );
                 }
             }
         }

@@ -46,7 +46,12 @@ pub struct Programs {
 /// # Errors
 /// When cargo fails; its messages have been shown.
 pub fn build_in(tree: &Path, target: &Path) -> Result<Programs> {
-    let statics = cargo(tree, &target.join("device-static"), STATIC, "-C target-feature=+crt-static")?;
+    let statics = cargo(
+        tree,
+        &target.join("device-static"),
+        STATIC,
+        "-C target-feature=+crt-static",
+    )?;
     let dynamics = cargo(tree, &target.join("device"), DYNAMIC, "")?;
     Ok(Programs {
         pid1: statics.join("pid1"),
@@ -73,25 +78,50 @@ pub fn target_dir() -> PathBuf {
 }
 
 fn cargo(tree: &Path, target: &Path, programs: &[(&str, &str)], flags: &str) -> Result<PathBuf> {
-    let home = std::env::var("CARGO_HOME").or_else(|_| std::env::var("HOME").map(|h| format!("{h}/.cargo"))).unwrap_or_default();
+    let home = std::env::var("CARGO_HOME")
+        .or_else(|_| std::env::var("HOME").map(|h| format!("{h}/.cargo")))
+        .unwrap_or_default();
     // Paths of the machine must not reach the programs: two clones give the same bytes.
-    let rustflags = format!("{flags} --remap-path-prefix={}=/holdfast --remap-path-prefix={home}=/cargo --remap-path-prefix={}=/target", tree.display(), target.display());
+    let rustflags = format!(
+        "{flags} --remap-path-prefix={}=/holdfast --remap-path-prefix={home}=/cargo --remap-path-prefix={}=/target",
+        tree.display(),
+        target.display()
+    );
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.current_dir(tree).args(["build", "--release", "--locked", "--target", TARGET, "--target-dir"]).arg(target);
+    command
+        .current_dir(tree)
+        .args([
+            "build",
+            "--release",
+            "--locked",
+            "--target",
+            TARGET,
+            "--target-dir",
+        ])
+        .arg(target);
     for (package, program) in programs {
         command.args(["-p", package, "--bin", program]);
     }
     let status = command
         .env("RUSTFLAGS", rustflags.trim())
         .env_remove("CARGO_ENCODED_RUSTFLAGS")
-        .env("CFLAGS", format!("-ffile-prefix-map={home}=/cargo -ffile-prefix-map={}=/target", target.display()))
+        .env(
+            "CFLAGS",
+            format!(
+                "-ffile-prefix-map={home}=/cargo -ffile-prefix-map={}=/target",
+                target.display()
+            ),
+        )
         .env("SOURCE_DATE_EPOCH", "1735689600")
         .stdin(Stdio::null())
         .stdout(std::io::stderr())
         .status()
         .context("cannot start cargo")?;
     if !status.success() {
-        bail!("cargo build of {} ended with {status}: see its messages above", programs.iter().map(|p| p.1).collect::<Vec<_>>().join(", "));
+        bail!(
+            "cargo build of {} ended with {status}: see its messages above",
+            programs.iter().map(|p| p.1).collect::<Vec<_>>().join(", ")
+        );
     }
     Ok(target.join(TARGET).join("release"))
 }
@@ -107,7 +137,13 @@ pub fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
         if line.contains("not found") {
             bail!("{}: {line}: install its package", program.display());
         }
-        let path = line.split_once("=> ").map_or(line, |(_, p)| p).split(" (").next().unwrap_or("").trim();
+        let path = line
+            .split_once("=> ")
+            .map_or(line, |(_, p)| p)
+            .split(" (")
+            .next()
+            .unwrap_or("")
+            .trim();
         if path.starts_with('/') {
             found.push(PathBuf::from(path));
         }

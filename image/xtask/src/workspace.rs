@@ -6,7 +6,11 @@ use std::process::{Command, Stdio};
 
 /// The root of the source tree.
 pub fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).expect("xtask lies two folders below the root").to_path_buf()
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .ancestors()
+        .nth(2)
+        .expect("xtask lies two folders below the root")
+        .to_path_buf()
 }
 
 /// The output folder: `out/` of the tree, or `$HOLDFAST_OUT`.
@@ -19,7 +23,9 @@ pub fn cache() -> PathBuf {
     if let Some(dir) = std::env::var_os("HOLDFAST_CACHE") {
         return dir.into();
     }
-    let base = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).or_else(|| std::env::var_os("HOME").map(|h| Path::new(&h).join(".cache")));
+    let base = std::env::var_os("XDG_CACHE_HOME")
+        .map(PathBuf::from)
+        .or_else(|| std::env::var_os("HOME").map(|h| Path::new(&h).join(".cache")));
     base.unwrap_or_else(std::env::temp_dir).join("holdfast")
 }
 
@@ -32,11 +38,22 @@ pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// When it cannot be started or ends other than well: the message holds the last of its output.
 pub fn run(command: &mut Command) -> Result<String> {
     let text = format!("{command:?}");
-    let output = command.stdin(Stdio::null()).output().with_context(|| format!("cannot start {text}"))?;
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("cannot start {text}"))?;
     if !output.status.success() {
-        let all = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        let all = format!(
+            "{}{}",
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        );
         let tail: Vec<&str> = all.lines().rev().take(30).collect();
-        bail!("{text}\nended with {}:\n{}", output.status, tail.into_iter().rev().collect::<Vec<_>>().join("\n"));
+        bail!(
+            "{text}\nended with {}:\n{}",
+            output.status,
+            tail.into_iter().rev().collect::<Vec<_>>().join("\n")
+        );
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }

@@ -12,8 +12,12 @@
 #![forbid(unsafe_code)]
 
 pub mod apps;
+pub mod boot;
 pub mod contents;
 pub mod jobs;
+pub mod logs;
+pub mod machine;
 pub mod store;
 pub mod supervisor;
+pub mod vms;
 pub mod volumes;
