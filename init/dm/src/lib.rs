@@ -7,9 +7,10 @@
 //! 4. What the kernel returns is still read with bounds checks.
 //!
 //! Modules, in reading order: [`table`] (targets and their parameter strings), [`wire`] (the ioctl
-//! buffer, byte for byte), [`control`] (the ioctls themselves).
+//! buffer, byte for byte), [`control`] (the ioctls themselves), [`partition`] (growing one in place).
 
 pub mod control;
+pub mod partition;
 pub mod table;
 pub mod wire;
 
