@@ -1,0 +1,724 @@
+//! The loop: one `poll` over signals, clients, process ends and output; then what the clock demands.
+
+use super::cgroup::Cgroups;
+use super::health::{Health, PET_INTERVAL_MS, Verdict};
+use super::lines::{Brake, Splitter};
+use super::logs::LogStore;
+use super::reap::{self, Whose};
+use super::server::Server;
+use super::shutdown::{Down, DownKind, MAX_UNIT_DEADLINE_MS, next_to_stop};
+use super::spawn::spawn;
+use super::unit::{Action, Unit};
+use crate::clock;
+use holdfast_supervise::{
+    Event, Exit, RefusalKind, Refused, Reply, Request, Stream, UnitName, UnitSpec, UnitState,
+};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+
+/// Most units at a time, ended ones included.
+pub const MAX_UNITS: usize = 128;
+/// `Event::Logs` is sent at most once in this time.
+const LOG_EVENT_INTERVAL_MS: u64 = 100;
+/// How often the removal of a cgroup with dying processes, and the slot's health, are looked at.
+const CARE_INTERVAL_MS: u64 = 1000;
+/// Bytes read from one pipe in one turn, so that a chatterer does not hold up the loop.
+const READ_BYTES: usize = 16 * 1024;
+
+/// What the loop needs from the machine it runs on; tests give a stand-in.
+pub trait Platform {
+    /// Keeps the hardware watchdog quiet.
+    fn pet_watchdog(&mut self);
+    /// A lasting fault that must end this boot now, such as a block of the slot that fails verification.
+    fn fault(&mut self) -> Option<String>;
+    /// The decision to go down is made: record the reason before anything else can go wrong.
+    fn going_down(&mut self, down: &Down);
+    /// A line for people; may be dropped when the console is slow.
+    fn say(&mut self, text: &str);
+    /// The console's descriptor while it has lines to write, and its writer.
+    fn console(&self) -> Option<BorrowedFd<'_>>;
+    /// The console is writable.
+    fn console_ready(&mut self);
+    /// Newest part of the kernel log.
+    fn kernel_log_tail(&mut self, max_bytes: usize) -> String;
+    /// The power button, if there is one, and whether it was pressed.
+    fn power_button(&self) -> Option<BorrowedFd<'_>>;
+    /// Reads the button: true when it was pressed.
+    fn power_pressed(&mut self) -> bool;
+}
+
+/// How to run.
+#[derive(Debug)]
+pub struct Options {
+    /// Where to listen.
+    pub socket: PathBuf,
+    /// Where units get their cgroups; `None`: no limits, and stopping kills the session instead.
+    pub cgroups: Option<Cgroups>,
+    /// True for the real PID 1: signals are taken and every orphan is reaped.
+    pub init: bool,
+    /// The unit whose heartbeats are watched and which is stopped last.
+    pub watched: Option<UnitName>,
+}
+
+/// The supervisor.
+#[derive(Debug)]
+pub struct Supervisor<P> {
+    platform: P,
+    options: Options,
+    server: Server,
+    signals: Option<SignalFd>,
+    units: BTreeMap<UnitName, Entry>,
+    logs: LogStore,
+    health: Health,
+    next_order: u64,
+    next_pet_ms: u64,
+    next_care_ms: u64,
+    told_logs: u64,
+    next_log_event_ms: u64,
+    dying_cgroups: BTreeSet<UnitName>,
+    down: Option<Down>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    unit: Unit,
+    fds: Vec<OwnedFd>,
+    pidfd: Option<OwnedFd>,
+    pipes: Vec<Pipe>,
+    brake: Brake,
+}
+
+#[derive(Debug)]
+struct Pipe {
+    fd: OwnedFd,
+    stream: Stream,
+    splitter: Splitter,
+}
+
+/// Who became ready.
+#[derive(Debug, Clone)]
+enum Source {
+    Signals,
+    Console,
+    PowerButton,
+    Listener,
+    Client(u64),
+    Process(UnitName),
+    Output(UnitName),
+}
+
+impl<P: Platform> Supervisor<P> {
+    /// Listens; as PID 1 also takes over the signals.
+    pub fn new(platform: P, options: Options) -> io::Result<Supervisor<P>> {
+        let now = clock::now_ms();
+        let server = Server::bind(&options.socket)?;
+        let signals = if options.init {
+            let mut set = SigSet::empty();
+            for signal in [
+                Signal::SIGCHLD,
+                Signal::SIGTERM,
+                Signal::SIGINT,
+                Signal::SIGPWR,
+            ] {
+                set.add(signal);
+            }
+            set.thread_block()?;
+            Some(SignalFd::with_flags(
+                &set,
+                SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK,
+            )?)
+        } else {
+            None
+        };
+        Ok(Supervisor {
+            platform,
+            options,
+            server,
+            signals,
+            units: BTreeMap::new(),
+            logs: LogStore::default(),
+            health: Health::new(now),
+            next_order: 0,
+            next_pet_ms: now,
+            next_care_ms: now + CARE_INTERVAL_MS,
+            told_logs: 0,
+            next_log_event_ms: 0,
+            dying_cgroups: BTreeSet::new(),
+            down: None,
+        })
+    }
+
+    /// The platform, for the way down after [`Supervisor::run`].
+    pub fn into_platform(self) -> P {
+        self.platform
+    }
+
+    /// Starts a unit as a client would.
+    pub fn start(&mut self, spec: UnitSpec, fds: Vec<OwnedFd>) -> Result<u32, Refused> {
+        spec.validate()?;
+        let name = spec.name.clone();
+        if self.down.is_some() {
+            return Err(Refused::new(
+                RefusalKind::ShuttingDown,
+                format!("unit {name}: the machine is going down"),
+            ));
+        }
+        match self.units.get(&name) {
+            Some(entry) if entry.unit.is_alive() => {
+                let text = format!(
+                    "unit {name}: expected it ended, found it {:?}",
+                    entry.unit.state()
+                );
+                return Err(Refused::new(RefusalKind::Busy, text));
+            }
+            None if self.units.len() >= MAX_UNITS => {
+                let text = format!("unit {name}: {MAX_UNITS} units exist; remove ended ones first");
+                return Err(Refused::new(RefusalKind::Full, text));
+            }
+            _ => {}
+        }
+        let unit = Unit::new(spec, self.next_order, clock::now_ms());
+        self.next_order += 1;
+        let entry = Entry {
+            unit,
+            fds,
+            pidfd: None,
+            pipes: Vec::new(),
+            brake: Brake::new(200, 20),
+        };
+        self.units.insert(name.clone(), entry);
+        self.act(&name, Action::Spawn);
+        match self.units.get(&name).map(|e| e.unit.status(false)) {
+            Some(status) => match (status.state.pid(), status.exit) {
+                (Some(pid), _) => Ok(pid),
+                (None, exit) => {
+                    let why = exit.map_or_else(|| "it ended at once".into(), |e| e.to_string());
+                    Err(Refused::new(
+                        RefusalKind::Failed,
+                        format!("unit {name}: {why}"),
+                    ))
+                }
+            },
+            None => Err(Refused::new(
+                RefusalKind::Failed,
+                format!("unit {name}: gone"),
+            )),
+        }
+    }
+
+    /// Begins the way down; a second call changes nothing but may be louder.
+    pub fn go_down(&mut self, down: Down) {
+        if self.down.is_some() {
+            return;
+        }
+        self.platform
+            .say(&format!("going down ({:?}): {}", down.kind, down.reason));
+        self.platform.going_down(&down);
+        self.server.publish(&Event::Shutdown {
+            reason: down.reason.clone(),
+        });
+        self.down = Some(down);
+    }
+
+    /// Runs until the machine is to go down and every unit has ended.
+    pub fn run(&mut self) -> Down {
+        loop {
+            let now = clock::now_ms();
+            self.keep_time(now);
+            if let Some(down) = &self.down {
+                if !self.units.values().any(|e| e.unit.is_alive()) {
+                    return down.clone();
+                }
+            }
+            for source in self.wait() {
+                self.serve(source);
+            }
+        }
+    }
+
+    /// Sleeps until something is ready or the next deadline.
+    fn wait(&self) -> Vec<Source> {
+        let mut sources = Vec::new();
+        let mut polled = Vec::new();
+        let mut add = |source, fd, flags| {
+            sources.push(source);
+            polled.push(PollFd::new(fd, flags));
+        };
+        if let Some(signals) = &self.signals {
+            add(Source::Signals, signals.as_fd(), PollFlags::POLLIN);
+        }
+        if let Some(console) = self.platform.console() {
+            add(Source::Console, console, PollFlags::POLLOUT);
+        }
+        if let Some(button) = self.platform.power_button() {
+            add(Source::PowerButton, button, PollFlags::POLLIN);
+        }
+        add(Source::Listener, self.server.listener(), PollFlags::POLLIN);
+        for (id, fd) in self.server.connections() {
+            add(Source::Client(id), fd, PollFlags::POLLIN);
+        }
+        for (name, entry) in &self.units {
+            // Output first: what a process wrote before its end is kept before the end is told.
+            for pipe in &entry.pipes {
+                add(
+                    Source::Output(name.clone()),
+                    pipe.fd.as_fd(),
+                    PollFlags::POLLIN,
+                );
+            }
+            if let Some(pidfd) = &entry.pidfd {
+                add(
+                    Source::Process(name.clone()),
+                    pidfd.as_fd(),
+                    PollFlags::POLLIN,
+                );
+            }
+        }
+        let left = self.next_ms().saturating_sub(clock::now_ms());
+        let timeout = PollTimeout::try_from(left.min(60_000)).unwrap_or(PollTimeout::ZERO);
+        match poll(&mut polled, timeout) {
+            Ok(_) => {
+                let ready = polled.iter().map(|p| p.any().unwrap_or(true));
+                sources
+                    .into_iter()
+                    .zip(ready)
+                    .filter_map(|(source, ready)| ready.then_some(source))
+                    .collect()
+            }
+            // EINTR, or no memory for a moment: the next turn tries again.
+            Err(_) => Vec::new(),
+        }
+    }
+
+    fn next_ms(&self) -> u64 {
+        let units = self.units.values().filter_map(|e| e.unit.next_ms());
+        let logs = (self.logs.newest() != self.told_logs).then_some(self.next_log_event_ms);
+        [self.next_pet_ms, self.next_care_ms, self.health.next_ms()]
+            .into_iter()
+            .chain(units)
+            .chain(logs)
+            .min()
+            .unwrap_or(0)
+    }
+
+    fn keep_time(&mut self, now: u64) {
+        if now >= self.next_pet_ms {
+            self.platform.pet_watchdog();
+            self.next_pet_ms = now + PET_INTERVAL_MS;
+        }
+        if now >= self.next_care_ms {
+            self.next_care_ms = now + CARE_INTERVAL_MS;
+            self.care();
+        }
+        let due: Vec<(UnitName, Action)> = self
+            .units
+            .iter_mut()
+            .filter_map(|(name, entry)| Some((name.clone(), entry.unit.due(now)?)))
+            .collect();
+        for (name, action) in due {
+            self.act(&name, action);
+        }
+        if let (Some(watched), None) = (self.options.watched.clone(), &self.down) {
+            match self.health.check(now) {
+                Verdict::Well => {}
+                Verdict::RestartNode => {
+                    self.note(
+                        &watched,
+                        "no heartbeat in time: killed, to be started again",
+                    );
+                    self.act(&watched, Action::KillAll);
+                }
+                Verdict::Reboot => {
+                    let reason = format!(
+                        "no heartbeat of {watched} for {} s",
+                        super::health::REBOOT_AFTER_MS / 1000
+                    );
+                    self.go_down(Down {
+                        kind: DownKind::Reboot,
+                        reason,
+                    });
+                }
+            }
+        }
+        if self.down.is_some() {
+            let units = self.units.values().map(|e| &e.unit);
+            for name in next_to_stop(units, self.options.watched.as_ref()) {
+                self.stop(&name, None);
+            }
+        }
+        if self.logs.newest() != self.told_logs && now >= self.next_log_event_ms {
+            self.told_logs = self.logs.newest();
+            self.next_log_event_ms = now + LOG_EVENT_INTERVAL_MS;
+            self.server.publish(&Event::Logs {
+                newest: self.told_logs,
+            });
+        }
+    }
+
+    /// Slow upkeep.
+    fn care(&mut self) {
+        if let Some(cgroups) = &self.options.cgroups {
+            self.dying_cgroups.retain(|name| !cgroups.remove(name));
+        }
+        if self.down.is_none() {
+            if let Some(reason) = self.platform.fault() {
+                self.go_down(Down {
+                    kind: DownKind::Reboot,
+                    reason,
+                });
+            }
+        }
+    }
+
+    fn serve(&mut self, source: Source) {
+        match source {
+            Source::Signals => self.take_signals(),
+            Source::Console => self.platform.console_ready(),
+            Source::PowerButton => {
+                if self.platform.power_pressed() {
+                    self.go_down(Down {
+                        kind: DownKind::PowerOff,
+                        reason: "power button".into(),
+                    });
+                }
+            }
+            Source::Listener => self.server.accept(),
+            Source::Client(id) => {
+                if let Some((request, fds)) = self.server.receive(id) {
+                    let subscribe = request == Request::Subscribe;
+                    let reply = self.answer(request, fds).unwrap_or_else(Reply::Refused);
+                    self.server.reply(id, &reply);
+                    if subscribe {
+                        self.server.subscribe(id);
+                    }
+                }
+            }
+            Source::Output(name) => self.read_output(&name, false),
+            Source::Process(name) => {
+                let Some(pidfd) = self.units.get(&name).and_then(|e| e.pidfd.as_ref()) else {
+                    return;
+                };
+                if let Some((pid, exit)) = reap::peek(Whose::Pidfd(pidfd.as_fd())) {
+                    self.ended(&name, pid, exit);
+                }
+            }
+        }
+    }
+
+    fn take_signals(&mut self) {
+        while let Some(Ok(Some(info))) = self.signals.as_mut().map(|s| s.read_signal()) {
+            match Signal::try_from(info.ssi_signo as i32) {
+                Ok(Signal::SIGINT) => {
+                    self.go_down(Down {
+                        kind: DownKind::Reboot,
+                        reason: "ctrl-alt-del or SIGINT".into(),
+                    });
+                }
+                Ok(Signal::SIGTERM) => self.go_down(Down {
+                    kind: DownKind::Reboot,
+                    reason: "SIGTERM".into(),
+                }),
+                Ok(Signal::SIGPWR) => self.go_down(Down {
+                    kind: DownKind::PowerOff,
+                    reason: "SIGPWR".into(),
+                }),
+                _ => {}
+            }
+        }
+        self.reap();
+    }
+
+    /// Reaps every ended child; those that are units' main processes are told to their units.
+    fn reap(&mut self) {
+        while let Some((pid, exit)) = reap::peek(Whose::Any) {
+            let owner = self
+                .units
+                .iter()
+                .find(|(_, e)| e.unit.state().pid() == Some(pid))
+                .map(|(n, _)| n.clone());
+            match owner {
+                Some(name) => self.ended(&name, pid, exit),
+                None => reap::reap(pid),
+            }
+        }
+    }
+
+    fn answer(&mut self, request: Request, fds: Vec<OwnedFd>) -> Result<Reply, Refused> {
+        let unknown = |name: &UnitName| {
+            Refused::new(RefusalKind::Unknown, format!("unit {name}: there is none"))
+        };
+        match request {
+            Request::Start(spec) => Ok(Reply::Started {
+                pid: self.start(*spec, fds)?,
+            }),
+            Request::Stop { name, deadline_ms } => {
+                if !self.units.contains_key(&name) {
+                    return Err(unknown(&name));
+                }
+                self.stop(&name, deadline_ms);
+                Ok(Reply::Done)
+            }
+            Request::Remove { name } => {
+                let entry = self.units.get(&name).ok_or_else(|| unknown(&name))?;
+                if entry.unit.is_alive() {
+                    return Err(Refused::new(
+                        RefusalKind::Busy,
+                        format!("unit {name}: lives; stop it first"),
+                    ));
+                }
+                self.units.remove(&name);
+                self.logs.remove(&name);
+                self.server.publish(&Event::Removed { name });
+                Ok(Reply::Done)
+            }
+            Request::List { after } => Ok(self.list(after.as_ref())),
+            Request::Logs { after, unit, max } => {
+                Ok(Reply::Logs(self.logs.read(after, unit.as_ref(), max)))
+            }
+            Request::Heartbeat => {
+                self.health.heartbeat(clock::now_ms());
+                Ok(Reply::Done)
+            }
+            Request::Reboot { reason } => {
+                self.go_down(Down {
+                    kind: DownKind::Reboot,
+                    reason,
+                });
+                Ok(Reply::Done)
+            }
+            Request::PowerOff { reason } => {
+                self.go_down(Down {
+                    kind: DownKind::PowerOff,
+                    reason,
+                });
+                Ok(Reply::Done)
+            }
+            Request::KernelLogTail { max_bytes } => Ok(Reply::KernelLog {
+                text: self
+                    .platform
+                    .kernel_log_tail(max_bytes.min(32 * 1024) as usize),
+            }),
+            Request::Subscribe => Ok(Reply::Done),
+        }
+    }
+
+    /// As many units as fit: a spec is at most 24 KiB, so two always do.
+    fn list(&self, after: Option<&UnitName>) -> Reply {
+        let mut rest = self
+            .units
+            .iter()
+            .filter(|(name, _)| after.is_none_or(|a| *name > a))
+            .peekable();
+        let mut units = Vec::new();
+        let mut size = 0;
+        while let Some((_, entry)) = rest.peek() {
+            let status = entry.unit.status(true);
+            size += serde_json::to_vec(&status).map_or(0, |v| v.len() + 1);
+            if size > 60 * 1024 {
+                break;
+            }
+            units.push(status);
+            rest.next();
+        }
+        Reply::Units {
+            units,
+            more: rest.peek().is_some(),
+        }
+    }
+
+    fn stop(&mut self, name: &UnitName, deadline_ms: Option<u64>) {
+        let Some(entry) = self.units.get_mut(name) else {
+            return;
+        };
+        let own = deadline_ms.unwrap_or(entry.unit.spec.stop.deadline_ms);
+        let deadline_ms = if self.down.is_some() {
+            own.min(MAX_UNIT_DEADLINE_MS)
+        } else {
+            own
+        };
+        let before = entry.unit.state();
+        let action = entry.unit.stop(clock::now_ms(), Some(deadline_ms));
+        let changed = entry.unit.state() != before;
+        if self.options.watched.as_ref() == Some(name) {
+            self.health.node_ended();
+        }
+        if let Some(action) = action {
+            self.act(name, action);
+        }
+        if changed {
+            self.tell(name);
+        }
+    }
+
+    fn act(&mut self, name: &UnitName, action: Action) {
+        let Some(entry) = self.units.get_mut(name) else {
+            return;
+        };
+        match action {
+            Action::Spawn => self.spawn(name),
+            Action::Signal { pid, signal } => {
+                // SAFETY: a plain system call; the pid is our unreaped child, so it is nobody else's.
+                unsafe { libc::kill(pid as libc::pid_t, signal) };
+            }
+            Action::KillAll => {
+                if let Some(pid) = entry.unit.state().pid() {
+                    // The session's process group reaches what is left when there are no cgroups.
+                    for target in [-(pid as libc::pid_t), pid as libc::pid_t] {
+                        // SAFETY: as above; the group was made by the child itself with setsid.
+                        unsafe { libc::kill(target, libc::SIGKILL) };
+                    }
+                }
+                if let Some(cgroups) = &self.options.cgroups {
+                    cgroups.kill(name);
+                }
+            }
+            Action::Release => {
+                entry.fds.clear();
+                if let Some(cgroups) = &self.options.cgroups {
+                    if !cgroups.remove(name) {
+                        self.dying_cgroups.insert(name.clone());
+                    }
+                }
+            }
+        }
+    }
+
+    fn spawn(&mut self, name: &UnitName) {
+        self.dying_cgroups.remove(name);
+        let Some(entry) = self.units.get_mut(name) else {
+            return;
+        };
+        let spec = &entry.unit.spec;
+        let cgroup = self
+            .options
+            .cgroups
+            .as_ref()
+            .map(|c| c.enter(name, &spec.limits))
+            .transpose();
+        let result = cgroup
+            .map_err(|e| e.to_string())
+            .and_then(|cgroup| spawn(spec, &entry.fds, cgroup.as_ref()).map_err(|e| e.to_string()));
+        let now = clock::now_ms();
+        match result {
+            Ok(spawned) => {
+                let pipe = |fd, stream| Pipe {
+                    fd,
+                    stream,
+                    splitter: Splitter::default(),
+                };
+                entry.pipes = vec![
+                    pipe(spawned.out, Stream::Out),
+                    pipe(spawned.err, Stream::Err),
+                ];
+                entry.pidfd = Some(spawned.pidfd);
+                entry.unit.started(now, spawned.pid);
+                if self.options.watched.as_ref() == Some(name) {
+                    self.health.node_started(now);
+                }
+                self.note(name, &format!("started, pid {}", spawned.pid));
+            }
+            Err(why) => {
+                let action = entry
+                    .unit
+                    .not_started(now, format!("{}: {why}", entry.unit.spec.program));
+                self.note(name, &format!("not started: {why}"));
+                if let Some(action) = action {
+                    self.act(name, action);
+                }
+            }
+        }
+        self.tell(name);
+    }
+
+    /// The main process of a unit has ended and is reaped here.
+    fn ended(&mut self, name: &UnitName, pid: u32, exit: Exit) {
+        // What it left behind dies with it; only then its last words are complete.
+        self.act(name, Action::KillAll);
+        reap::reap(pid);
+        self.read_output(name, true);
+        if self.options.watched.as_ref() == Some(name) {
+            self.health.node_ended();
+        }
+        let Some(entry) = self.units.get_mut(name) else {
+            return;
+        };
+        entry.pidfd = None;
+        entry.pipes.clear();
+        let text = exit.to_string();
+        let action = entry.unit.exited(clock::now_ms(), exit);
+        let next = match entry.unit.state() {
+            UnitState::Backoff { until_ms } => {
+                format!(
+                    ", starts again in {} ms",
+                    until_ms.saturating_sub(clock::now_ms())
+                )
+            }
+            _ => String::new(),
+        };
+        self.note(name, &format!("{text}{next}"));
+        if let Some(action) = action {
+            self.act(name, action);
+        }
+        self.tell(name);
+    }
+
+    /// Reads what is there; `last` reads to the end and closes.
+    fn read_output(&mut self, name: &UnitName, last: bool) {
+        let Some(entry) = self.units.get_mut(name) else {
+            return;
+        };
+        let now = clock::now_ms();
+        let (logs, platform, brake) = (&mut self.logs, &mut self.platform, &mut entry.brake);
+        entry.pipes.retain_mut(|pipe| {
+            let stream = pipe.stream;
+            let mut keep = |line: &str| {
+                logs.push(name, stream, now, line);
+                match brake.pass(now) {
+                    Some(0) => platform.say(&format!("{name}: {line}")),
+                    Some(held) => {
+                        platform.say(&format!("{name}: [{held} lines only in the log] {line}"))
+                    }
+                    None => {}
+                }
+            };
+            let mut buffer = [0u8; READ_BYTES];
+            // The last read is bounded too: a pipe holds at most 64 KiB once its writers are dead.
+            for _ in 0..if last { 8 } else { 1 } {
+                match nix::unistd::read(&pipe.fd, &mut buffer) {
+                    Ok(0) => {
+                        pipe.splitter.finish(keep);
+                        return false;
+                    }
+                    Ok(n) => pipe.splitter.feed(&buffer[..n], &mut keep),
+                    Err(Errno::EINTR) => {}
+                    Err(Errno::EAGAIN) => break,
+                    Err(_) => return false,
+                }
+            }
+            if last {
+                pipe.splitter.finish(keep);
+            }
+            true
+        });
+    }
+
+    /// A line of ours about a unit.
+    fn note(&mut self, name: &UnitName, text: &str) {
+        self.logs
+            .push(name, Stream::Supervisor, clock::now_ms(), text);
+        self.platform.say(&format!("unit {name}: {text}"));
+    }
+
+    fn tell(&mut self, name: &UnitName) {
+        if let Some(entry) = self.units.get(name) {
+            self.server
+                .publish(&Event::Unit(Box::new(entry.unit.status(false))));
+        }
+    }
+}
