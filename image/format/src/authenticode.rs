@@ -232,34 +232,39 @@ mod sign {
         out
     }
 
-    /// Splits one DER element off: (tag, whole element, content, rest).
-    fn element(b: &[u8]) -> Option<(u8, &[u8], &[u8], &[u8])> {
+    /// One DER element and what follows it.
+    struct Element<'a> {
+        tag: u8,
+        whole: &'a [u8],
+        content: &'a [u8],
+        rest: &'a [u8],
+    }
+
+    /// Splits one DER element off.
+    fn element(b: &[u8]) -> Option<Element<'_>> {
         let (tag, first) = (*b.first()?, *b.get(1)? as usize);
         let (head, len) = if first < 0x80 {
             (2, first)
         } else {
             let n = first & 0x7f;
             let digits = b.get(2..2 + n).filter(|_| (1..=4).contains(&n))?;
-            (
-                2 + n,
-                digits.iter().fold(0usize, |a, d| a << 8 | usize::from(*d)),
-            )
+            (2 + n, digits.iter().fold(0usize, |a, d| a << 8 | usize::from(*d)))
         };
         let end = head.checked_add(len)?;
-        Some((tag, b.get(..end)?, b.get(head..end)?, b.get(end..)?))
+        Some(Element { tag, whole: b.get(..end)?, content: b.get(head..end)?, rest: b.get(end..)? })
     }
 
     /// TBSCertificate: [0] version, serialNumber, signature, issuer, ... (RFC 5280 §4.1).
     fn issuer_and_serial(certificate: &[u8]) -> Option<Vec<u8>> {
-        let (_, _, content, _) = element(certificate)?;
-        let (_, _, mut tbs, _) = element(content)?;
+        let mut tbs = element(element(certificate)?.content)?.content;
         if *tbs.first()? == CONTEXT_0 {
-            tbs = element(tbs)?.3;
+            tbs = element(tbs)?.rest;
         }
-        let (tag, serial, _, rest) = element(tbs)?;
-        let (_, _, _, rest) = element(rest)?;
-        let (issuer_tag, issuer, _, _) = element(rest)?;
-        (tag == INTEGER && issuer_tag == SEQUENCE).then(|| der(SEQUENCE, &[issuer, serial]))
+        let serial = element(tbs)?;
+        let algorithm = element(serial.rest)?;
+        let issuer = element(algorithm.rest)?;
+        let known = serial.tag == INTEGER && issuer.tag == SEQUENCE;
+        known.then(|| der(SEQUENCE, &[issuer.whole, serial.whole]))
     }
 
     fn pem_body(pem: &str) -> Option<Vec<u8>> {

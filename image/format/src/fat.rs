@@ -157,7 +157,7 @@ pub fn esp_image(volume_bytes: u64, label: &str, file: &[u8]) -> Result<Vec<u8>,
 
 /// FAT32 with the largest cluster that still makes it FAT32, else FAT16 with the smallest that does.
 fn geometry(volume_bytes: u64) -> Option<Geometry> {
-    if volume_bytes % SECTOR as u64 != 0 {
+    if !volume_bytes.is_multiple_of(SECTOR as u64) {
         return None;
     }
     let total = u32::try_from(volume_bytes / SECTOR as u64).ok()?;
@@ -295,7 +295,7 @@ mod tests {
             Err(FatError::Full { .. })
         ));
         assert!(matches!(
-            esp_image(1 * MIB, "ESP", b""),
+            esp_image(MIB, "ESP", b""),
             Err(FatError::VolumeSize { .. })
         ));
         assert!(matches!(

@@ -14,6 +14,7 @@
 
 pub mod authenticode;
 pub mod cpio;
+pub mod erofs;
 pub mod fat;
 pub mod gpt;
 pub mod guid;

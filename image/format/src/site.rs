@@ -348,7 +348,8 @@ mod tests {
 
     #[test]
     fn bad_fields_are_named() {
-        let cases: [(&str, fn(&mut Site)); 4] = [
+        type Spoil = fn(&mut Site);
+        let cases: [(&str, Spoil); 4] = [
             ("server", |s| s.server = "controller".into()),
             ("serial", |s| s.serial = Some("a b".into())),
             ("hosts", |s| s.hosts[0].name = "x\n1.2.3.4 evil".into()),
