@@ -248,10 +248,18 @@ mod sign {
         } else {
             let n = first & 0x7f;
             let digits = b.get(2..2 + n).filter(|_| (1..=4).contains(&n))?;
-            (2 + n, digits.iter().fold(0usize, |a, d| a << 8 | usize::from(*d)))
+            (
+                2 + n,
+                digits.iter().fold(0usize, |a, d| a << 8 | usize::from(*d)),
+            )
         };
         let end = head.checked_add(len)?;
-        Some(Element { tag, whole: b.get(..end)?, content: b.get(head..end)?, rest: b.get(end..)? })
+        Some(Element {
+            tag,
+            whole: b.get(..end)?,
+            content: b.get(head..end)?,
+            rest: b.get(end..)?,
+        })
     }
 
     /// TBSCertificate: [0] version, serialNumber, signature, issuer, ... (RFC 5280 §4.1).

@@ -132,8 +132,17 @@ impl Tree {
     /// removed ones included: a bound on memory against hostile layers.
     #[must_use]
     pub fn new(max_nodes: usize) -> Tree {
-        let root = Node { meta: Meta { mode: 0o755, ..Meta::default() }, kind: Kind::dir() };
-        Tree { nodes: vec![root], max_nodes }
+        let root = Node {
+            meta: Meta {
+                mode: 0o755,
+                ..Meta::default()
+            },
+            kind: Kind::dir(),
+        };
+        Tree {
+            nodes: vec![root],
+            max_nodes,
+        }
     }
 
     /// The root directory.
@@ -175,7 +184,10 @@ impl Tree {
         if let Kind::Symlink(target) = &kind
             && (target.is_empty() || target.len() > MAX_TARGET || target.contains(&0))
         {
-            return Err(error(path, "symbolic link target is empty, too long or has a NUL"));
+            return Err(error(
+                path,
+                "symbolic link target is empty, too long or has a NUL",
+            ));
         }
         let (parent, name) = self.make_parents(path)?;
         let Some(name) = name else {
@@ -204,7 +216,9 @@ impl Tree {
     /// # Errors
     /// [`TreeError`]: no such target, the target is a directory, or as [`Tree::insert`].
     pub fn hardlink(&mut self, path: &[u8], target: &[u8]) -> Result<(), TreeError> {
-        let id = self.lookup(target).ok_or_else(|| error(target, "no such target of a hard link"))?;
+        let id = self
+            .lookup(target)
+            .ok_or_else(|| error(target, "no such target of a hard link"))?;
         if matches!(self.node(id).kind, Kind::Dir(_)) {
             return Err(error(target, "a directory cannot have hard links"));
         }
@@ -216,7 +230,10 @@ impl Tree {
 
     /// Takes the name at `path` away, with everything below it. Says whether there was one.
     pub fn remove(&mut self, path: &[u8]) -> bool {
-        let Ok((parent, Some(name))) = self.resolve(path).map(|(p, n)| (p, n.map(<[u8]>::to_vec))) else { return false };
+        let Ok((parent, Some(name))) = self.resolve(path).map(|(p, n)| (p, n.map(<[u8]>::to_vec)))
+        else {
+            return false;
+        };
         match &mut self.nodes[parent.0].kind {
             Kind::Dir(children) => children.remove(&name).is_some(),
             _ => false,
@@ -225,7 +242,9 @@ impl Tree {
 
     /// Empties the directory at `path` (an opaque whiteout). Says whether there was a directory.
     pub fn clear_dir(&mut self, path: &[u8]) -> bool {
-        let Some(id) = self.lookup(path) else { return false };
+        let Some(id) = self.lookup(path) else {
+            return false;
+        };
         match &mut self.nodes[id.0].kind {
             Kind::Dir(children) => {
                 children.clear();
@@ -273,26 +292,43 @@ impl Tree {
     /// Parent directory and last name of a path; no name for the root itself.
     fn resolve<'p>(&self, path: &'p [u8]) -> Result<(NodeId, Option<&'p [u8]>), TreeError> {
         let parts = components(path)?;
-        let Some((name, parents)) = parts.split_last() else { return Ok((self.root(), None)) };
+        let Some((name, parents)) = parts.split_last() else {
+            return Ok((self.root(), None));
+        };
         let mut budget = MAX_FOLLOW;
-        let parent = self.walk(parents, &mut budget).map_err(|what| error(path, what))?;
+        let parent = self
+            .walk(parents, &mut budget)
+            .map_err(|what| error(path, what))?;
         Ok((parent, Some(name)))
     }
 
     fn make_parents(&mut self, path: &[u8]) -> Result<(NodeId, Option<Vec<u8>>), TreeError> {
         let parts = components(path)?;
-        let Some((name, parents)) = parts.split_last() else { return Ok((self.root(), None)) };
+        let Some((name, parents)) = parts.split_last() else {
+            return Ok((self.root(), None));
+        };
         let mut at = self.root();
         for (i, part) in parents.iter().enumerate() {
             if self.children(at).is_some_and(|c| !c.contains_key(*part)) {
-                let meta = Meta { mode: 0o755, ..Meta::default() };
-                let id = self.push(path, Node { meta, kind: Kind::dir() })?;
+                let meta = Meta {
+                    mode: 0o755,
+                    ..Meta::default()
+                };
+                let id = self.push(
+                    path,
+                    Node {
+                        meta,
+                        kind: Kind::dir(),
+                    },
+                )?;
                 self.link(at, part.to_vec(), id);
                 at = id;
             } else {
                 // From the root again: a relative link needs to know its parents.
                 let mut budget = MAX_FOLLOW;
-                at = self.walk(&parents[..=i], &mut budget).map_err(|what| error(path, what))?;
+                at = self
+                    .walk(&parents[..=i], &mut budget)
+                    .map_err(|what| error(path, what))?;
             }
         }
         if self.children(at).is_none() {
@@ -319,7 +355,12 @@ impl Tree {
                 if target.first() == Some(&b'/') {
                     stack.truncate(1);
                 }
-                todo.extend(target.split(|b| *b == b'/').filter(|p| !p.is_empty() && *p != b".").rev());
+                todo.extend(
+                    target
+                        .split(|b| *b == b'/')
+                        .filter(|p| !p.is_empty() && *p != b".")
+                        .rev(),
+                );
             } else {
                 stack.push(id);
             }
@@ -329,7 +370,10 @@ impl Tree {
 }
 
 fn components(path: &[u8]) -> Result<Vec<&[u8]>, TreeError> {
-    let parts: Vec<&[u8]> = path.split(|b| *b == b'/').filter(|p| !p.is_empty() && *p != b".").collect();
+    let parts: Vec<&[u8]> = path
+        .split(|b| *b == b'/')
+        .filter(|p| !p.is_empty() && *p != b".")
+        .collect();
     if parts.len() > MAX_DEPTH {
         return Err(error(path, "path is too deep"));
     }
@@ -345,5 +389,8 @@ fn components(path: &[u8]) -> Result<Vec<&[u8]>, TreeError> {
 }
 
 fn error(path: &[u8], what: &'static str) -> TreeError {
-    TreeError { path: String::from_utf8_lossy(&path[..path.len().min(200)]).into_owned(), what }
+    TreeError {
+        path: String::from_utf8_lossy(&path[..path.len().min(200)]).into_owned(),
+        what,
+    }
 }

@@ -436,11 +436,18 @@ pub fn fuzz_payload(data: &[u8]) {
     let mut reader = Reader::new(expect);
     let _ = reader.next(&mut &data[..]);
     let (json, mut input) = data.split_at(data.len() / 2);
-    let Ok(manifest) = serde_json::from_slice::<Manifest>(json) else { return };
+    let Ok(manifest) = serde_json::from_slice::<Manifest>(json) else {
+        return;
+    };
     if manifest.check().is_err() || manifest.total_bytes() >= 1 << 24 {
         return;
     }
-    reader.state = State::Chunks(Progress { manifest, image: 0, chunk: 0, hash: Sha256::new() });
+    reader.state = State::Chunks(Progress {
+        manifest,
+        image: 0,
+        chunk: 0,
+        hash: Sha256::new(),
+    });
     reader.buf.clear();
     while let Ok(Some(_)) = reader.next(&mut input) {}
     let _ = reader.finish();
