@@ -57,7 +57,7 @@ impl Kernel {
     fn steps(self) -> usize {
         match self {
             Kernel::Host => 3100,
-            Kernel::Guest => 1750,
+            Kernel::Guest => 2130,
         }
     }
 
