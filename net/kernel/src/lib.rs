@@ -1,1 +1,38 @@
-//! Netlink actuators: links, addresses, routes, nftables
+//! Actuators of the network: what the kernel is told, over netlink, ioctls and `/proc/sys`, never through a tool.
+//!
+//! Principles:
+//! 1. Every actuator is idempotent: asked twice, the second time changes nothing.
+//! 2. What exists is read back from the kernel ([`discover`]); what is ours is marked there (interface alias, protocol
+//!    numbers of addresses, routes and rules), so a restarted process disturbs nothing and removes what is left over.
+//! 3. A firewall table is replaced in one transaction: no packet ever meets half of it.
+//! 4. The kernel answers a netlink request within the send call, so the calls here are synchronous and short; only the
+//!    [`monitor`] waits.
+//! 5. `unsafe` lives in [`sys`] and nowhere else.
+//!
+//! Reading order: [`driver`] (one reconciler driver for all items), [`discover`], [`link`], [`tap`], [`address`], [`route`],
+//! [`nft`], [`sysctl`], [`sockets`] (what `netsvc` inherits), [`monitor`], [`netlink`] (messages), [`sys`] (system calls).
+#![deny(unsafe_code)]
+
+pub mod address;
+pub mod discover;
+pub mod driver;
+pub mod link;
+pub mod monitor;
+pub mod netlink;
+pub mod nft;
+pub mod route;
+pub mod sockets;
+#[allow(unsafe_code)] // The system calls themselves.
+pub mod sys;
+pub mod sysctl;
+pub mod tap;
+
+pub use driver::{NetDriver, Services};
+pub use monitor::{Event, Monitor};
+pub use netlink::{Netlink, NetlinkError};
+pub use sockets::{Prepared, prepare};
+
+/// Alias that marks the interfaces made here (`ip link` shows it).
+pub const ALIAS: &str = "holdfast";
+/// Protocol number that marks addresses, routes and rules made here; free in `rtnetlink(7)` and `rt_protos`.
+pub const PROTOCOL: u8 = 72;

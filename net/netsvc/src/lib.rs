@@ -1,1 +1,2 @@
-//! DHCP and DNS of one network, unprivileged
+//! DHCP and DNS of one network, unprivileged.
+pub mod config;

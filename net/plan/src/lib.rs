@@ -1,1 +1,3 @@
-//! Pure planner from the model to the intended network graph
+//! Pure planner from the model to the intended network graph.
+pub mod firewall;
+pub mod item;

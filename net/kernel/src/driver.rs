@@ -1,0 +1,287 @@
+//! The reconciler driver for all network items.
+
+use crate::netlink::{Netlink, NetlinkError};
+use crate::route::KernelRoute;
+use crate::sockets::{Prepared, prepare};
+use crate::{discover, sysctl, tap};
+use holdfast_plan::item::{Hop, NetItem, Route, Service};
+use holdfast_reconcile::{Driver, Graph};
+use std::future::Future;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use thiserror::Error;
+
+/// Why an item failed.
+#[derive(Debug, Error)]
+pub enum DriverError {
+    /// The kernel refused.
+    #[error(transparent)]
+    Kernel(#[from] NetlinkError),
+    /// A service could not be started, changed or stopped.
+    #[error("{0}")]
+    Service(String),
+    /// A file could not be written.
+    #[error("{path}: {source}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// System error.
+        source: std::io::Error,
+    },
+}
+
+/// Runs `netsvc` processes. The agent implements it through the supervisor of PID 1.
+///
+/// All methods are idempotent and return within a deadline.
+pub trait Services {
+    /// Starts a service with its sockets and configuration (descriptor numbers: [`crate::sockets`]).
+    fn start(
+        &mut self,
+        service: &Service,
+        prepared: Prepared,
+    ) -> impl Future<Output = Result<(), String>>;
+
+    /// Gives a running service new tables (`Request::Update` on its control socket).
+    fn update(&mut self, old: &Service, new: &Service) -> impl Future<Output = Result<(), String>>;
+
+    /// Stops a service; one that does not run is no error.
+    fn stop(&mut self, service: &Service) -> impl Future<Output = Result<(), String>>;
+
+    /// Services that run now, for example from before a restart of the agent. What is given back differently than it is
+    /// intended gets an update or is started anew.
+    fn running(&mut self) -> impl Future<Output = Vec<Service>>;
+}
+
+/// Drives all network items.
+#[derive(Debug)]
+pub struct NetDriver<S> {
+    route: Netlink,
+    nft: Netlink,
+    resolver: PathBuf,
+    /// The services, for whoever needs them between runs.
+    pub services: S,
+}
+
+impl<S: Services> NetDriver<S> {
+    /// For the network namespace of the calling thread. `resolver` is where `resolv.conf` is written.
+    pub fn new(services: S, resolver: impl Into<PathBuf>) -> Result<Self, NetlinkError> {
+        Ok(Self {
+            route: Netlink::route()?,
+            nft: Netlink::netfilter()?,
+            resolver: resolver.into(),
+            services,
+        })
+    }
+
+    /// What exists now of what this program makes: to be adopted by a fresh reconciler.
+    pub async fn discover(
+        &mut self,
+        intended: &Graph<NetItem>,
+    ) -> Result<Graph<NetItem>, NetlinkError> {
+        let mut graph =
+            discover::discover(&mut self.route, &mut self.nft, &self.resolver, intended)?;
+        graph.extend(
+            self.services
+                .running()
+                .await
+                .into_iter()
+                .map(NetItem::Service),
+        );
+        Ok(graph)
+    }
+
+    /// The netlink socket, for reading links and counters.
+    pub fn netlink(&mut self) -> &mut Netlink {
+        &mut self.route
+    }
+
+    fn finish_link(&mut self, name: &str, mtu: u32) -> Result<(), NetlinkError> {
+        let link = self.route.link(name)?;
+        if !link.ours {
+            self.route.mark_ours(&link)?;
+        }
+        self.route.set_mtu(&link, mtu)?;
+        self.route.set_up(&link, true)
+    }
+
+    /// True when an interface of that name and kind is there; a conflict when it is of another kind.
+    fn has_link(&mut self, name: &str, kind: &str) -> Result<bool, NetlinkError> {
+        match self.route.find_link(name)? {
+            None => Ok(false),
+            Some(l) if l.kind == kind => Ok(true),
+            Some(l) => Err(NetlinkError::Conflict {
+                what: format!("{kind} {name}"),
+                found: format!("an interface of kind {:?} has the name", l.kind),
+            }),
+        }
+    }
+
+    fn remove_link(&mut self, name: &str) -> Result<(), NetlinkError> {
+        match self.route.find_link(name)? {
+            Some(link) => self.route.delete_link(&link),
+            None => Ok(()),
+        }
+    }
+
+    fn kernel_route(&mut self, route: &Route) -> Result<KernelRoute, NetlinkError> {
+        let mut kernel = KernelRoute {
+            table: route.table,
+            destination: route.destination,
+            metric: route.metric,
+            output: None,
+            router: None,
+            source: None,
+            unreachable: false,
+            ours: true,
+        };
+        match &route.hop {
+            Hop::Unreachable => kernel.unreachable = true,
+            Hop::Gateway {
+                link,
+                source,
+                router,
+            } => {
+                kernel.output = Some(self.route.link(link)?.index);
+                kernel.source = Some(source.address);
+                kernel.router = Some(*router);
+            }
+            Hop::Link { link, source } => {
+                kernel.output = Some(self.route.link(link)?.index);
+                kernel.source = Some(source.address);
+            }
+        }
+        Ok(kernel)
+    }
+
+    /// Makes or changes: for most items the same steps.
+    fn ensure(&mut self, item: &NetItem) -> Result<(), DriverError> {
+        match item {
+            NetItem::Port(i) => {
+                let link = self.route.link(&i.name)?;
+                self.route.set_mtu(&link, i.mtu)?;
+                self.route.set_up(&link, true)?;
+            }
+            NetItem::Bridge(i) => {
+                if !self.has_link(&i.name, "bridge")? {
+                    self.route.add_bridge(&i.name, i.mac)?;
+                }
+                let link = self.route.link(&i.name)?;
+                self.route.set_mac(&link, i.mac)?;
+                self.finish_link(&i.name, i.mtu)?;
+            }
+            NetItem::Vlan(i) => {
+                if !self.has_link(&i.name, "vlan")? {
+                    let parent = self.route.link(&i.parent)?.index;
+                    self.route.add_vlan(&i.name, parent, i.id)?;
+                }
+                self.finish_link(&i.name, i.mtu)?;
+            }
+            NetItem::Tap(i) => {
+                tap::create(&mut self.route, &i.name, i.owner_uid)?;
+                self.finish_link(&i.name, i.mtu)?;
+            }
+            NetItem::BridgePort(i) => {
+                let bridge = self.route.link(&i.bridge)?;
+                let port = self.route.link(&i.port)?;
+                self.route.set_master(&port, Some(bridge.index))?;
+                self.route.set_isolated(&port, i.isolated)?;
+            }
+            NetItem::Address(i) => {
+                let link = self.route.link(&i.link)?;
+                self.route.add_address(&link, i.prefix)?;
+            }
+            NetItem::Route(i) => {
+                let route = self.kernel_route(i)?;
+                self.route.add_route(&route)?;
+            }
+            NetItem::PolicyRule(i) => self.route.add_rule(i)?,
+            NetItem::Sysctl(i) => sysctl::write(&i.path, &i.value)?,
+            NetItem::Nftables(i) => self.nft.replace_table(i)?,
+            NetItem::Resolver(i) => write_file(&self.resolver, &i.text())?,
+            // Handled by the callers, which can wait.
+            NetItem::Service(_) => {}
+        }
+        Ok(())
+    }
+}
+
+impl<S: Services> Driver<NetItem> for NetDriver<S> {
+    type Error = DriverError;
+
+    async fn create(&mut self, item: &NetItem) -> Result<(), DriverError> {
+        if let NetItem::Service(service) = item {
+            let prepared = prepare(&mut self.route, service)?;
+            let started = self.services.start(service, prepared).await;
+            return started.map_err(DriverError::Service);
+        }
+        self.ensure(item)
+    }
+
+    async fn modify(&mut self, old: &NetItem, new: &NetItem) -> Result<(), DriverError> {
+        if let (NetItem::Service(old), NetItem::Service(new)) = (old, new) {
+            let updated = self.services.update(old, new).await;
+            return updated.map_err(DriverError::Service);
+        }
+        self.ensure(new)
+    }
+
+    async fn delete(&mut self, item: &NetItem) -> Result<(), DriverError> {
+        match item {
+            NetItem::Port(i) => {
+                if let Some(link) = self.route.find_link(&i.name)? {
+                    self.route.set_up(&link, false)?;
+                }
+            }
+            NetItem::Bridge(i) => self.remove_link(&i.name)?,
+            NetItem::Vlan(i) => self.remove_link(&i.name)?,
+            NetItem::Tap(i) => self.remove_link(&i.name)?,
+            NetItem::BridgePort(i) => {
+                if let Some(link) = self.route.find_link(&i.port)? {
+                    self.route.set_master(&link, None)?;
+                }
+            }
+            NetItem::Address(i) => {
+                if let Some(link) = self.route.find_link(&i.link)? {
+                    self.route.delete_address(&link, i.prefix)?;
+                }
+            }
+            NetItem::Route(i) => {
+                // With its interface gone, so is the route.
+                let route = match self.kernel_route(i) {
+                    Err(NetlinkError::NotFound { .. }) => return Ok(()),
+                    other => other?,
+                };
+                let by_key = KernelRoute {
+                    router: None,
+                    source: None,
+                    ..route
+                };
+                self.route.delete_route(&by_key)?;
+            }
+            NetItem::PolicyRule(i) => self.route.delete_rule(i)?,
+            // A variable of an interface goes with it; a global one keeps its value, which is the safe one.
+            NetItem::Sysctl(_) => {}
+            NetItem::Nftables(i) => self.nft.delete_table(i.family, &i.name)?,
+            NetItem::Resolver(_) => write_file(&self.resolver, "")?,
+            NetItem::Service(i) => {
+                let stopped = self.services.stop(i).await;
+                stopped.map_err(DriverError::Service)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Replaces a file in one step, so that a reader never sees half of it.
+fn write_file(path: &Path, text: &str) -> Result<(), DriverError> {
+    let attempt = || -> std::io::Result<()> {
+        let fresh = path.with_extension("new");
+        let mut file = std::fs::File::create(&fresh)?;
+        file.write_all(text.as_bytes())?;
+        std::fs::rename(&fresh, path)
+    };
+    attempt().map_err(|source| DriverError::File {
+        path: path.to_owned(),
+        source,
+    })
+}

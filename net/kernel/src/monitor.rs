@@ -1,0 +1,82 @@
+//! Tells of changes of interfaces and addresses as they happen.
+
+use crate::address;
+use crate::link::{self, Link};
+use crate::netlink::messages;
+use crate::sys;
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::OwnedFd;
+use tokio::io::unix::AsyncFd;
+
+/// A change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// An interface came or changed.
+    Link(Link),
+    /// An interface is gone.
+    LinkGone(Link),
+    /// An address came.
+    Address(address::Found),
+    /// An address is gone.
+    AddressGone(address::Found),
+    /// Changes were lost because they came too fast: look at everything anew.
+    Overrun,
+}
+
+/// A subscription to changes, in the network namespace of the thread that made it.
+#[derive(Debug)]
+pub struct Monitor {
+    fd: AsyncFd<OwnedFd>,
+    ready: VecDeque<Event>,
+}
+
+const GROUP_LINK: u32 = 1;
+const GROUP_IPV4_ADDRESS: u32 = 0x10;
+
+impl Monitor {
+    /// Subscribes. Must be called inside a tokio runtime.
+    pub fn new() -> io::Result<Self> {
+        let fd = sys::socket(
+            libc::AF_NETLINK,
+            libc::SOCK_RAW | libc::SOCK_NONBLOCK,
+            libc::NETLINK_ROUTE,
+        )?;
+        sys::bind_netlink(&fd, GROUP_LINK | GROUP_IPV4_ADDRESS)?;
+        Ok(Self {
+            fd: sys::register(fd)?,
+            ready: VecDeque::new(),
+        })
+    }
+
+    /// The next change. May be dropped and called again without loss.
+    pub async fn next(&mut self) -> io::Result<Event> {
+        loop {
+            if let Some(event) = self.ready.pop_front() {
+                return Ok(event);
+            }
+            let mut guard = self.fd.readable().await?;
+            let mut buffer = vec![0; 64 << 10];
+            let read = guard.try_io(|fd| sys::receive(fd.get_ref(), &mut buffer, false));
+            match read {
+                Err(_would_block) => {}
+                Ok(Err(e)) if e.raw_os_error() == Some(libc::ENOBUFS) => return Ok(Event::Overrun),
+                Ok(Err(e)) => return Err(e),
+                Ok(Ok(n)) => self.ready.extend(
+                    messages(buffer.get(..n).unwrap_or(&buffer))
+                        .filter_map(|a| event(a.kind, &a.body)),
+                ),
+            }
+        }
+    }
+}
+
+fn event(kind: u16, body: &[u8]) -> Option<Event> {
+    match kind {
+        libc::RTM_NEWLINK => link::parse(body).map(Event::Link),
+        libc::RTM_DELLINK => link::parse(body).map(Event::LinkGone),
+        libc::RTM_NEWADDR => address::parse(body).map(Event::Address),
+        libc::RTM_DELADDR => address::parse(body).map(Event::AddressGone),
+        _ => None,
+    }
+}

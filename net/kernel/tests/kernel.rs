@@ -1,0 +1,480 @@
+//! The actuators against the real kernel, each test in a network namespace of its own thread, and against the `nft` and
+//! `ip` programs as independent witnesses. Without root (or a witness) a test says so and does nothing.
+
+use holdfast_model::net::Prefix;
+use holdfast_netkernel::route::KernelRoute;
+use holdfast_netkernel::{Event, Monitor, Netlink, PROTOCOL, sys, sysctl, tap};
+use holdfast_plan::firewall::*;
+use holdfast_plan::item::PolicyRule;
+use std::net::Ipv4Addr;
+use std::process::Command;
+
+/// Moves this test's thread into a fresh namespace.
+fn namespace() -> bool {
+    match sys::unshare_network() {
+        Ok(()) => true,
+        Err(e) => {
+            println!("not run: a network namespace needs root ({e})");
+            false
+        }
+    }
+}
+
+fn witness(program: &str, args: &[&str]) -> Option<String> {
+    match Command::new(program).args(args).output() {
+        Err(e) => {
+            println!("not run: {program} is not installed ({e})");
+            None
+        }
+        Ok(o) => {
+            assert!(o.status.success(), "{}", String::from_utf8_lossy(&o.stderr));
+            Some(String::from_utf8(o.stdout).expect("text"))
+        }
+    }
+}
+
+fn prefix(text: &str) -> Prefix {
+    text.parse().expect("prefix")
+}
+
+fn dummy(netlink: &mut Netlink, name: &str) {
+    netlink
+        .add_veth(name, &format!("{name}p"), None, None)
+        .expect("veth");
+    for n in [name.to_owned(), format!("{name}p")] {
+        let link = netlink.link(&n).expect("link");
+        netlink.set_up(&link, true).expect("up");
+    }
+}
+
+#[test]
+fn links_are_made_read_back_and_removed() {
+    if !namespace() {
+        return;
+    }
+    let mut n = Netlink::route().expect("netlink");
+    let mac = [2, 0, 0, 0, 0, 9];
+    n.add_bridge("br-t", mac).expect("bridge");
+    tap::create(&mut n, "tap-t", 2003).expect("tap");
+    tap::create(&mut n, "tap-t", 2003).expect("again is no error");
+    assert!(tap::create(&mut n, "tap-t", 2004).is_err());
+    dummy(&mut n, "v0");
+    let v0 = n.link("v0").expect("v0");
+    // Not every machine that runs the tests has VLANs.
+    let vlan = n.add_vlan("v0.7", v0.index, 7);
+    if vlan
+        .as_ref()
+        .is_err_and(|e| e.errno() == Some(libc::EOPNOTSUPP))
+    {
+        println!("not run: this kernel has no VLAN interfaces");
+    } else {
+        vlan.expect("vlan");
+        assert_eq!(n.link("v0.7").expect("vlan").vlan_id, Some(7));
+    }
+    let bridge = n.link("br-t").expect("bridge");
+    let tap_link = n.link("tap-t").expect("tap");
+    n.mark_ours(&bridge).expect("mark");
+    n.set_mtu(&bridge, 1400).expect("mtu");
+    n.set_up(&bridge, true).expect("up");
+    n.set_master(&tap_link, Some(bridge.index))
+        .expect("enslave");
+    n.set_isolated(&tap_link, true).expect("isolate");
+    let bridge = n.link("br-t").expect("bridge");
+    assert_eq!(
+        (bridge.mac, bridge.mtu, bridge.up, bridge.ours),
+        (mac, 1400, true, true)
+    );
+    let tap_link = n.link("tap-t").expect("tap");
+    assert_eq!(tap_link.tun_owner, Some(2003));
+    assert_eq!(
+        (tap_link.master, tap_link.isolated),
+        (Some(bridge.index), true)
+    );
+    drop(tap::attach(&mut n, "tap-t").expect("attach"));
+    if let Some(text) = witness("ip", &["-d", "link", "show", "tap-t"]) {
+        assert!(
+            text.contains("isolated on") && text.contains("vnet_hdr on persist on user 2003"),
+            "{text}"
+        );
+    }
+    for name in ["br-t", "tap-t"] {
+        let link = n.link(name).expect("link");
+        n.delete_link(&link).expect("delete");
+        n.delete_link(&link).expect("again is no error");
+    }
+    let error = n.link("br-t").expect_err("gone").to_string();
+    assert!(
+        error.starts_with("interface br-t does not exist; present are lo, "),
+        "{error}"
+    );
+}
+
+#[test]
+fn addresses_routes_rules_and_variables_are_idempotent_and_read_back() {
+    if !namespace() {
+        return;
+    }
+    let mut n = Netlink::route().expect("netlink");
+    dummy(&mut n, "v0");
+    let link = n.link("v0").expect("v0");
+    let own = prefix("10.9.0.2/24");
+    for _ in 0..2 {
+        n.add_address(&link, own).expect("address");
+    }
+    let found = n.addresses().expect("list");
+    let ours: Vec<_> = found.iter().filter(|a| a.ours).collect();
+    assert_eq!(ours.len(), 1);
+    assert_eq!(ours[0].prefix, own);
+    let route = KernelRoute {
+        table: 1001,
+        destination: prefix("0.0.0.0/0"),
+        metric: 77,
+        output: Some(link.index),
+        router: Some(Ipv4Addr::new(10, 9, 0, 1).into()),
+        source: Some(own.address),
+        unreachable: false,
+        ours: true,
+    };
+    let nowhere = KernelRoute {
+        metric: 9000,
+        output: None,
+        router: None,
+        source: None,
+        unreachable: true,
+        ..route.clone()
+    };
+    for _ in 0..2 {
+        n.add_route(&route).expect("route");
+        n.add_route(&nowhere).expect("unreachable route");
+    }
+    let ours: Vec<_> = n
+        .routes()
+        .expect("list")
+        .into_iter()
+        .filter(|r| r.ours)
+        .collect();
+    assert!(ours.contains(&route), "{ours:?}");
+    assert_eq!(ours.len(), 2, "{ours:?}");
+    let rule = PolicyRule {
+        priority: 1000,
+        input: "v0".into(),
+        table: 254,
+        suppress_prefix_length: Some(0),
+    };
+    for _ in 0..2 {
+        n.add_rule(&rule).expect("rule");
+    }
+    assert_eq!(n.rules().expect("list"), vec![rule.clone()]);
+    if let Some(text) = witness("ip", &["rule"]) {
+        assert!(
+            text.contains(&format!(
+                "1000:\tfrom all iif v0 lookup main suppress_prefixlength 0 proto {PROTOCOL}"
+            )),
+            "{text}"
+        );
+    }
+    sysctl::write("net/ipv4/conf/v0/rp_filter", "2").expect("sysctl");
+    assert_eq!(
+        sysctl::read("net/ipv4/conf/v0/rp_filter").expect("read"),
+        "2"
+    );
+    assert!(sysctl::write("../etc/passwd", "x").is_err());
+    for _ in 0..2 {
+        n.delete_rule(&rule).expect("delete");
+        n.delete_route(&KernelRoute {
+            router: None,
+            source: None,
+            ..route.clone()
+        })
+        .expect("delete");
+        n.delete_route(&nowhere).expect("delete");
+        n.delete_address(&link, own).expect("delete");
+    }
+    assert!(n.routes().expect("list").iter().all(|r| !r.ours));
+    assert!(n.rules().expect("list").is_empty());
+    assert!(n.addresses().expect("list").iter().all(|a| !a.ours));
+}
+
+fn table() -> Table {
+    let tcp = Match::Protocol(6);
+    Table {
+        family: Family::Inet,
+        name: "holdfast".into(),
+        chains: vec![
+            Chain {
+                name: "forward".into(),
+                base: Some(Base {
+                    kind: ChainKind::Filter,
+                    hook: Hook::Forward,
+                    priority: 0,
+                    policy: Policy::Drop,
+                }),
+                rules: vec![
+                    Rule::new(vec![Match::CtState(ct_state::INVALID)], Verdict::Drop),
+                    Rule::new(
+                        vec![
+                            Match::CtReply,
+                            Match::CtState(ct_state::ESTABLISHED | ct_state::RELATED),
+                        ],
+                        Verdict::Accept,
+                    ),
+                    Rule::new(
+                        vec![
+                            Match::InputInterface("br-1".into()),
+                            Match::Source(prefix("10.1.0.2/32")),
+                        ],
+                        Verdict::Jump("out".into()),
+                    ),
+                    Rule::new(
+                        vec![
+                            Match::OutputInterface("br-1".into()),
+                            Match::CtDnat,
+                            Match::CtOriginal,
+                        ],
+                        Verdict::Accept,
+                    )
+                    .counted(),
+                ],
+            },
+            Chain {
+                name: "out".into(),
+                base: None,
+                rules: vec![
+                    Rule::new(
+                        vec![
+                            Match::Destination(prefix("10.0.0.0/20")),
+                            tcp.clone(),
+                            Match::DestinationPort(80),
+                        ],
+                        Verdict::Return,
+                    ),
+                    Rule::new(
+                        vec![
+                            Match::Protocol(17),
+                            Match::SourcePort(53),
+                            Match::Limit {
+                                rate: 10,
+                                per_seconds: 60,
+                                burst: 4,
+                            },
+                        ],
+                        Verdict::Accept,
+                    ),
+                    Rule::new(
+                        vec![
+                            Match::Source(prefix("fd00::/8")),
+                            Match::Protocol(58),
+                            Match::IcmpType(135),
+                        ],
+                        Verdict::Accept,
+                    ),
+                    Rule::new(vec![], Verdict::Drop),
+                ],
+            },
+            Chain {
+                name: "dnat".into(),
+                base: Some(Base {
+                    kind: ChainKind::Nat,
+                    hook: Hook::Prerouting,
+                    priority: -100,
+                    policy: Policy::Accept,
+                }),
+                rules: vec![Rule::new(
+                    vec![
+                        Match::InputInterface("eth0".into()),
+                        tcp,
+                        Match::DestinationPort(8080),
+                    ],
+                    Verdict::Dnat {
+                        address: Ipv4Addr::new(10, 1, 0, 2),
+                        port: 80,
+                    },
+                )],
+            },
+            Chain {
+                name: "snat".into(),
+                base: Some(Base {
+                    kind: ChainKind::Nat,
+                    hook: Hook::Postrouting,
+                    priority: 100,
+                    policy: Policy::Accept,
+                }),
+                rules: vec![Rule::new(
+                    vec![Match::OutputInterface("eth0".into())],
+                    Verdict::Masquerade,
+                )],
+            },
+        ],
+    }
+}
+
+/// What `nft` 1.0.6 makes of it.
+const LISTED: &str = r#"table inet holdfast {
+	chain forward {
+		type filter hook forward priority filter; policy drop;
+		ct state invalid drop
+		ct direction reply ct state established,related accept
+		iifname "br-1" ip saddr 10.1.0.2 jump out
+		oifname "br-1" ct status dnat ct direction original counter packets 0 bytes 0 accept
+	}
+
+	chain out {
+		ip daddr 10.0.0.0/20 tcp dport 80 return
+		udp sport 53 limit rate 10/minute burst 4 packets accept
+		ip6 saddr fd00::/8 icmpv6 type nd-neighbor-solicit accept
+		drop
+	}
+
+	chain dnat {
+		type nat hook prerouting priority dstnat; policy accept;
+		iifname "eth0" tcp dport 8080 dnat ip to 10.1.0.2:80
+	}
+
+	chain snat {
+		type nat hook postrouting priority srcnat; policy accept;
+		oifname "eth0" masquerade
+	}
+}
+"#;
+
+#[test]
+fn nft_reads_back_the_rules_we_wrote() {
+    if !namespace() {
+        return;
+    }
+    let mut nft = Netlink::netfilter().expect("netlink");
+    for _ in 0..2 {
+        nft.replace_table(&table()).expect("replace");
+    }
+    assert_eq!(nft.tables(Family::Inet).expect("list"), ["holdfast"]);
+    if let Some(text) = witness("nft", &["list", "ruleset"]) {
+        assert_eq!(text, LISTED);
+    }
+    nft.delete_table(Family::Inet, "holdfast").expect("delete");
+    nft.delete_table(Family::Inet, "holdfast")
+        .expect("again is no error");
+    assert!(nft.tables(Family::Inet).expect("list").is_empty());
+}
+
+#[test]
+fn nft_reads_back_the_frame_rules_we_wrote() {
+    if !namespace() {
+        return;
+    }
+    let mut nft = Netlink::netfilter().expect("netlink");
+    let mac = [2, 0, 0, 0, 0, 1];
+    let ip = Ipv4Addr::new(10, 1, 0, 2);
+    let rules = vec![
+        Rule::new(vec![Match::EtherSourceNot(mac)], Verdict::Drop),
+        Rule::new(
+            vec![
+                Match::EtherType(0x0806),
+                Match::ArpSenderMac(mac),
+                Match::ArpSenderIp(ip),
+            ],
+            Verdict::Accept,
+        ),
+        Rule::new(vec![Match::Source(prefix("10.1.0.2/32"))], Verdict::Accept),
+    ];
+    let table = Table {
+        family: Family::Bridge,
+        name: "holdfast".into(),
+        chains: vec![
+            Chain {
+                name: "in".into(),
+                base: Some(Base {
+                    kind: ChainKind::Filter,
+                    hook: Hook::Prerouting,
+                    priority: -300,
+                    policy: Policy::Accept,
+                }),
+                rules: vec![Rule::new(
+                    vec![Match::InputInterface("tap-1".into())],
+                    Verdict::Goto("tap-1".into()),
+                )],
+            },
+            Chain {
+                name: "tap-1".into(),
+                base: None,
+                rules,
+            },
+        ],
+    };
+    nft.replace_table(&table).expect("replace");
+    if let Some(text) = witness("nft", &["list", "ruleset"]) {
+        assert_eq!(
+            text,
+            "table bridge holdfast {\n\tchain in {\n\t\ttype filter hook prerouting priority dstnat; policy accept;\n\
+             \t\tiifname \"tap-1\" goto tap-1\n\t}\n\n\tchain tap-1 {\n\
+             \t\tether saddr != 02:00:00:00:00:01 drop\n\
+             \t\tarp saddr ether 02:00:00:00:00:01 arp saddr ip 10.1.0.2 accept\n\
+             \t\tip saddr 10.1.0.2 accept\n\t}\n}\n"
+        );
+    }
+}
+
+#[test]
+fn a_bad_table_leaves_the_old_one_and_names_the_rule() {
+    if !namespace() {
+        return;
+    }
+    let mut nft = Netlink::netfilter().expect("netlink");
+    nft.replace_table(&table()).expect("replace");
+    let mut bad = table();
+    bad.chains[1]
+        .rules
+        .push(Rule::new(vec![], Verdict::Jump("nowhere".into())));
+    let error = nft.replace_table(&bad).expect_err("refused").to_string();
+    assert!(
+        error.contains("replace nftables table holdfast: rule 5 of chain out"),
+        "{error}"
+    );
+    if let Some(text) = witness("nft", &["list", "ruleset"]) {
+        assert_eq!(text, LISTED);
+    }
+}
+
+#[test]
+fn a_table_of_thousands_of_rules_is_one_transaction() {
+    if !namespace() {
+        return;
+    }
+    let mut nft = Netlink::netfilter().expect("netlink");
+    let mut big = table();
+    let rule = big.chains[1].rules[0].clone();
+    big.chains[1].rules = vec![rule; 4000];
+    nft.replace_table(&big).expect("replace");
+    if let Some(text) = witness("nft", &["list", "ruleset"]) {
+        assert_eq!(text.matches("tcp dport 80 return").count(), 4000);
+    }
+}
+
+#[test]
+fn monitor_tells_of_links_and_addresses() {
+    if !namespace() {
+        return;
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("runtime");
+    runtime.block_on(async {
+        let mut monitor = Monitor::new().expect("monitor");
+        let mut n = Netlink::route().expect("netlink");
+        dummy(&mut n, "v0");
+        let link = n.link("v0").expect("v0");
+        n.add_address(&link, prefix("10.9.0.2/24"))
+            .expect("address");
+        n.delete_link(&link).expect("delete");
+        let (mut up, mut addressed, mut gone) = (false, false, false);
+        while !(up && addressed && gone) {
+            let next = tokio::time::timeout(std::time::Duration::from_secs(5), monitor.next());
+            match next.await.expect("in time").expect("event") {
+                Event::Link(l) if l.name == "v0" && l.up => up = true,
+                Event::Address(a) if a.prefix == prefix("10.9.0.2/24") => addressed = true,
+                Event::LinkGone(l) if l.name == "v0" => gone = true,
+                _ => {}
+            }
+        }
+    });
+}
