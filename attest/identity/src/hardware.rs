@@ -46,7 +46,7 @@ impl HardwareIdentity {
             tpm,
             policy,
             epochs,
-            unmeasured,
+            unsealable: Mutex::new(unmeasured),
         })
     }
 
