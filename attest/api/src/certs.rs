@@ -47,6 +47,17 @@ impl Roots {
         &self.0
     }
 
+    /// True when `der` is itself one of the roots and valid at `now`: a site may trust a server's certificate as it stands.
+    #[must_use]
+    pub fn contains(&self, der: &CertificateDer<'_>, now: UnixTime) -> bool {
+        self.0.iter().any(|root| root.as_ref() == der.as_ref())
+            && X509Certificate::from_der(der).is_ok_and(|(_, parsed)| {
+                let bound = |time: x509_parser::time::ASN1Time| u64::try_from(time.timestamp()).unwrap_or(0);
+                let validity = parsed.validity();
+                (bound(validity.not_before)..=bound(validity.not_after)).contains(&now.as_secs())
+            })
+    }
+
     fn anchors(&self) -> Vec<TrustAnchor<'_>> {
         // Each was accepted as an anchor when the roots were read.
         self.0

@@ -3,7 +3,7 @@
 //! The traits are all this crate and the client know of a key. `attest/identity` implements them over a TPM or a file.
 
 /// A P-256 key that signs, with its certificate.
-pub trait Signer {
+pub trait Signer: Send + Sync {
     /// ECDSA over an already made SHA-256 digest: r then s, each 32 bytes, big-endian.
     ///
     /// # Errors
@@ -16,7 +16,7 @@ pub trait Signer {
 }
 
 /// A P-256 key that agrees on shared points, with its certificate.
-pub trait KeyAgreement {
+pub trait KeyAgreement: Send + Sync {
     /// d · `peer`, with both coordinates (`TPM2_ECDH_ZGen`).
     ///
     /// # Errors
