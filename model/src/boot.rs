@@ -30,6 +30,9 @@ pub struct BootFacts {
     pub previous_end: String,
     /// Reason recorded when the other slot failed and this one was taken; empty when that did not happen.
     pub fallback_reason: String,
+    /// What PID 1 had to go on without, one text for people each; empty when all is well.
+    #[serde(default)]
+    pub warnings: Vec<String>,
 }
 
 /// One extension of a PCR made after the firmware's.

@@ -18,6 +18,7 @@ const DEV_REMOVE: u8 = 4;
 const DEV_SUSPEND: u8 = 6;
 const DEV_STATUS: u8 = 7;
 const TABLE_LOAD: u8 = 9;
+const TABLE_STATUS: u8 = 12;
 
 /// A device-mapper operation that failed.
 #[derive(Debug, thiserror::Error)]
@@ -174,6 +175,16 @@ impl Control {
             });
         }
         Ok(wire::decode_list(&answer))
+    }
+
+    /// The status text of each row of the live table; for `verity` it is `V` (all good so far) or `C` (corruption met).
+    ///
+    /// # Errors
+    /// [`DmError::Ioctl`].
+    pub fn status(&self, name: &str) -> Result<Vec<String>, DmError> {
+        let request = wire::encode(name, "", 0, &[], 4096)?;
+        let answer = self.call(TABLE_STATUS, "table status", name, request)?;
+        Ok(wire::decode_status(&answer))
     }
 
     /// Create, load and resume in one; leaves nothing behind when a step fails. Returns the device

@@ -178,6 +178,25 @@ pub fn decode_list(answer: &[u8]) -> Vec<Listed> {
     out
 }
 
+/// The parameter text of each row in an answer to DM_TABLE_STATUS. Unlike in a request, `next` counts from the
+/// start of the data, not from the row.
+pub fn decode_status(answer: &[u8]) -> Vec<String> {
+    let start = get_u32(answer, 16).unwrap_or(0) as usize;
+    let count = get_u32(answer, 20).unwrap_or(0).min(1024);
+    let mut out = Vec::new();
+    let mut at = start;
+    for _ in 0..count {
+        let Some(next) = get_u32(answer, at.saturating_add(20)) else {
+            break;
+        };
+        let rest = answer.get(at + TARGET_HEADER..).unwrap_or_default();
+        let end = rest.iter().position(|&c| c == 0).unwrap_or(rest.len());
+        out.push(String::from_utf8_lossy(&rest[..end]).into_owned());
+        at = start.saturating_add(next as usize);
+    }
+    out
+}
+
 fn check(what: &'static str, value: &str, max: usize) -> Result<(), EncodeError> {
     if value.is_empty() || value.len() > max || value.contains(['\0', '/']) {
         return Err(EncodeError::BadString {
@@ -239,6 +258,18 @@ mod tests {
         assert_eq!(&b[360..368], &1u64.to_ne_bytes());
         assert_eq!(&b[360 + 24..360 + 29], b"zero\0");
         assert_eq!(b.len(), 360 + 48);
+    }
+
+    #[test]
+    fn status_rows_are_found_from_the_start_of_the_data() {
+        let mut b = encode("d", "", 0, &[target("V"), target("C")], 0).unwrap();
+        // Rows as the kernel returns them: the second begins 48 bytes behind the first.
+        put_u32(&mut b, 312 + 20, 48);
+        put_u32(&mut b, 360 + 20, 96);
+        assert_eq!(decode_status(&b), ["V", "C"]);
+        for n in 0..b.len() {
+            let _ = decode_status(&b[..n]);
+        }
     }
 
     #[test]
