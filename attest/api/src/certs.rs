@@ -52,7 +52,9 @@ impl Roots {
     pub fn contains(&self, der: &CertificateDer<'_>, now: UnixTime) -> bool {
         self.0.iter().any(|root| root.as_ref() == der.as_ref())
             && X509Certificate::from_der(der).is_ok_and(|(_, parsed)| {
-                let bound = |time: x509_parser::time::ASN1Time| u64::try_from(time.timestamp()).unwrap_or(0);
+                let bound = |time: x509_parser::time::ASN1Time| {
+                    u64::try_from(time.timestamp()).unwrap_or(0)
+                };
                 let validity = parsed.validity();
                 (bound(validity.not_before)..=bound(validity.not_after)).contains(&now.as_secs())
             })

@@ -6,7 +6,7 @@
 pub use holdfast_api::keys::{EcPoint, KeyAgreement, KeyError, Signer};
 
 /// The device as its controller knows it.
-pub trait DeviceIdentity {
+pub trait DeviceIdentity: Send + Sync {
     /// The device key: signs every envelope but that of `/register`.
     fn device(&self) -> &dyn Signer;
 
