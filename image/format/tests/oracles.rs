@@ -82,7 +82,7 @@ fn fsck_fat_and_mtools_accept_the_esp() {
     for volume in [128 * MIB, 16 * MIB] {
         let dir = tempfile::tempdir().unwrap();
         let (img, copy) = (dir.path().join("esp"), dir.path().join("copy"));
-        let file: Vec<u8> = (0..5_000_001u32).map(|i| (i * 7 >> 3) as u8).collect();
+        let file: Vec<u8> = (0..5_000_001u32).map(|i| ((i * 7) >> 3) as u8).collect();
         let f = File::create(&img).unwrap();
         f.write_all_at(&fat::esp_image(volume, "ESP-A", &file).unwrap(), 0)
             .unwrap();
