@@ -1,0 +1,527 @@
+//! The device thread: owns every device, watches descriptors, serves the control socket, ends the VM.
+//!
+//! vCPU threads reach it by commands (activate, reset) whose answer they wait for; everything else reaches it through
+//! descriptors in one epoll set, edge-triggered.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::control::{ControlServer, Reply, Request, RunState, Stats};
+use crate::exit::{End, ExitClass};
+use crate::pci::virtio::DeviceLoop;
+use crate::platform::power::Power;
+use crate::vcpu::VcpuSet;
+use crate::virtio::{Activation, ActiveDevice, Device, DeviceFault, Progress, Source};
+
+/// How long a vCPU waits for the device thread: longer than a drain of the host's storage.
+const COMMAND_DEADLINE: Duration = Duration::from_secs(40);
+/// How long vCPUs have to leave the guest.
+const PARK_DEADLINE: Duration = Duration::from_secs(5);
+/// Events taken from epoll at once.
+const BATCH: usize = 32;
+
+/// Epoll data: device sources are `slot << 8 | token`, these are beyond any slot.
+const WAKE: u64 = 1 << 40;
+const ENDED: u64 = 2 << 40;
+const LISTEN: u64 = 3 << 40;
+/// Plus the connection number.
+const CONNECTION: u64 = 4 << 40;
+
+/// Where an end is reported. The first one counts.
+#[derive(Debug)]
+pub struct EndSlot {
+    end: Mutex<Option<End>>,
+    eventfd: EventFd,
+}
+
+impl EndSlot {
+    /// Nothing has ended.
+    ///
+    /// # Errors
+    /// When eventfds run out.
+    pub fn new() -> io::Result<Arc<Self>> {
+        let eventfd = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
+        Ok(Arc::new(Self {
+            end: Mutex::new(None),
+            eventfd,
+        }))
+    }
+
+    /// Ends the VM, unless it has ended already.
+    pub fn finish(&self, end: End) {
+        self.end
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get_or_insert(end);
+        let _ = self.eventfd.write(1);
+    }
+
+    fn take(&self) -> Option<End> {
+        self.end
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+}
+
+enum Command {
+    Activate {
+        slot: usize,
+        activation: Activation,
+        reply: SyncSender<Result<(), End>>,
+    },
+    Reset {
+        slot: usize,
+        reply: SyncSender<Result<(), End>>,
+    },
+}
+
+/// The vCPU threads' way to the device thread.
+pub struct LoopHandle {
+    commands: Mutex<VecDeque<Command>>,
+    wake: EventFd,
+}
+
+impl LoopHandle {
+    /// A handle; give it to [`EventLoop::new`] as well.
+    ///
+    /// # Errors
+    /// When eventfds run out.
+    pub fn new() -> io::Result<Arc<Self>> {
+        let wake = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
+        Ok(Arc::new(Self {
+            commands: Mutex::new(VecDeque::new()),
+            wake,
+        }))
+    }
+
+    fn send(
+        &self,
+        command: impl FnOnce(SyncSender<Result<(), End>>) -> Command,
+    ) -> Result<(), End> {
+        let (reply, answer) = sync_channel(1);
+        self.commands
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push_back(command(reply));
+        let _ = self.wake.write(1);
+        answer
+            .recv_timeout(COMMAND_DEADLINE)
+            .unwrap_or_else(|_| Err(End::host_fault("the device thread does not answer")))
+    }
+
+    fn next(&self) -> Option<Command> {
+        self.commands
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .pop_front()
+    }
+}
+
+impl DeviceLoop for LoopHandle {
+    fn activate(&self, slot: usize, activation: Activation) -> Result<(), End> {
+        self.send(|reply| Command::Activate {
+            slot,
+            activation,
+            reply,
+        })
+    }
+
+    fn reset(&self, slot: usize) -> Result<(), End> {
+        self.send(|reply| Command::Reset { slot, reply })
+    }
+}
+
+/// A device's state. `Gone` only while it changes, and after a fault.
+enum State {
+    Inactive(Box<dyn Device>),
+    Active(Box<dyn ActiveDevice>),
+    Gone,
+}
+
+struct Slot {
+    name: String,
+    state: State,
+}
+
+/// The device thread's state.
+pub struct EventLoop {
+    epoll: Epoll,
+    handle: Arc<LoopHandle>,
+    end: Arc<EndSlot>,
+    slots: Vec<Slot>,
+    /// Sources that said [`Progress::Again`].
+    again: BTreeSet<u64>,
+    paused: bool,
+    control: Option<ControlServer>,
+    power: Arc<Power>,
+    stop_at: Option<Instant>,
+    started: Instant,
+}
+
+impl EventLoop {
+    /// Watches the handle, the end and the control socket; no device yet.
+    ///
+    /// # Errors
+    /// When epoll refuses.
+    pub fn new(
+        handle: Arc<LoopHandle>,
+        end: Arc<EndSlot>,
+        power: Arc<Power>,
+        control: Option<ControlServer>,
+    ) -> io::Result<Self> {
+        let this = Self {
+            epoll: Epoll::new()?,
+            handle,
+            end,
+            slots: Vec::new(),
+            again: BTreeSet::new(),
+            paused: false,
+            control,
+            power,
+            stop_at: None,
+            started: Instant::now(),
+        };
+        this.watch(this.handle.wake.as_raw_fd(), EventSet::IN, WAKE)?;
+        this.watch(this.end.eventfd.as_raw_fd(), EventSet::IN, ENDED)?;
+        if let Some(control) = &this.control {
+            // Level-triggered: a connection that finds all places taken waits in the backlog.
+            this.watch(control.listener_fd(), EventSet::IN, LISTEN)?;
+        }
+        Ok(this)
+    }
+
+    /// Takes a device; its slot number.
+    pub fn add(&mut self, device: Box<dyn Device>) -> usize {
+        self.slots.push(Slot {
+            name: device.name().to_string(),
+            state: State::Inactive(device),
+        });
+        self.slots.len() - 1
+    }
+
+    /// Runs until the VM ends, then stops vCPUs and finishes the devices' work.
+    pub fn run(mut self, vcpus: &VcpuSet) -> End {
+        let end = match self.serve(vcpus) {
+            Ok(end) => end,
+            Err(e) => End::host_fault(format!("device thread: {e}")),
+        };
+        self.end.finish(end.clone());
+        vcpus.stop();
+        // A vCPU that waits for us would never see the stop.
+        let deadline = Instant::now() + PARK_DEADLINE;
+        while !vcpus.all_stopped(Duration::from_millis(1)) && Instant::now() < deadline {
+            while let Some(Command::Activate { reply, .. } | Command::Reset { reply, .. }) =
+                self.handle.next()
+            {
+                let _ = reply.send(Err(end.clone()));
+            }
+        }
+        for slot in &mut self.slots {
+            if let State::Active(device) = std::mem::replace(&mut slot.state, State::Gone)
+                && let Err(fault) = device.deactivate()
+                && end.class != ExitClass::GuestFault
+            {
+                eprintln!("vmm: while stopping: {fault}");
+            }
+        }
+        end
+    }
+
+    fn watch(&self, fd: RawFd, events: EventSet, data: u64) -> io::Result<()> {
+        match self
+            .epoll
+            .ctl(ControlOperation::Add, fd, EpollEvent::new(events, data))
+        {
+            // Regular files are always ready and cannot be watched.
+            Err(e) if e.raw_os_error() == Some(libc::EPERM) => Ok(()),
+            other => other,
+        }
+    }
+
+    fn watch_sources(&self, slot: usize, sources: &[Source]) -> io::Result<()> {
+        for source in sources {
+            let mut events = EventSet::IN | EventSet::EDGE_TRIGGERED;
+            if source.writable {
+                events |= EventSet::OUT;
+            }
+            self.watch(
+                source.fd,
+                events,
+                (slot as u64) << 8 | u64::from(source.token),
+            )?;
+        }
+        Ok(())
+    }
+
+    fn forget_sources(&mut self, slot: usize, sources: &[Source]) {
+        for source in sources {
+            let _ = self
+                .epoll
+                .ctl(ControlOperation::Delete, source.fd, EpollEvent::default());
+        }
+        self.again.retain(|data| data >> 8 != slot as u64);
+    }
+
+    fn serve(&mut self, vcpus: &VcpuSet) -> io::Result<End> {
+        let mut events = [EpollEvent::default(); BATCH];
+        loop {
+            let count = match self.epoll.wait(self.timeout(), &mut events) {
+                Ok(count) => count,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => 0,
+                Err(e) => return Err(e),
+            };
+            let ready: BTreeSet<u64> = events[..count].iter().map(EpollEvent::data).collect();
+            let again = if self.paused {
+                BTreeSet::new()
+            } else {
+                std::mem::take(&mut self.again)
+            };
+            for data in ready.union(&again) {
+                match *data {
+                    WAKE => {
+                        let _ = self.handle.wake.read();
+                    }
+                    ENDED => {}
+                    LISTEN => self.accept()?,
+                    data if data >= CONNECTION => {
+                        self.converse((data - CONNECTION) as usize, vcpus)
+                    }
+                    data => self.device_ready(data),
+                }
+            }
+            self.run_commands();
+            if let Some(end) = self.end.take() {
+                return Ok(end);
+            }
+            if self.stop_at.is_some_and(|at| Instant::now() >= at) {
+                return Ok(End::new(
+                    ExitClass::Stopped,
+                    "stopped: the guest did not power off by the deadline",
+                ));
+            }
+        }
+    }
+
+    /// Milliseconds for epoll; -1 for ever.
+    fn timeout(&self) -> i32 {
+        if !self.again.is_empty() && !self.paused {
+            return 0;
+        }
+        match self.stop_at {
+            None => -1,
+            Some(at) => i32::try_from(at.saturating_duration_since(Instant::now()).as_millis() + 1)
+                .unwrap_or(i32::MAX),
+        }
+    }
+
+    fn device_ready(&mut self, data: u64) {
+        let slot = (data >> 8) as usize;
+        let Some(State::Active(device)) = self.slots.get_mut(slot).map(|s| &mut s.state) else {
+            return;
+        };
+        match device.ready(data as u8) {
+            Ok(Progress::Drained) => {}
+            Ok(Progress::Again) => {
+                self.again.insert(data);
+            }
+            Err(fault) => self.fault(slot, &fault),
+        }
+    }
+
+    fn fault(&mut self, slot: usize, fault: &DeviceFault) {
+        if let Some(slot) = self.slots.get_mut(slot) {
+            slot.state = State::Gone;
+        }
+        self.end.finish(end_of(fault));
+    }
+
+    fn run_commands(&mut self) {
+        while let Some(command) = self.handle.next() {
+            let (result, reply) = match command {
+                Command::Activate {
+                    slot,
+                    activation,
+                    reply,
+                } => (self.activate(slot, activation), reply),
+                Command::Reset { slot, reply } => (self.reset(slot), reply),
+            };
+            let _ = reply.send(result);
+        }
+    }
+
+    fn activate(&mut self, slot: usize, activation: Activation) -> Result<(), End> {
+        let state = std::mem::replace(&mut self.slots[slot].state, State::Gone);
+        let State::Inactive(device) = state else {
+            return Err(End::host_fault(format!(
+                "{}: activated twice",
+                self.slots[slot].name
+            )));
+        };
+        let mut active = device
+            .activate(activation)
+            .map_err(|fault| end_of(&fault))?;
+        if self.paused {
+            active.pause().map_err(|fault| end_of(&fault))?;
+        } else {
+            self.watch_sources(slot, &active.sources())
+                .map_err(|e| End::host_fault(format!("epoll: {e}")))?;
+        }
+        self.slots[slot].state = State::Active(active);
+        Ok(())
+    }
+
+    fn reset(&mut self, slot: usize) -> Result<(), End> {
+        match std::mem::replace(&mut self.slots[slot].state, State::Gone) {
+            State::Active(active) => {
+                self.forget_sources(slot, &active.sources());
+                self.slots[slot].state =
+                    State::Inactive(active.deactivate().map_err(|fault| end_of(&fault))?);
+            }
+            other => self.slots[slot].state = other,
+        }
+        Ok(())
+    }
+
+    fn accept(&mut self) -> io::Result<()> {
+        let Some(control) = &mut self.control else {
+            return Ok(());
+        };
+        if let Some((number, fd)) = control.accept()? {
+            self.watch(fd, EventSet::IN, CONNECTION + number as u64)?;
+        }
+        Ok(())
+    }
+
+    fn converse(&mut self, connection: usize, vcpus: &VcpuSet) {
+        let Some(control) = &mut self.control else {
+            return;
+        };
+        let Some(request) = control.receive(connection) else {
+            return;
+        };
+        let reply = match request {
+            Ok(request) => self.obey(request, vcpus),
+            Err(reason) => Reply::Refused { reason },
+        };
+        if let Some(control) = &mut self.control {
+            control.send(connection, &reply);
+        }
+    }
+
+    fn obey(&mut self, request: Request, vcpus: &VcpuSet) -> Reply {
+        match request {
+            Request::Ping => Reply::Pong {
+                version: env!("CARGO_PKG_VERSION").to_string(),
+                state: self.run_state(),
+            },
+            Request::Pause => self.pause(vcpus),
+            Request::Resume => self.resume(vcpus),
+            Request::PowerButton => {
+                self.power.press_button();
+                Reply::Done
+            }
+            Request::Stop { deadline_ms } => {
+                if self.paused {
+                    self.end
+                        .finish(End::new(ExitClass::Stopped, "stopped while paused"));
+                    return Reply::Done;
+                }
+                let at = Instant::now() + Duration::from_millis(deadline_ms);
+                self.stop_at = Some(self.stop_at.map_or(at, |earlier| earlier.min(at)));
+                self.power.press_button();
+                Reply::Done
+            }
+            Request::Stats => Reply::Stats(Stats {
+                state: self.run_state(),
+                uptime_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
+                vcpus: vcpus.stats(),
+                devices: self
+                    .slots
+                    .iter()
+                    .map(|slot| {
+                        let stats = match &slot.state {
+                            State::Active(device) => device.stats(),
+                            _ => Default::default(),
+                        };
+                        (slot.name.clone(), stats)
+                    })
+                    .collect(),
+            }),
+        }
+    }
+
+    fn run_state(&self) -> RunState {
+        match (self.paused, self.stop_at) {
+            (true, _) => RunState::Paused,
+            (false, Some(_)) => RunState::Stopping,
+            (false, None) => RunState::Running,
+        }
+    }
+
+    fn pause(&mut self, vcpus: &VcpuSet) -> Reply {
+        if self.paused {
+            return Reply::Done;
+        }
+        vcpus.pause();
+        let deadline = Instant::now() + PARK_DEADLINE;
+        // A vCPU may be waiting for an activation: keep answering.
+        while !vcpus.all_parked(Duration::from_millis(1)) {
+            self.run_commands();
+            if Instant::now() >= deadline {
+                vcpus.resume();
+                return Reply::Refused {
+                    reason: "pause: a vCPU did not leave the guest within 5 s".into(),
+                };
+            }
+        }
+        self.paused = true;
+        for slot in 0..self.slots.len() {
+            let State::Active(device) = &mut self.slots[slot].state else {
+                continue;
+            };
+            let sources = device.sources();
+            let paused = device.pause();
+            self.forget_sources(slot, &sources);
+            if let Err(fault) = paused {
+                self.fault(slot, &fault);
+            }
+        }
+        Reply::Done
+    }
+
+    fn resume(&mut self, vcpus: &VcpuSet) -> Reply {
+        if !self.paused {
+            return Reply::Done;
+        }
+        self.paused = false;
+        for slot in 0..self.slots.len() {
+            let State::Active(device) = &mut self.slots[slot].state else {
+                continue;
+            };
+            let resumed = device.resume();
+            let sources = device.sources();
+            if let Err(fault) = resumed {
+                self.fault(slot, &fault);
+            } else if let Err(e) = self.watch_sources(slot, &sources) {
+                self.end.finish(End::host_fault(format!("epoll: {e}")));
+            }
+        }
+        vcpus.resume();
+        Reply::Done
+    }
+}
+
+fn end_of(fault: &DeviceFault) -> End {
+    match fault {
+        DeviceFault::Ring { .. } | DeviceFault::Guest { .. } => End::guest_fault(fault.to_string()),
+        DeviceFault::Host { .. } => End::host_fault(fault.to_string()),
+    }
+}

@@ -1,0 +1,275 @@
+//! Opens or adopts every file the configuration names, once, before the jail closes.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use thiserror::Error;
+
+use crate::config::{FileRef, TapRef, VmConfig};
+use crate::control;
+use crate::virtio::net::tap::Tap;
+
+/// A file of the configuration cannot be used.
+#[derive(Debug, Error)]
+#[error("{user}: cannot {what} {file}: {source}{hint}")]
+pub struct ResourceError {
+    user: String,
+    what: &'static str,
+    file: String,
+    source: io::Error,
+    hint: &'static str,
+}
+
+/// All files of a VM.
+pub struct Resources {
+    /// `/dev/kvm`.
+    pub kvm: OwnedFd,
+    /// Kernel image.
+    pub kernel: File,
+    /// Initial ramdisk.
+    pub initrd: Option<File>,
+    /// Disk images in config order.
+    pub disks: Vec<File>,
+    /// Taps in config order, each with its vhost-net.
+    pub nets: Vec<(Tap, Option<File>)>,
+    /// Console output and input.
+    pub console: Option<(OwnedFd, Option<OwnedFd>)>,
+    /// Serial port output.
+    pub serial: Option<OwnedFd>,
+    /// Listening control socket.
+    pub control: Option<OwnedFd>,
+}
+
+impl Resources {
+    /// Opens paths and adopts inherited descriptors.
+    ///
+    /// # Errors
+    /// [`ResourceError`] names the first field that cannot be had, and the way out.
+    pub fn open(config: &VmConfig) -> Result<Self, ResourceError> {
+        let kvm = open(
+            "kvm",
+            &config.kvm,
+            Mode::ReadWrite,
+            "; is virtualisation enabled, and may this user open it?",
+        )?;
+        let kernel = open("kernel", &config.kernel, Mode::Read, "")?;
+        let initrd = config
+            .initrd
+            .as_ref()
+            .map(|f| open("initrd", f, Mode::Read, ""))
+            .transpose()?;
+        let mut disks = Vec::new();
+        for disk in &config.disks {
+            let mode = if disk.read_only {
+                Mode::Read
+            } else {
+                Mode::ReadWrite
+            };
+            disks.push(open(&format!("disk {}", disk.id), &disk.file, mode, "")?);
+        }
+        let mut nets = Vec::new();
+        for (n, net) in config.nets.iter().enumerate() {
+            let user = format!("net{n}");
+            let tap = open_tap(&user, &net.tap)?;
+            let hint = "; without \"vhost\" frames pass through the VMM instead";
+            let vhost = net
+                .vhost
+                .as_ref()
+                .map(|f| open(&user, f, Mode::ReadWrite, hint))
+                .transpose()?;
+            nets.push((tap, vhost));
+        }
+        let console = match &config.console {
+            None => None,
+            Some(console) => {
+                let output = open("console", &console.output, Mode::Append, "")?.into();
+                let input = console
+                    .input
+                    .as_ref()
+                    .map(|f| open("console", f, Mode::Read, ""))
+                    .transpose()?;
+                Some((output, input.map(OwnedFd::from)))
+            }
+        };
+        let serial = config
+            .serial
+            .as_ref()
+            .map(|s| open("serial", &s.output, Mode::Append, ""))
+            .transpose()?;
+        let control = match &config.control {
+            None => None,
+            Some(FileRef::Path(path)) => {
+                Some(control::listen(path).map_err(|e| ResourceError {
+                    user: "control".into(),
+                    what: "listen at",
+                    file: path.display().to_string(),
+                    source: io::Error::other(e),
+                    hint: "",
+                })?)
+            }
+            Some(file) => Some(open("control", file, Mode::ReadWrite, "")?.into()),
+        };
+        Ok(Self {
+            kvm: kvm.into(),
+            kernel,
+            initrd,
+            disks,
+            nets,
+            console,
+            serial: serial.map(OwnedFd::from),
+            control,
+        })
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Mode {
+    Read,
+    ReadWrite,
+    Append,
+}
+
+fn open(user: &str, file: &FileRef, mode: Mode, hint: &'static str) -> Result<File, ResourceError> {
+    let fail = |what| {
+        move |source| ResourceError {
+            user: user.to_string(),
+            what,
+            file: file.to_string(),
+            source,
+            hint,
+        }
+    };
+    match file {
+        FileRef::Fd(fd) => adopt(*fd).map_err(fail("use")),
+        FileRef::Path(path) => open_path(path, mode).map_err(fail("open")),
+    }
+}
+
+fn open_path(path: &Path, mode: Mode) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    match mode {
+        Mode::Read => options.read(true),
+        Mode::ReadWrite => options.read(true).write(true),
+        Mode::Append => options.append(true).create(true),
+    };
+    options
+        .custom_flags(libc::O_CLOEXEC | libc::O_NOCTTY)
+        .open(path)
+}
+
+fn open_tap(user: &str, tap: &TapRef) -> Result<Tap, ResourceError> {
+    let fail = |what, file: String, hint| {
+        let user = user.to_string();
+        move |source| ResourceError {
+            user,
+            what,
+            file,
+            source,
+            hint,
+        }
+    };
+    match tap {
+        TapRef::Name(name) => {
+            let hint =
+                "; make it with `ip tuntap add NAME mode tap vnet_hdr`, or run with CAP_NET_ADMIN";
+            Tap::attach(name).map_err(fail("attach to tap", name.clone(), hint))
+        }
+        TapRef::Fd(fd) => {
+            let file = format!("inherited fd {fd}");
+            let file_of = adopt(*fd).map_err(fail("use", file.clone(), ""))?;
+            let hint = "; it must be attached with IFF_TAP, IFF_NO_PI and IFF_VNET_HDR";
+            Tap::adopt(file_of).map_err(fail("use as a tap", file, hint))
+        }
+    }
+}
+
+/// Takes an inherited descriptor. Standard streams are duplicated, since others use them too.
+fn adopt(fd: RawFd) -> io::Result<File> {
+    if fd <= 2 {
+        // SAFETY: duplicates a number; no memory involved.
+        let copy = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 3) };
+        if copy < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: a fresh descriptor, owned by nobody else.
+        return Ok(unsafe { File::from_raw_fd(copy) });
+    }
+    // SAFETY: asks and changes a flag of a number; fails for one that is not open.
+    if unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: it is open, the parent gave it to us for this one use (the configuration names it once), and nothing else
+    // in this process knows it.
+    Ok(unsafe { File::from_raw_fd(fd) })
+}
+
+/// Closes every descriptor above the standard streams that the configuration does not name.
+///
+/// # Errors
+/// When the kernel has no `close_range`.
+pub fn close_others(config: &VmConfig) -> io::Result<()> {
+    let mut keep: Vec<u32> = config
+        .inherited_fds()
+        .iter()
+        .filter_map(|(fd, _)| u32::try_from(*fd).ok())
+        .collect();
+    keep.retain(|fd| *fd > 2);
+    keep.sort_unstable();
+    let mut start = 3u32;
+    for fd in keep.into_iter().map(Some).chain([None]) {
+        let last = fd.map_or(u32::MAX, |fd| fd.saturating_sub(1));
+        // SAFETY: called before this process opens anything of its own, so no owner loses a descriptor.
+        if start <= last && unsafe { libc::syscall(libc::SYS_close_range, start, last, 0) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        start = fd.map_or(u32::MAX, |fd| fd + 1);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(change: impl Fn(&mut VmConfig)) -> VmConfig {
+        let text = br#"{"name": "t", "vcpus": 1, "memory_mib": 64, "kernel": {"path": "/dev/null"}, "kvm": {"path": "/dev/null"}}"#;
+        let mut config = VmConfig::from_json(text).unwrap();
+        change(&mut config);
+        config
+    }
+
+    #[test]
+    fn missing_files_and_closed_descriptors_name_their_field() {
+        type Change = fn(&mut VmConfig);
+        let cases: [(&[&str], Change); 4] = [
+            (&["kernel", "/nonexistent/k", "open"], |c| {
+                c.kernel = FileRef::Path("/nonexistent/k".into())
+            }),
+            (&["initrd", "inherited fd 9999"], |c| {
+                c.initrd = Some(FileRef::Fd(9999))
+            }),
+            (&["kvm", "/nonexistent/kvm", "virtualisation"], |c| {
+                c.kvm = FileRef::Path("/nonexistent/kvm".into())
+            }),
+            (&["net0", "inherited fd 9998"], |c| {
+                let mac = "02:00:00:00:00:01".parse().unwrap();
+                c.nets = vec![crate::config::NetConfig {
+                    mac,
+                    tap: TapRef::Fd(9998),
+                    vhost: None,
+                    mtu: None,
+                }];
+            }),
+        ];
+        for (words, change) in cases {
+            let error = Resources::open(&config(change)).err().unwrap().to_string();
+            assert!(
+                words.iter().all(|word| error.contains(word)),
+                "{words:?} not in {error:?}"
+            );
+        }
+    }
+}

@@ -1,0 +1,346 @@
+//! vCPU threads: run the guest, answer its exits, halt and stop on demand.
+
+use std::cell::Cell;
+use std::io;
+use std::os::unix::thread::JoinHandleExt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Barrier, Condvar, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use kvm_ioctls::{VcpuExit, VcpuFd};
+
+use crate::bus::Bus;
+use crate::control::VcpuStats;
+use crate::event_loop::EndSlot;
+use crate::exit::{End, ExitClass};
+use crate::jail::seccomp;
+
+/// KVM_SYSTEM_EVENT_SHUTDOWN, _RESET and _CRASH.
+const SYSTEM_EVENT_SHUTDOWN: u32 = 1;
+const SYSTEM_EVENT_RESET: u32 = 2;
+
+/// What vCPU threads should do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Order {
+    Run,
+    Pause,
+    Stop,
+}
+
+#[derive(Debug)]
+struct GateState {
+    order: Order,
+    parked: usize,
+    stopped: usize,
+}
+
+/// Where vCPU threads wait between guest entries.
+#[derive(Debug)]
+struct Gate {
+    state: Mutex<GateState>,
+    changed: Condvar,
+}
+
+impl Gate {
+    /// Returns `true` when the guest may be entered, `false` when the thread must end.
+    fn pass(&self) -> bool {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        while state.order == Order::Pause {
+            state.parked += 1;
+            self.changed.notify_all();
+            state = self
+                .changed
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
+            state.parked -= 1;
+        }
+        state.order == Order::Run
+    }
+
+    fn set(&self, order: Order) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.order != Order::Stop {
+            state.order = order;
+        }
+        self.changed.notify_all();
+    }
+
+    fn ended(&self) {
+        self.state
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .stopped += 1;
+        self.changed.notify_all();
+    }
+
+    fn wait(&self, limit: Duration, done: impl Fn(&GateState) -> bool) -> bool {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if done(&state) {
+            return true;
+        }
+        let (state, _) = self
+            .changed
+            .wait_timeout(state, limit)
+            .unwrap_or_else(PoisonError::into_inner);
+        done(&state)
+    }
+}
+
+#[derive(Debug, Default)]
+struct Counters {
+    pio: AtomicU64,
+    mmio: AtomicU64,
+}
+
+/// The address spaces a vCPU's exits go to.
+pub struct Buses {
+    /// Port I/O.
+    pub pio: Bus,
+    /// Memory-mapped I/O.
+    pub mmio: Bus,
+}
+
+/// All vCPU threads of a VM.
+pub struct VcpuSet {
+    gate: Arc<Gate>,
+    threads: Vec<JoinHandle<()>>,
+    counters: Vec<Arc<Counters>>,
+}
+
+impl VcpuSet {
+    /// Starts a thread for each vCPU. They close their part of the jail when `jailed`, report at `ready` (which counts
+    /// them and the caller), and enter the guest after [`VcpuSet::resume`].
+    ///
+    /// # Errors
+    /// When a thread cannot be made.
+    pub fn start(
+        vcpus: Vec<VcpuFd>,
+        buses: &Arc<Buses>,
+        end: &Arc<EndSlot>,
+        ready: &Arc<Barrier>,
+        jailed: bool,
+    ) -> io::Result<Self> {
+        install_kick_handler()?;
+        let gate = Arc::new(Gate {
+            state: Mutex::new(GateState {
+                order: Order::Pause,
+                parked: 0,
+                stopped: 0,
+            }),
+            changed: Condvar::new(),
+        });
+        let mut set = Self {
+            gate: gate.clone(),
+            threads: Vec::new(),
+            counters: Vec::new(),
+        };
+        for (index, vcpu) in vcpus.into_iter().enumerate() {
+            let counters = Arc::new(Counters::default());
+            set.counters.push(counters.clone());
+            let (gate, buses, end, ready) =
+                (gate.clone(), buses.clone(), end.clone(), ready.clone());
+            let thread = std::thread::Builder::new()
+                .name(format!("vcpu{index}"))
+                .stack_size(256 * 1024)
+                .spawn(move || {
+                    let closed = if jailed {
+                        seccomp::close(seccomp::ThreadKind::Vcpu)
+                    } else {
+                        Ok(())
+                    };
+                    ready.wait();
+                    let result = match closed {
+                        Ok(()) => run(index, vcpu, &buses, &gate, &counters),
+                        Err(e) => Err(End::new(ExitClass::Jail, format!("vCPU {index}: {e}"))),
+                    };
+                    if let Err(reason) = result {
+                        end.finish(reason);
+                    }
+                    gate.ended();
+                })?;
+            set.threads.push(thread);
+        }
+        Ok(set)
+    }
+
+    /// Lets the vCPUs enter the guest.
+    pub fn resume(&self) {
+        self.gate.set(Order::Run);
+    }
+
+    /// Calls all vCPUs out of the guest; wait with [`VcpuSet::all_parked`].
+    pub fn pause(&self) {
+        self.gate.set(Order::Pause);
+        self.kick();
+    }
+
+    /// Ends all vCPU threads; wait with [`VcpuSet::all_stopped`].
+    pub fn stop(&self) {
+        self.gate.set(Order::Stop);
+        self.kick();
+    }
+
+    /// Whether all live vCPUs are out of the guest, waiting up to `limit` for it.
+    pub fn all_parked(&self, limit: Duration) -> bool {
+        self.gate.wait(limit, |state| {
+            state.parked + state.stopped == self.threads.len()
+        })
+    }
+
+    /// Whether all vCPU threads have ended, waiting up to `limit` for it.
+    pub fn all_stopped(&self, limit: Duration) -> bool {
+        self.gate
+            .wait(limit, |state| state.stopped == self.threads.len())
+    }
+
+    /// Counters of each vCPU.
+    pub fn stats(&self) -> Vec<VcpuStats> {
+        self.counters
+            .iter()
+            .map(|c| VcpuStats {
+                pio_exits: c.pio.load(Ordering::Relaxed),
+                mmio_exits: c.mmio.load(Ordering::Relaxed),
+            })
+            .collect()
+    }
+
+    fn kick(&self) {
+        for thread in &self.threads {
+            if !thread.is_finished() {
+                // SAFETY: the handle is not joined, so the thread id is valid; the handler only sets a byte.
+                unsafe { libc::pthread_kill(thread.as_pthread_t(), kick_signal()) };
+            }
+        }
+    }
+}
+
+thread_local! {
+    /// This thread's `kvm_run.immediate_exit`, for the signal handler.
+    static IMMEDIATE_EXIT: Cell<*mut u8> = const { Cell::new(std::ptr::null_mut()) };
+}
+
+fn kick_signal() -> libc::c_int {
+    libc::SIGRTMIN()
+}
+
+extern "C" fn on_kick(_: libc::c_int) {
+    let flag = IMMEDIATE_EXIT.get();
+    if !flag.is_null() {
+        // SAFETY: set by `run` to a byte of this thread's own mapping of `kvm_run`, cleared before that goes away.
+        unsafe { flag.write_volatile(1) };
+    }
+}
+
+fn install_kick_handler() -> io::Result<()> {
+    // SAFETY: all zeros is a valid `sigaction`: no flags, so KVM_RUN is interrupted rather than restarted.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    action.sa_sigaction = on_kick as extern "C" fn(libc::c_int) as libc::sighandler_t;
+    // SAFETY: the handler is async-signal-safe: it reads a thread-local constant-initialised cell and writes a byte.
+    if unsafe { libc::sigaction(kick_signal(), &action, std::ptr::null_mut()) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+fn run(
+    index: usize,
+    mut vcpu: VcpuFd,
+    buses: &Buses,
+    gate: &Gate,
+    counters: &Counters,
+) -> Result<(), End> {
+    let immediate_exit = &raw mut vcpu.get_kvm_run().immediate_exit;
+    IMMEDIATE_EXIT.set(immediate_exit);
+    let result = enter(index, &mut vcpu, buses, gate, counters);
+    IMMEDIATE_EXIT.set(std::ptr::null_mut());
+    result
+}
+
+fn enter(
+    index: usize,
+    vcpu: &mut VcpuFd,
+    buses: &Buses,
+    gate: &Gate,
+    counters: &Counters,
+) -> Result<(), End> {
+    let mut look = true;
+    loop {
+        if look {
+            // Cleared before the gate is looked at: a kick after this line makes the next KVM_RUN return at once.
+            vcpu.set_kvm_immediate_exit(0);
+            if !gate.pass() {
+                return Ok(());
+            }
+            look = false;
+        }
+        match vcpu.run() {
+            Ok(VcpuExit::IoIn(port, data)) => {
+                counters.pio.fetch_add(1, Ordering::Relaxed);
+                buses.pio.read(port.into(), data)?;
+            }
+            Ok(VcpuExit::IoOut(port, data)) => {
+                counters.pio.fetch_add(1, Ordering::Relaxed);
+                buses.pio.write(port.into(), data)?;
+            }
+            Ok(VcpuExit::MmioRead(address, data)) => {
+                counters.mmio.fetch_add(1, Ordering::Relaxed);
+                buses.mmio.read(address, data)?;
+            }
+            Ok(VcpuExit::MmioWrite(address, data)) => {
+                counters.mmio.fetch_add(1, Ordering::Relaxed);
+                buses.mmio.write(address, data)?;
+            }
+            Ok(VcpuExit::Intr) => look = true,
+            Err(e) if e.errno() == libc::EINTR || e.errno() == libc::EAGAIN => look = true,
+            Ok(VcpuExit::Hlt | VcpuExit::IrqWindowOpen) => {}
+            Ok(VcpuExit::Shutdown) => {
+                return Err(End::guest_fault(format!(
+                    "vCPU {index}: triple fault{}",
+                    registers(vcpu)
+                )));
+            }
+            Ok(VcpuExit::SystemEvent(SYSTEM_EVENT_RESET, _)) => {
+                return Err(End::new(ExitClass::GuestReset, "guest reset"));
+            }
+            Ok(VcpuExit::SystemEvent(SYSTEM_EVENT_SHUTDOWN, _)) => {
+                return Err(End::new(ExitClass::PowerOff, "guest powered off"));
+            }
+            Ok(VcpuExit::FailEntry(reason, _)) => {
+                return Err(End::guest_fault(format!(
+                    "vCPU {index}: the CPU refused to enter the guest ({reason:#x})"
+                )));
+            }
+            Ok(VcpuExit::InternalError) => {
+                return Err(End::guest_fault(format!(
+                    "vCPU {index}: KVM cannot emulate an instruction (suberror {}){}",
+                    suberror(vcpu),
+                    registers(vcpu)
+                )));
+            }
+            Ok(other) => {
+                return Err(End::guest_fault(format!(
+                    "vCPU {index}: unexpected exit {other:?}"
+                )));
+            }
+            Err(e) => return Err(End::host_fault(format!("vCPU {index}: KVM_RUN: {e}"))),
+        }
+    }
+}
+
+fn registers(vcpu: &VcpuFd) -> String {
+    match (vcpu.get_regs(), vcpu.get_sregs()) {
+        (Ok(regs), Ok(sregs)) => {
+            format!(
+                " at rip {:#x}, rsp {:#x}, cr0 {:#x}, cr2 {:#x}, cr3 {:#x}, cr4 {:#x}",
+                regs.rip, regs.rsp, sregs.cr0, sregs.cr2, sregs.cr3, sregs.cr4
+            )
+        }
+        _ => String::new(),
+    }
+}
+
+fn suberror(vcpu: &mut VcpuFd) -> u32 {
+    // SAFETY: the exit reason is KVM_EXIT_INTERNAL_ERROR, so this member of the union is set.
+    unsafe { vcpu.get_kvm_run().__bindgen_anon_1.internal.suberror }
+}

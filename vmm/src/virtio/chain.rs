@@ -1,0 +1,304 @@
+//! One descriptor chain, read strictly: every rule of virtio 1.3 §2.7 that a chain can break has a name here.
+//!
+//! `virtio-queue` ends a bad chain silently; a hostile guest deserves a reason instead, so the walk is our own and only
+//! the ring bookkeeping is the crate's.
+
+use thiserror::Error;
+use virtio_bindings::bindings::virtio_ring::{
+    VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE,
+};
+use virtio_queue::desc::split::Descriptor;
+
+use crate::memory::{Address, Bytes, GuestAddress, GuestRam, host_iovec, host_slice};
+
+const DESC_BYTES: u64 = 16;
+
+/// What a driver did wrong with a ring.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum RingFault {
+    /// §2.7.6: the available index ran ahead by more than the queue holds.
+    #[error("available index is {ahead} entries ahead of a queue of {size}")]
+    AvailIndex {
+        /// Entries claimed.
+        ahead: u16,
+        /// Queue size.
+        size: u16,
+    },
+    /// §2.7.6: a head that is no descriptor.
+    #[error("available ring names descriptor {head} of a table of {size}")]
+    Head {
+        /// Head found.
+        head: u16,
+        /// Queue size.
+        size: u16,
+    },
+    /// §2.7.5: `next` that is no descriptor.
+    #[error("descriptor chain continues at {next} in a table of {size}")]
+    Next {
+        /// Index found.
+        next: u16,
+        /// Table size.
+        size: u32,
+    },
+    /// §2.7.5: more descriptors than the table has, so it loops.
+    #[error("descriptor chain is longer than its table of {size}")]
+    Loop {
+        /// Table size.
+        size: u32,
+    },
+    /// §2.7.5.3.1: indirect table inside an indirect table, or indirect together with next.
+    #[error("indirect descriptor is nested or chained")]
+    Indirect,
+    /// §2.7.5.3: indirect table of no whole descriptors, or more than fit.
+    #[error("indirect table of {bytes} bytes")]
+    IndirectSize {
+        /// Length found.
+        bytes: u32,
+    },
+    /// A buffer that is not RAM.
+    #[error("buffer of {len} bytes at {addr:#x} is outside guest memory")]
+    Buffer {
+        /// Guest physical address.
+        addr: u64,
+        /// Length.
+        len: u32,
+    },
+    /// §2.7.4.2: device-readable after device-writable.
+    #[error("readable descriptor after a writable one")]
+    Order,
+    /// §2.7.5.2: more than 4 GiB in one chain.
+    #[error("descriptor chain is longer than 4 GiB")]
+    TooLong,
+    /// A ring or table address that is not RAM.
+    #[error("the {what} at {addr:#x} is outside guest memory")]
+    Ring {
+        /// Which of the three areas.
+        what: &'static str,
+        /// Guest physical address.
+        addr: u64,
+    },
+    /// The chain does not have the shape its device needs.
+    #[error("{what}: chain has {readable} readable and {writable} writable bytes")]
+    Shape {
+        /// What was expected.
+        what: &'static str,
+        /// Bytes found.
+        readable: u64,
+        /// Bytes found.
+        writable: u64,
+    },
+}
+
+/// A guest buffer that was inside RAM when the chain was read. RAM never shrinks while the VM lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Segment {
+    /// Guest physical address.
+    pub addr: u64,
+    /// Bytes.
+    pub len: u32,
+}
+
+/// One request: buffers the device reads, then buffers it writes. Reused between requests to save allocations.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Chain {
+    /// Descriptor index that goes into the used ring.
+    pub head: u16,
+    /// Device-readable buffers in order.
+    pub readable: Vec<Segment>,
+    /// Device-writable buffers in order.
+    pub writable: Vec<Segment>,
+}
+
+impl Chain {
+    /// Total device-readable bytes.
+    pub fn readable_len(&self) -> u64 {
+        total(&self.readable)
+    }
+
+    /// Total device-writable bytes.
+    pub fn writable_len(&self) -> u64 {
+        total(&self.writable)
+    }
+
+    /// A fault saying that this chain is not what the device expects.
+    pub fn shape_fault(&self, what: &'static str) -> RingFault {
+        RingFault::Shape {
+            what,
+            readable: self.readable_len(),
+            writable: self.writable_len(),
+        }
+    }
+
+    /// Walks the chain at `head` of the table at `table` with `size` entries.
+    pub(super) fn read(
+        &mut self,
+        ram: &GuestRam,
+        table: u64,
+        size: u16,
+        head: u16,
+    ) -> Result<(), RingFault> {
+        self.head = head;
+        self.readable.clear();
+        self.writable.clear();
+        let (mut table, mut size) = (table, u32::from(size));
+        let (mut index, mut seen, mut indirect, mut bytes) = (u32::from(head), 0u32, false, 0u64);
+        loop {
+            if index >= size {
+                let next = u16::try_from(index).unwrap_or(u16::MAX);
+                return Err(RingFault::Next { next, size });
+            }
+            if seen >= size {
+                return Err(RingFault::Loop { size });
+            }
+            seen += 1;
+            let addr = table.wrapping_add(u64::from(index) * DESC_BYTES);
+            let desc: Descriptor =
+                ram.read_obj(GuestAddress(addr))
+                    .map_err(|_| RingFault::Ring {
+                        what: "descriptor table",
+                        addr,
+                    })?;
+            let flags = u32::from(desc.flags());
+            if flags & VRING_DESC_F_INDIRECT != 0 {
+                if indirect || flags & VRING_DESC_F_NEXT != 0 {
+                    return Err(RingFault::Indirect);
+                }
+                let entries = desc.len() / DESC_BYTES as u32;
+                if !desc.len().is_multiple_of(DESC_BYTES as u32) || !(1..=0x8000).contains(&entries)
+                {
+                    return Err(RingFault::IndirectSize { bytes: desc.len() });
+                }
+                (table, size, index, seen, indirect) =
+                    (desc.addr().raw_value(), entries, 0, 0, true);
+                continue;
+            }
+            let segment = Segment {
+                addr: desc.addr().raw_value(),
+                len: desc.len(),
+            };
+            bytes += u64::from(segment.len);
+            if bytes > u64::from(u32::MAX) {
+                return Err(RingFault::TooLong);
+            }
+            if segment.len > 0 {
+                let inside =
+                    host_slice(ram, GuestAddress(segment.addr), segment.len as usize).is_some();
+                if !inside {
+                    return Err(RingFault::Buffer {
+                        addr: segment.addr,
+                        len: segment.len,
+                    });
+                }
+            }
+            if flags & VRING_DESC_F_WRITE != 0 {
+                self.writable.push(segment);
+            } else if self.writable.is_empty() {
+                self.readable.push(segment);
+            } else {
+                return Err(RingFault::Order);
+            }
+            if flags & VRING_DESC_F_NEXT == 0 {
+                return Ok(());
+            }
+            index = u32::from(desc.next());
+        }
+    }
+}
+
+/// Total bytes of segments.
+pub fn total(segments: &[Segment]) -> u64 {
+    segments.iter().map(|s| u64::from(s.len)).sum()
+}
+
+/// Copies from the start of `segments` into `buf`; returns the bytes copied.
+pub fn copy_from(ram: &GuestRam, segments: &[Segment], buf: &mut [u8]) -> usize {
+    let mut done = 0;
+    for segment in segments {
+        let len = (buf.len() - done).min(segment.len as usize);
+        if ram
+            .read_slice(&mut buf[done..done + len], GuestAddress(segment.addr))
+            .is_err()
+        {
+            break;
+        }
+        done += len;
+        if done == buf.len() {
+            break;
+        }
+    }
+    done
+}
+
+/// Copies `buf` to the start of `segments`; returns the bytes copied.
+pub fn copy_to(ram: &GuestRam, segments: &[Segment], buf: &[u8]) -> usize {
+    let mut done = 0;
+    for segment in segments {
+        let len = (buf.len() - done).min(segment.len as usize);
+        if ram
+            .write_slice(&buf[done..done + len], GuestAddress(segment.addr))
+            .is_err()
+        {
+            break;
+        }
+        done += len;
+        if done == buf.len() {
+            break;
+        }
+    }
+    done
+}
+
+/// The part of `segments` from byte `skip` on, `take` bytes long at most.
+pub fn window(
+    segments: &[Segment],
+    mut skip: u64,
+    mut take: u64,
+) -> impl Iterator<Item = Segment> + '_ {
+    segments.iter().filter_map(move |segment| {
+        let len = u64::from(segment.len);
+        let from = skip.min(len);
+        skip -= from;
+        let len = (len - from).min(take);
+        take -= len;
+        // `len` came out of a u32.
+        (len > 0).then(|| Segment {
+            addr: segment.addr + from,
+            len: u32::try_from(len).unwrap_or(u32::MAX),
+        })
+    })
+}
+
+/// Host `iovec`s for segments of a chain that was read from this `ram`.
+pub fn iovecs(ram: &GuestRam, segments: impl Iterator<Item = Segment>, out: &mut Vec<libc::iovec>) {
+    out.extend(segments.filter_map(|s| host_iovec(ram, GuestAddress(s.addr), s.len as usize)));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn window_cuts_across_segments() {
+        let segments = [
+            Segment { addr: 100, len: 10 },
+            Segment { addr: 200, len: 10 },
+        ];
+        let cut: Vec<_> = window(&segments, 8, 4).collect();
+        assert_eq!(
+            cut,
+            [Segment { addr: 108, len: 2 }, Segment { addr: 200, len: 2 }]
+        );
+        assert_eq!(window(&segments, 20, 4).count(), 0);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(128))]
+        #[test]
+        fn window_has_the_asked_length(lens in proptest::collection::vec(0u32..100, 0..8), skip in 0u64..400, take in 0u64..400) {
+            let segments: Vec<_> = lens.iter().map(|&len| Segment { addr: 0x1000, len }).collect();
+            let got: u64 = window(&segments, skip, take).map(|s| u64::from(s.len)).sum();
+            prop_assert_eq!(got, total(&segments).saturating_sub(skip).min(take));
+        }
+    }
+}

@@ -1,0 +1,190 @@
+//! A virtqueue as a device holds it while activated: the ring, the doorbell and the interrupt.
+
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use virtio_queue::{Queue, QueueT};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::chain::{Chain, RingFault};
+use super::interrupt::Interrupts;
+use crate::memory::{Bytes, GuestAddress, GuestRam};
+
+/// An enabled virtqueue.
+#[derive(Debug)]
+pub struct VirtQueue {
+    /// Index within the device.
+    pub index: u16,
+    queue: Queue,
+    ram: Arc<GuestRam>,
+    kick: Arc<EventFd>,
+    interrupts: Arc<Interrupts>,
+}
+
+impl VirtQueue {
+    /// Takes a queue the driver has set up.
+    ///
+    /// # Errors
+    /// When an area of it is not RAM.
+    pub fn new(
+        index: u16,
+        queue: Queue,
+        ram: Arc<GuestRam>,
+        kick: Arc<EventFd>,
+        interrupts: Arc<Interrupts>,
+    ) -> Result<Self, RingFault> {
+        let size = u64::from(queue.size());
+        // virtio 1.3 §2.7: sizes of the three areas, with the event index words.
+        for (what, addr, len) in [
+            ("descriptor table", queue.desc_table(), 16 * size),
+            ("available ring", queue.avail_ring(), 6 + 2 * size),
+            ("used ring", queue.used_ring(), 6 + 8 * size),
+        ] {
+            let len = usize::try_from(len).unwrap_or(usize::MAX);
+            if addr == 0 || crate::memory::host_slice(&ram, GuestAddress(addr), len).is_none() {
+                return Err(RingFault::Ring { what, addr });
+            }
+        }
+        Ok(Self {
+            index,
+            queue,
+            ram,
+            kick,
+            interrupts,
+        })
+    }
+
+    /// The guest's RAM.
+    pub fn ram(&self) -> &Arc<GuestRam> {
+        &self.ram
+    }
+
+    /// Ring state: addresses, size, indices.
+    pub fn ring(&self) -> &Queue {
+        &self.queue
+    }
+
+    /// The doorbell's descriptor.
+    pub fn kick_fd(&self) -> RawFd {
+        self.kick.as_raw_fd()
+    }
+
+    /// Clears the doorbell.
+    pub fn take_kick(&self) {
+        // EAGAIN only says that it was not rung.
+        let _ = self.kick.read();
+    }
+
+    /// Rings our own doorbell, so that work left over is seen after a resume.
+    pub fn ring_self(&self) {
+        let _ = self.kick.write(1);
+    }
+
+    /// The next request, into `chain`. `false` when the ring is empty.
+    ///
+    /// # Errors
+    /// [`RingFault`] when the driver broke a rule; the queue must not be used again.
+    pub fn pop(&mut self, chain: &mut Chain) -> Result<bool, RingFault> {
+        let size = self.queue.size();
+        let ring = |_| RingFault::Ring {
+            what: "available ring",
+            addr: self.queue.avail_ring(),
+        };
+        let avail = self
+            .queue
+            .avail_idx(&*self.ram, Ordering::Acquire)
+            .map_err(ring)?
+            .0;
+        let next = self.queue.next_avail();
+        let ahead = avail.wrapping_sub(next);
+        if ahead == 0 {
+            return Ok(false);
+        }
+        if ahead > size {
+            return Err(RingFault::AvailIndex { ahead, size });
+        }
+        let slot = self.queue.avail_ring() + 4 + 2 * u64::from(next % size);
+        let head: u16 = self
+            .ram
+            .read_obj(GuestAddress(slot))
+            .map_err(|_| RingFault::Ring {
+                what: "available ring",
+                addr: slot,
+            })?;
+        let head = u16::from_le(head);
+        if head >= size {
+            return Err(RingFault::Head { head, size });
+        }
+        chain.read(&self.ram, self.queue.desc_table(), size, head)?;
+        self.queue.set_next_avail(next.wrapping_add(1));
+        Ok(true)
+    }
+
+    /// Puts the last `count` popped chains back: they were not used.
+    pub fn unpop(&mut self, count: u16) {
+        self.queue
+            .set_next_avail(self.queue.next_avail().wrapping_sub(count));
+    }
+
+    /// Gives a chain back with `written` bytes in its writable part.
+    ///
+    /// # Errors
+    /// When the used ring is not RAM any more (it always is).
+    pub fn push(&mut self, head: u16, written: u32) -> Result<(), RingFault> {
+        let addr = self.queue.used_ring();
+        self.queue
+            .add_used(&*self.ram, head, written)
+            .map_err(|_| RingFault::Ring {
+                what: "used ring",
+                addr,
+            })
+    }
+
+    /// Interrupts the driver if it wants to know of the pushes so far.
+    ///
+    /// # Errors
+    /// As [`VirtQueue::push`].
+    pub fn notify(&mut self) -> Result<(), RingFault> {
+        let addr = self.queue.avail_ring();
+        let wanted = self
+            .queue
+            .needs_notification(&*self.ram)
+            .map_err(|_| RingFault::Ring {
+                what: "available ring",
+                addr,
+            })?;
+        if wanted {
+            self.interrupts.queue(self.index);
+        }
+        Ok(())
+    }
+
+    /// Asks for a doorbell at the next request. `true` when one is there already.
+    ///
+    /// # Errors
+    /// As [`VirtQueue::push`].
+    pub fn enable_kicks(&mut self) -> Result<bool, RingFault> {
+        let addr = self.queue.used_ring();
+        self.queue
+            .enable_notification(&*self.ram)
+            .map_err(|_| RingFault::Ring {
+                what: "used ring",
+                addr,
+            })
+    }
+
+    /// Asks for no doorbells while we poll.
+    ///
+    /// # Errors
+    /// As [`VirtQueue::push`].
+    pub fn disable_kicks(&mut self) -> Result<(), RingFault> {
+        let addr = self.queue.used_ring();
+        self.queue
+            .disable_notification(&*self.ram)
+            .map_err(|_| RingFault::Ring {
+                what: "used ring",
+                addr,
+            })
+    }
+}

@@ -1,0 +1,338 @@
+//! Builds a VM out of its configuration and runs it to its end.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{FromRawFd, IntoRawFd};
+use std::sync::{Arc, Barrier};
+
+use kvm_bindings::{
+    KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config,
+    kvm_userspace_memory_region,
+};
+use kvm_ioctls::{Cap, IoEventAddress, Kvm, NoDatamatch, VmFd};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::boot::{self, acpi, cpu};
+use crate::bus::Bus;
+use crate::config::{MAX_DEVICES, VmConfig};
+use crate::control::ControlServer;
+use crate::event_loop::{EndSlot, EventLoop, LoopHandle};
+use crate::exit::{End, ExitClass};
+use crate::irq::{IrqError, KvmRouter, Pin};
+use crate::jail::{self, seccomp};
+use crate::memory::Address;
+use crate::memory::{self, ECAM, GuestMemoryBackend, GuestMemoryRegion, GuestRam, PCI_WINDOW};
+use crate::output::Output;
+use crate::pci::bus::{ConfigPorts, Ecam, PciBus, SLOTS, Window};
+use crate::pci::virtio::{BAR_SIZE, Doorbells, Machine, VirtioFunction};
+use crate::platform::{power, serial};
+use crate::resources::{self, Resources};
+use crate::vcpu::{Buses, VcpuSet};
+use crate::virtio::Device;
+use crate::virtio::block::Block;
+use crate::virtio::console::Console;
+use crate::virtio::net::{Net, NetOptions, vhost::VhostNet};
+use crate::virtio::rng::Rng;
+
+const _: () = assert!(
+    MAX_DEVICES + 3 <= SLOTS,
+    "host bridge, rng and console need slots too"
+);
+
+/// Runs the VM of `config` until it ends. In a jail with its own pid namespace, the calling process only waits and ends
+/// with the VM's exit code; the VM runs in a child.
+pub fn run(config: &VmConfig) -> End {
+    match build_and_run(config) {
+        Ok(end) | Err(end) => end,
+    }
+}
+
+fn build_and_run(config: &VmConfig) -> Result<End, End> {
+    let kvm_end = |e: &dyn std::fmt::Display| End::new(ExitClass::Kvm, e.to_string());
+    if config.jail.is_some() {
+        resources::close_others(config)
+            .map_err(|e| End::new(ExitClass::Jail, format!("jail: close descriptors: {e}")))?;
+    }
+    let resources =
+        Resources::open(config).map_err(|e| End::new(ExitClass::Resource, e.to_string()))?;
+    if let Some(jail) = &config.jail {
+        jail::close(jail).map_err(|e| End::new(ExitClass::Jail, e.to_string()))?;
+    }
+    quiet_allocator();
+
+    // SAFETY: the descriptor is owned and given away here.
+    let kvm = unsafe { Kvm::from_raw_fd(resources.kvm.into_raw_fd()) };
+    let vm = Arc::new(create_vm(&kvm, config)?);
+    let ram = memory::allocate(config.memory_mib)
+        .map_err(|e| End::new(ExitClass::Resource, e.to_string()))?;
+    map_memory(&vm, &ram).map_err(|e| kvm_end(&e))?;
+
+    let sci = Pin::new(vm.clone(), power::SCI.into());
+    let power = power::Power::new(sci.share(0));
+    let end = EndSlot::new().map_err(|e| End::host_fault(format!("eventfd: {e}")))?;
+    let handle = LoopHandle::new().map_err(|e| End::host_fault(format!("eventfd: {e}")))?;
+    let control = resources
+        .control
+        .map(ControlServer::new)
+        .transpose()
+        .map_err(|e| End::new(ExitClass::Resource, format!("control: {e}")))?;
+    let mut event_loop = EventLoop::new(handle.clone(), end.clone(), power.clone(), control)
+        .map_err(|e| End::host_fault(format!("epoll: {e}")))?;
+
+    let machine = Machine {
+        ram: ram.clone(),
+        router: Arc::new(KvmRouter::new(vm.clone())),
+        doorbells: Arc::new(KvmDoorbells(vm.clone())),
+        devices: handle,
+    };
+    let devices = make_devices(config, resources.disks, resources.nets, resources.console)?;
+    let pci = plug(devices, &mut event_loop, &vm, &machine).map_err(|e| kvm_end(&e))?;
+    let serial_output = resources.serial.map(Output::new);
+    let has_serial = serial_output.is_some();
+    let buses = Arc::new(wire(pci, power, serial_output, &vm));
+
+    let (mut kernel, mut initrd) = (resources.kernel, resources.initrd);
+    let kernel_name = config.kernel.to_string();
+    let initrd_name = config
+        .initrd
+        .as_ref()
+        .map(ToString::to_string)
+        .unwrap_or_default();
+    let entry = boot::load(
+        &ram,
+        config.memory_mib,
+        (&kernel_name, &mut kernel),
+        initrd.as_mut().map(|file| (initrd_name.as_str(), file)),
+        &config.cmdline,
+        &acpi::tables(config.vcpus, has_serial),
+    )
+    .map_err(|e| End::new(ExitClass::Image, e.to_string()))?;
+    drop((kernel, initrd));
+
+    let cpuid = kvm
+        .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+        .map_err(|e| kvm_end(&format!("kvm: cannot ask for CPUID: {e}")))?;
+    let tsc_deadline = kvm.check_extension(Cap::TscDeadlineTimer);
+    let mut vcpus = Vec::new();
+    for index in 0..config.vcpus {
+        let vcpu = vm
+            .create_vcpu(index.into())
+            .map_err(|e| kvm_end(&format!("kvm: cannot make vCPU {index}: {e}")))?;
+        let entry = (index == 0).then_some(entry);
+        cpu::set_up(
+            &vcpu,
+            index,
+            config.vcpus,
+            &cpuid,
+            tsc_deadline,
+            entry,
+            &ram,
+        )
+        .map_err(|e| kvm_end(&e))?;
+        vcpus.push(vcpu);
+    }
+    drop(kvm);
+
+    let jailed = config.jail.is_some();
+    let ready = Arc::new(Barrier::new(usize::from(config.vcpus) + 1));
+    let vcpus = VcpuSet::start(vcpus, &buses, &end, &ready, jailed)
+        .map_err(|e| End::host_fault(format!("cannot start vCPU threads: {e}")))?;
+    ready.wait();
+    if jailed {
+        seccomp::close(seccomp::ThreadKind::Device)
+            .map_err(|e| End::new(ExitClass::Jail, e.to_string()))?;
+    }
+    vcpus.resume();
+    Ok(event_loop.run(&vcpus))
+}
+
+/// A VM with interrupt controllers and timer.
+fn create_vm(kvm: &Kvm, config: &VmConfig) -> Result<VmFd, End> {
+    let fail = |what: &str| {
+        let what = what.to_string();
+        move |e: kvm_ioctls::Error| End::new(ExitClass::Kvm, format!("kvm: cannot {what}: {e}"))
+    };
+    let version = kvm.get_api_version();
+    if version != KVM_API_VERSION as i32 {
+        let text = format!(
+            "kvm: {} is not KVM (API version {version}, expected {KVM_API_VERSION})",
+            config.kvm
+        );
+        return Err(End::new(ExitClass::Kvm, text));
+    }
+    let (host, most) = (kvm.get_nr_vcpus(), kvm.get_max_vcpus());
+    if usize::from(config.vcpus) > most {
+        return Err(End::new(
+            ExitClass::Kvm,
+            format!("kvm: vcpus is {}, this host allows {most}", config.vcpus),
+        ));
+    }
+    if usize::from(config.vcpus) > host {
+        eprintln!(
+            "vmm: {} vCPUs on a host of {host} CPUs: expect them to wait for each other",
+            config.vcpus
+        );
+    }
+    let vm = kvm.create_vm().map_err(fail("make a VM"))?;
+    // Intel only; elsewhere KVM ignores or refuses them, and needs neither.
+    let _ = vm.set_identity_map_address(memory::IDENTITY_MAP);
+    let _ = vm.set_tss_address(memory::KVM_TSS as usize);
+    vm.create_irq_chip()
+        .map_err(fail("make interrupt controllers"))?;
+    // Without the dummy speaker port a kernel that calibrates against the PIT spins for ever.
+    let pit = kvm_pit_config {
+        flags: KVM_PIT_SPEAKER_DUMMY,
+        ..Default::default()
+    };
+    vm.create_pit2(pit).map_err(fail("make the timer"))?;
+    Ok(vm)
+}
+
+fn map_memory(vm: &VmFd, ram: &GuestRam) -> Result<(), String> {
+    for (slot, region) in (0u32..).zip(ram.iter()) {
+        let region = kvm_userspace_memory_region {
+            slot,
+            flags: 0,
+            guest_phys_addr: region.start_addr().raw_value(),
+            memory_size: region.len(),
+            userspace_addr: region.as_ptr() as u64,
+        };
+        // SAFETY: the range is ours, unshared with other slots, and lives as long as the VM: every device holds the RAM.
+        unsafe { vm.set_user_memory_region(region) }
+            .map_err(|e| format!("kvm: cannot map guest memory: {e}"))?;
+    }
+    Ok(())
+}
+
+type Nets = Vec<(crate::virtio::net::tap::Tap, Option<File>)>;
+type ConsoleFiles = Option<(std::os::fd::OwnedFd, Option<std::os::fd::OwnedFd>)>;
+
+/// Devices in PCI order: disks, network cards, console, entropy.
+fn make_devices(
+    config: &VmConfig,
+    disks: Vec<File>,
+    nets: Nets,
+    console: ConsoleFiles,
+) -> Result<Vec<Box<dyn Device>>, End> {
+    let mut devices: Vec<Box<dyn Device>> = Vec::new();
+    for (disk, file) in config.disks.iter().zip(disks) {
+        let block = Block::new(&disk.id, file, disk.read_only).map_err(|e| {
+            End::new(
+                ExitClass::Resource,
+                format!("disk {}: {}: {e}", disk.id, disk.file),
+            )
+        })?;
+        devices.push(Box::new(block));
+    }
+    for (n, (net, (tap, vhost))) in config.nets.iter().zip(nets).enumerate() {
+        let options = NetOptions {
+            name: format!("net{n}"),
+            mac: net.mac,
+            mtu: net.mtu,
+        };
+        let device = match vhost {
+            None => Net::user(tap, options),
+            Some(file) => {
+                let vhost = VhostNet::new(file).map_err(|e| {
+                    End::new(ExitClass::Resource, format!("net{n}: cannot set up vhost-net: {e}; leave out \"vhost\" to do without"))
+                })?;
+                Net::vhost(tap, vhost, options)
+            }
+        };
+        devices.push(Box::new(device));
+    }
+    if let Some((output, input)) = console {
+        devices.push(Box::new(Console::new("console".into(), output, input)));
+    }
+    if config.rng {
+        devices.push(Box::new(Rng::new("rng".into())));
+    }
+    Ok(devices)
+}
+
+/// Gives each device its slot, BAR and interrupt line.
+fn plug(
+    devices: Vec<Box<dyn Device>>,
+    event_loop: &mut EventLoop,
+    vm: &Arc<VmFd>,
+    machine: &Machine,
+) -> Result<PciBus, IrqError> {
+    let mut pci = PciBus::new();
+    let pins: Vec<Arc<Pin>> = (0..8)
+        .map(|n| Pin::new(vm.clone(), acpi::pci_gsi(n)))
+        .collect();
+    for (n, device) in devices.into_iter().enumerate() {
+        // Device 0 is the host bridge.
+        let number = n + 1;
+        let gsi = acpi::pci_gsi(number);
+        let line = pins[number % 8].share(number as u32);
+        let bar = PCI_WINDOW.0 as u32 + BAR_SIZE * number as u32;
+        let function =
+            VirtioFunction::new(n, &*device, bar, gsi as u8, Some(line), machine.clone())?;
+        pci.add(Box::new(function));
+        event_loop.add(device);
+    }
+    Ok(pci)
+}
+
+/// The address maps.
+fn wire(
+    pci: PciBus,
+    power: Arc<power::Power>,
+    serial_output: Option<Output>,
+    vm: &Arc<VmFd>,
+) -> Buses {
+    let pci = Arc::new(pci);
+    let (mut pio, mut mmio) = (Bus::default(), Bus::default());
+    mmio.insert(PCI_WINDOW.0, PCI_WINDOW.1, Arc::new(Window(pci.clone())));
+    mmio.insert(ECAM.0, ECAM.1, Arc::new(Ecam(pci.clone())));
+    pio.insert(0xcf8, 8, Arc::new(ConfigPorts(pci)));
+    pio.insert(power::BASE.into(), power::LEN.into(), power);
+    pio.insert(
+        power::KEYBOARD_PORT.into(),
+        1,
+        Arc::new(power::KeyboardReset),
+    );
+    if let Some(output) = serial_output {
+        let line = Pin::new(vm.clone(), serial::IRQ.into()).share(0);
+        pio.insert(
+            serial::BASE.into(),
+            serial::LEN.into(),
+            Arc::new(serial::SerialPort::new(output, line)),
+        );
+    }
+    Buses { pio, mmio }
+}
+
+struct KvmDoorbells(Arc<VmFd>);
+
+impl Doorbells for KvmDoorbells {
+    fn connect(&self, address: u64, eventfd: &EventFd) -> Result<(), IrqError> {
+        let done = self
+            .0
+            .register_ioevent(eventfd, &IoEventAddress::Mmio(address), NoDatamatch);
+        done.map_err(|e| IrqError::Io {
+            what: "connect a doorbell",
+            source: io::Error::from_raw_os_error(e.errno()),
+        })
+    }
+
+    fn disconnect(&self, address: u64, eventfd: &EventFd) -> Result<(), IrqError> {
+        let done = self
+            .0
+            .unregister_ioevent(eventfd, &IoEventAddress::Mmio(address), NoDatamatch);
+        done.map_err(|e| IrqError::Io {
+            what: "disconnect a doorbell",
+            source: io::Error::from_raw_os_error(e.errno()),
+        })
+    }
+}
+
+/// One heap for all threads: arenas of their own would cost each thread memory that it never uses.
+fn quiet_allocator() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: numbers only; called before other threads exist.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+    }
+}
