@@ -488,3 +488,98 @@ pub fn fuzz_attest(data: &[u8]) {
 }
 
 const FUZZ_CERT: &str = include_str!("../tests/data/device.cert.pem");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use holdfast_api::proto::attest::TpmPcrValue;
+    use proptest::prelude::*;
+
+    fn request() -> Vec<u8> {
+        ZAttestReq {
+            req_type: ZAttestReqType::AttestReqQuote as i32,
+            quote: Some(ZAttestQuote {
+                attest_data: vec![1; 40],
+                signature: vec![2; 64],
+                pcr_values: vec![TpmPcrValue {
+                    index: 1,
+                    hash_algo: 2,
+                    value: vec![3; 32],
+                }],
+                ..Default::default()
+            }),
+            ..Default::default()
+        }
+        .encode_to_vec()
+    }
+
+    #[test]
+    fn a_policy_without_a_tpm_is_only_met_by_a_tpm() {
+        let quote = ZAttestQuote::default();
+        let mut proof = Proof::default();
+        let open = answer_quote(&quote, &mut proof, None, &Policy::default());
+        assert_eq!(open.response, ZAttestResponseCode::Success as i32);
+        assert!(proof.token.is_some());
+        let policy = Policy {
+            enforce: true,
+            ..Policy::default()
+        };
+        let closed = answer_quote(&quote, &mut proof, None, &policy);
+        assert_eq!(closed.response, ZAttestResponseCode::QuoteFailed as i32);
+        assert!(closed.integrity_token.is_empty() && proof.token.is_none());
+    }
+
+    #[test]
+    fn an_old_nonce_is_not_taken() {
+        let device = Cert::from_pem("device", FUZZ_CERT.as_bytes()).expect("certificate");
+        let mut nonce = None;
+        let ask = ZAttestReq {
+            req_type: 2,
+            ..Default::default()
+        }
+        .encode_to_vec();
+        answer(
+            &ask,
+            &device,
+            &mut Proof::default(),
+            &mut nonce,
+            &Policy::default(),
+        )
+        .expect("nonce");
+        let first = nonce.clone().expect("nonce").value;
+        answer(
+            &ask,
+            &device,
+            &mut Proof::default(),
+            &mut nonce,
+            &Policy::default(),
+        )
+        .expect("nonce");
+        assert_ne!(
+            nonce.clone().expect("nonce").value,
+            first,
+            "only the latest counts"
+        );
+        answer(
+            &request(),
+            &device,
+            &mut Proof::default(),
+            &mut nonce,
+            &Policy::default(),
+        )
+        .expect("answer");
+        assert!(nonce.is_none(), "a quote uses the nonce up, good or bad");
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn damaged_requests_are_answered_without_panic(at in 0usize..200, value: u8, cut in 0usize..200) {
+            let mut data = request();
+            let at = at % data.len();
+            data[at] = value;
+            data.truncate(cut);
+            fuzz_attest(&data);
+        }
+    }
+}

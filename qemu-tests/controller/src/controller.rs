@@ -536,7 +536,7 @@ impl Controller {
             .ok_or_else(|| ControllerError::Timeout {
                 what: what.to_owned(),
                 limit,
-                last_seen: self.shared.read(|state| last_seen(state)),
+                last_seen: self.shared.read(last_seen),
             })
     }
 }

@@ -13,6 +13,8 @@
 //! | `/count` | adds one to the counter file and shows it |
 //! | `/exit?code=N` | answers, then ends with this code |
 //!
+//! SIGTERM ends it at once: the default action is kept, there is nothing to tidy up.
+//!
 //! Settings come from the environment: `PORT` (80), `DATA_DIR` (`/var/lib/webapp`), `GREETING`, `APP_NAME`.
 
 use std::fmt::Write as _;

@@ -84,7 +84,7 @@ pub fn build(
     context: &Context<'_>,
 ) -> Result<wire::EdgeDevConfig, BuildError> {
     let builder = Builder { config, context };
-    let (images, volumes) = builder.implied();
+    let volumes = builder.volumes();
     let names = |kind: &'static str, names: Vec<&String>| -> Result<(), BuildError> {
         let mut seen = HashSet::new();
         match names.into_iter().find(|name| !seen.insert(name.as_str())) {
@@ -101,7 +101,7 @@ pub fn build(
         "datastore",
         config.datastores.iter().map(|d| &d.name).collect(),
     )?;
-    names("image", images.iter().map(|i| &i.name).collect())?;
+    names("image", config.images.iter().map(|i| &i.name).collect())?;
     names("volume", volumes.iter().map(|v| &v.name).collect())?;
     names(
         "network instance",
@@ -148,7 +148,7 @@ pub fn build(
             }
             _ => Vec::new(),
         },
-        content_info: builder.each(&images, |i| builder.content_tree(i))?,
+        content_info: builder.each(&config.images, |i| builder.content_tree(i))?,
         volumes: builder.each(&volumes, |v| builder.volume(v))?,
         controllercert_confighash: context.certs_hash.clone(),
         maintenance_mode: config.maintenance,
@@ -219,8 +219,8 @@ impl Builder<'_> {
         object_id(self.context.device, kind, name).to_string()
     }
 
-    /// Images and volumes with those that apps name in the short form.
-    fn implied(&self) -> (Vec<Image>, Vec<Volume>) {
+    /// The volumes, with those that apps name in the short form.
+    fn volumes(&self) -> Vec<Volume> {
         let mut volumes = self.config.volumes.clone();
         for app in &self.config.apps {
             if let Some(image) = &app.image {
@@ -234,7 +234,7 @@ impl Builder<'_> {
                 });
             }
         }
-        (self.config.images.clone(), volumes)
+        volumes
     }
 
     fn network(&self, network: &Network) -> Result<wire::NetworkConfig, BuildError> {
