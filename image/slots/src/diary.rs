@@ -55,8 +55,11 @@ impl Diary {
     /// # Errors
     /// [`StoreError`]; a caller may go on with an empty diary.
     pub fn load(store: &(impl Store + ?Sized)) -> Result<Diary, StoreError> {
-        let Some(bytes) = DIARY.read(store)? else { return Ok(Diary::default()) };
-        let mut diary: Diary = serde_json::from_slice(&bytes).map_err(|e| DIARY.contents_error(e))?;
+        let Some(bytes) = DIARY.read(store)? else {
+            return Ok(Diary::default());
+        };
+        let mut diary: Diary =
+            serde_json::from_slice(&bytes).map_err(|e| DIARY.contents_error(e))?;
         diary.trim();
         Ok(diary)
     }
@@ -73,8 +76,14 @@ impl Diary {
     /// A boot begins; gives its number.
     pub fn begin(&mut self, slot: Option<Slot>, version: &str) -> u64 {
         self.boots = self.boots.saturating_add(1);
-        let version = cut(version);
-        self.entries.push_back(Entry { boot: self.boots, slot, version, started: None, end: None });
+        let version = cut(version, 64);
+        self.entries.push_back(Entry {
+            boot: self.boots,
+            slot,
+            version,
+            started: None,
+            end: None,
+        });
         self.trim();
         self.boots
     }
@@ -89,7 +98,11 @@ impl Diary {
     /// This boot is about to end. The first reason stays: what follows from it is not the cause.
     pub fn end(&mut self, reason: BootReason, text: &str, time: Option<u64>) {
         if let Some(e) = self.entries.back_mut().filter(|e| e.end.is_none()) {
-            e.end = Some(End { reason, text: cut(text), time });
+            e.end = Some(End {
+                reason,
+                text: cut(text, MAX_TEXT),
+                time,
+            });
         }
     }
 
@@ -102,12 +115,19 @@ impl Diary {
     /// How the boot before this one ended, for reports: class, text, time. `pstore` says that a kernel crash was found.
     #[must_use]
     pub fn previous_end(&self, kernel_crash: Option<&str>) -> End {
-        let end = |reason, text: &str| End { reason, text: text.into(), time: None };
+        let end = |reason, text: &str| End {
+            reason,
+            text: text.into(),
+            time: None,
+        };
         match (self.previous(), kernel_crash) {
-            (_, Some(text)) => end(BootReason::Kernel, &cut(text)),
+            (_, Some(text)) => end(BootReason::Kernel, &cut(text, MAX_TEXT)),
             (None, None) => end(BootReason::First, "first boot"),
             (Some(Entry { end: Some(e), .. }), None) => e.clone(),
-            (Some(_), None) => end(BootReason::PowerFail, "no reason was recorded: power loss, reset button or hang"),
+            (Some(_), None) => end(
+                BootReason::PowerFail,
+                "no reason was recorded: power loss, reset button or hang",
+            ),
         }
     }
 
@@ -122,7 +142,11 @@ impl Diary {
 ///
 /// # Errors
 /// [`StoreError`].
-pub fn save_kernel_log(store: &mut (impl Store + ?Sized), boot: u64, log: &[u8]) -> Result<(), StoreError> {
+pub fn save_kernel_log(
+    store: &mut (impl Store + ?Sized),
+    boot: u64,
+    log: &[u8],
+) -> Result<(), StoreError> {
     let room = KERNEL_LOG.capacity() - 8;
     let tail = &log[log.len().saturating_sub(room)..];
     KERNEL_LOG.write(store, &[&boot.to_le_bytes(), tail].concat())
@@ -132,17 +156,26 @@ pub fn save_kernel_log(store: &mut (impl Store + ?Sized), boot: u64, log: &[u8])
 ///
 /// # Errors
 /// [`StoreError`].
-pub fn load_kernel_log(store: &(impl Store + ?Sized)) -> Result<Option<(u64, Vec<u8>)>, StoreError> {
-    let split = |b: Vec<u8>| b.split_first_chunk::<8>().map(|(n, log)| (u64::from_le_bytes(*n), log.to_vec()));
+pub fn load_kernel_log(
+    store: &(impl Store + ?Sized),
+) -> Result<Option<(u64, Vec<u8>)>, StoreError> {
+    let split = |b: Vec<u8>| {
+        b.split_first_chunk::<8>()
+            .map(|(n, log)| (u64::from_le_bytes(*n), log.to_vec()))
+    };
     Ok(KERNEL_LOG.read(store)?.and_then(split))
 }
 
-fn cut(text: &str) -> String {
-    let mut end = text.len().min(MAX_TEXT);
+/// At most `limit` bytes, without control characters other than line breaks: those would swell in JSON.
+fn cut(text: &str, limit: usize) -> String {
+    let mut end = text.len().min(limit);
     while !text.is_char_boundary(end) {
         end -= 1;
     }
-    text[..end].into()
+    text[..end]
+        .chars()
+        .map(|c| if c.is_control() && c != '\n' { ' ' } else { c })
+        .collect()
 }
 
 #[cfg(test)]
@@ -176,7 +209,7 @@ mod tests {
         let mut d = Diary::default();
         for _ in 0..200 {
             d.begin(Some(Slot::A), &"\u{1}ä".repeat(4000));
-            d.end(BootReason::Fatal, &"\u{1}€".repeat(4000), None);
+            d.end(BootReason::Fatal, &"\u{1}\"€".repeat(4000), None);
         }
         d.save(&mut store).unwrap();
         let d = Diary::load(&store).unwrap();

@@ -62,26 +62,50 @@ fn index(slot: Slot) -> usize {
 
 impl Machine {
     fn flashed(cuts: Vec<usize>) -> Machine {
-        let image = Image { version: "v0".into(), epoch: 0 };
-        let first = Content { image, quality: Quality::Good, passed: true };
-        Machine { slots: [Some(first), None], order: vec![], next: None, state: None, epoch: 0, running: Slot::A, cuts, boots: 0, versions: 0 }
+        let image = Image {
+            version: "v0".into(),
+            epoch: 0,
+        };
+        let first = Content {
+            image,
+            quality: Quality::Good,
+            passed: true,
+        };
+        Machine {
+            slots: [Some(first), None],
+            order: vec![],
+            next: None,
+            state: None,
+            epoch: 0,
+            running: Slot::A,
+            cuts,
+            boots: 0,
+            versions: 0,
+        }
     }
 
     fn bootable(&self, slot: Slot) -> bool {
-        self.slots[index(slot)].as_ref().is_some_and(|c| c.quality != Quality::Dead)
+        self.slots[index(slot)]
+            .as_ref()
+            .is_some_and(|c| c.quality != Quality::Dead)
     }
 
     fn content(&self, slot: Slot) -> &Content {
-        self.slots[index(slot)].as_ref().expect("a slot that holds something")
+        self.slots[index(slot)]
+            .as_ref()
+            .expect("a slot that holds something")
     }
 
     /// Power on, until the machine rests: committed and stable, or with a trial that passed.
     fn power_on(&mut self) {
         for attempt in 0.. {
-            assert!(attempt < 40, "the machine does not come to rest: {:?}", self.state);
-            match self.boot() {
-                Ok(true) => return,
-                Ok(false) | Err(Cut) => {}
+            assert!(
+                attempt < 40,
+                "the machine does not come to rest: {:?}",
+                self.state
+            );
+            if let Ok(true) = self.boot() {
+                return;
             }
         }
     }
@@ -89,22 +113,39 @@ impl Machine {
     /// One boot; `true` when it stays up.
     fn boot(&mut self) -> Result<bool, Cut> {
         self.boots += 1;
-        let mut candidates: Vec<Slot> = self.next.take().into_iter().chain(self.order.clone()).collect();
+        let mut candidates: Vec<Slot> = self
+            .next
+            .take()
+            .into_iter()
+            .chain(self.order.clone())
+            .collect();
         // Firmware without entries tries the only partition of ESP type.
         candidates.push(Slot::A);
-        let slot = candidates.into_iter().find(|s| self.bootable(*s)).expect("something boots");
+        let slot = candidates
+            .into_iter()
+            .find(|s| self.bootable(*s))
+            .expect("something boots");
         self.running = slot;
         let content = self.content(slot).clone();
-        let mut record = self.state.clone().unwrap_or_else(|| Record::initial(slot, content.image.clone()));
+        let mut record = self
+            .state
+            .clone()
+            .unwrap_or_else(|| Record::initial(slot, content.image.clone()));
         let asked_for = slot == record.committed
             || matches!(&record.phase, Phase::Staged { image, .. } | Phase::Armed(image) | Phase::Trial { image, .. } | Phase::Committing(image) if *image == content.image);
         let wiped = self.order.is_empty();
-        assert!(asked_for || wiped || content.passed, "slot {slot} runs unasked: {record:?}");
+        assert!(
+            asked_for || wiped || content.passed,
+            "slot {slot} runs unasked: {record:?}"
+        );
         let first = (self.order.len() >= 2).then(|| self.order[0]);
         let facts = BootFacts {
             running: slot,
             image: content.image.clone(),
-            nvram: Nvram { available: true, first },
+            nvram: Nvram {
+                available: true,
+                first,
+            },
             previous_end: String::new(),
         };
         if self.send(&mut record, Event::Boot(facts))? {
@@ -116,18 +157,24 @@ impl Machine {
                     self.slots[index(slot)].as_mut().unwrap().passed = true;
                     self.send(&mut record, Event::TrialPassed)?;
                 }
-                Quality::Fails => return self.send(&mut record, Event::TrialFailed("unhealthy".into())).map(|r| !r),
+                Quality::Fails => {
+                    return self
+                        .send(&mut record, Event::TrialFailed("unhealthy".into()))
+                        .map(|r| !r);
+                }
                 Quality::Hangs | Quality::Dead => return Ok(false),
             }
         }
-        assert_eq!(record.phase == Phase::Stable || matches!(record.phase, Phase::Staged { .. }), true, "{record:?}");
+        assert!(matches!(record.phase, Phase::Stable | Phase::Staged { .. }), "{record:?}");
         assert_eq!(record.committed, slot);
         Ok(true)
     }
 
     /// Carries an event out; `true` when it ends in a reboot.
     fn send(&mut self, record: &mut Record, event: Event) -> Result<bool, Cut> {
-        let Ok((after, effects)) = step(record, event) else { return Ok(false) };
+        let Ok((after, effects)) = step(record, event) else {
+            return Ok(false);
+        };
         for effect in effects {
             if let Some(left) = self.cuts.first_mut() {
                 if *left == 0 {
@@ -139,8 +186,18 @@ impl Machine {
             match effect {
                 Effect::WriteRecord(r) => {
                     let committed = self.content(r.committed);
-                    assert!(committed.passed, "an image that has not passed is committed: {r:?}");
-                    assert!(committed.image.epoch >= self.epoch, "the committed image could not open the vault");
+                    assert!(
+                        committed.passed,
+                        "an image that has not passed is committed: {r:?}"
+                    );
+                    let booting = match r.phase {
+                        Phase::Committing(_) => self.content(r.target()),
+                        _ => committed,
+                    };
+                    assert!(
+                        booting.image.epoch >= self.epoch,
+                        "the committed image could not open the vault: {r:?}"
+                    );
                     self.state = Some(r.clone());
                     *record = r;
                 }
@@ -151,7 +208,10 @@ impl Machine {
                 Effect::Reboot { .. } => return Ok(true),
             }
         }
-        assert_eq!(*record, after, "the last record written is the one returned");
+        assert_eq!(
+            *record, after,
+            "the last record written is the one returned"
+        );
         Ok(false)
     }
 
@@ -161,6 +221,8 @@ impl Machine {
             Action::Update(quality, epoch) => self.update(&mut record, *quality, *epoch),
             Action::RetryCounter(n) => self.send(&mut record, Event::RetryCounter(*n)),
             Action::ForceFallback(n) => self.send(&mut record, Event::ForceFallback(*n)),
+            // With slot A broken as well this is a double fault: firmware then finds nothing of ESP type to start.
+            Action::WipeNvram if !self.bootable(Slot::A) => Ok(false),
             Action::WipeNvram => {
                 self.order.clear();
                 self.next = None;
@@ -176,7 +238,10 @@ impl Machine {
 
     fn update(&mut self, record: &mut Record, quality: Quality, epoch: u32) -> Result<bool, Cut> {
         self.versions += 1;
-        let image = Image { version: format!("v{}", self.versions), epoch };
+        let image = Image {
+            version: format!("v{}", self.versions),
+            epoch,
+        };
         let target = record.target();
         let before = record.clone();
         self.send(record, Event::BeginStage(image.clone()))?;
@@ -189,7 +254,11 @@ impl Machine {
             self.cuts.remove(0);
             return Err(Cut);
         }
-        self.slots[index(target)] = Some(Content { image, quality, passed: false });
+        self.slots[index(target)] = Some(Content {
+            image,
+            quality,
+            passed: false,
+        });
         self.send(record, Event::Staged)?;
         self.send(record, Event::Activate)
     }
@@ -271,7 +340,10 @@ fn an_update_that_is_not_cut_takes_one_boot_and_a_failing_one_two() {
                 let failure = record.failure.clone().unwrap();
                 assert!(failure.reason.contains(text), "{failure:?}");
                 // The same version is refused until the counter changes.
-                let image = Image { version: "v1".into(), epoch: 1 };
+                let image = Image {
+                    version: "v1".into(),
+                    epoch: 1,
+                };
                 assert!(step(&record, Event::BeginStage(image.clone())).is_err());
                 let (retry, _) = step(&record, Event::RetryCounter(1)).unwrap();
                 assert!(step(&retry, Event::BeginStage(image)).is_ok());
@@ -303,7 +375,26 @@ fn a_forced_fallback_goes_back_once_and_only_to_a_good_image() {
 
 #[test]
 fn a_downgrade_below_the_committed_epoch_is_refused_by_name() {
-    let record = Record { committed_epoch: 3, ..Record::initial(Slot::A, Image { version: "1".into(), epoch: 3 }) };
-    let e = step(&record, Event::BeginStage(Image { version: "0".into(), epoch: 2 })).unwrap_err();
-    assert_eq!(e.to_string(), "version 0 has security epoch 2, this machine has committed epoch 3: downgrade refused");
+    let record = Record {
+        committed_epoch: 3,
+        ..Record::initial(
+            Slot::A,
+            Image {
+                version: "1".into(),
+                epoch: 3,
+            },
+        )
+    };
+    let e = step(
+        &record,
+        Event::BeginStage(Image {
+            version: "0".into(),
+            epoch: 2,
+        }),
+    )
+    .unwrap_err();
+    assert_eq!(
+        e.to_string(),
+        "version 0 has security epoch 2, this machine has committed epoch 3: downgrade refused"
+    );
 }

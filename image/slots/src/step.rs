@@ -333,7 +333,10 @@ fn boot(mut r: Record, facts: BootFacts) -> (Record, Vec<Effect>) {
 
 /// Stands for "whatever that slot holds" in [`Phase::Armed`]: no valid version is empty.
 fn unknown() -> Image {
-    Image { version: String::new(), epoch: 0 }
+    Image {
+        version: String::new(),
+        epoch: 0,
+    }
 }
 
 fn is_unknown(image: &Image) -> bool {
@@ -343,7 +346,10 @@ fn is_unknown(image: &Image) -> bool {
 fn slot_broken(mut r: Record, running: Slot, reason: String) -> Outcome {
     if running != r.committed {
         return match r.phase.clone() {
-            Phase::Trial { image, reason: earlier } => Ok(give_up(r, image, earlier.unwrap_or(reason))),
+            Phase::Trial {
+                image,
+                reason: earlier,
+            } => Ok(give_up(r, image, earlier.unwrap_or(reason))),
             phase => refused("leave the damaged slot", &phase),
         };
     }
@@ -352,21 +358,34 @@ fn slot_broken(mut r: Record, running: Slot, reason: String) -> Outcome {
         (Phase::Staged { image, .. }, _, _) => image.clone(),
         (Phase::Stable, Some(good), _) => good.clone(),
         // It was tried blindly and did not even start.
-        (Phase::Stable, None, Some(f)) if f.tried && f.version.is_empty() => return Err(Refused::NoFallback { slot: to }),
+        (Phase::Stable, None, Some(f)) if f.tried && f.version.is_empty() => {
+            return Err(Refused::NoFallback { slot: to });
+        }
         (Phase::Stable, None, _) => unknown(),
         (phase, _, _) => return refused("leave the damaged slot", phase),
     };
-    let version = r.image_mut(running).take().map(|i| i.version).unwrap_or_default();
+    let version = r
+        .image_mut(running)
+        .take()
+        .map(|i| i.version)
+        .unwrap_or_default();
     let text = format!("{version} in slot {running} is damaged: {reason}; slot {to} boots instead");
     // Damage is not the version's fault: it may be written again.
-    r.failure = Some(Failure { version, reason, tried: false });
+    r.failure = Some(Failure {
+        version,
+        reason,
+        tried: false,
+    });
     r.phase = Phase::Armed(image);
     let fx = vec![
         Effect::EnsureEntries,
         Effect::SetBootOrder(running),
         Effect::SetBootNext(to),
         Effect::WriteRecord(r.clone()),
-        Effect::Reboot { reason: BootReason::Fallback, text },
+        Effect::Reboot {
+            reason: BootReason::Fallback,
+            text,
+        },
     ];
     Ok((r, fx))
 }
@@ -560,17 +579,34 @@ mod tests {
     use super::*;
 
     fn image(version: &str) -> Image {
-        Image { version: version.into(), epoch: 0 }
+        Image {
+            version: version.into(),
+            epoch: 0,
+        }
     }
 
     fn boots(record: &Record, running: Slot, version: &str) -> Record {
-        let nvram = Nvram { available: true, first: Some(record.committed) };
-        let facts = BootFacts { running, image: image(version), nvram, previous_end: String::new() };
+        let nvram = Nvram {
+            available: true,
+            first: Some(record.committed),
+        };
+        let facts = BootFacts {
+            running,
+            image: image(version),
+            nvram,
+            previous_end: String::new(),
+        };
         step(record, Event::Boot(facts)).unwrap().0
     }
 
     fn broken(record: &Record, running: Slot) -> Outcome {
-        step(record, Event::SlotBroken { running, reason: "block 7".into() })
+        step(
+            record,
+            Event::SlotBroken {
+                running,
+                reason: "block 7".into(),
+            },
+        )
     }
 
     #[test]
@@ -580,13 +616,22 @@ mod tests {
             record.image_b = known.then(|| image("1"));
             let (record, fx) = broken(&record, Slot::A).unwrap();
             assert!(fx.contains(&Effect::SetBootNext(Slot::B)));
-            assert!(matches!(fx.last(), Some(Effect::Reboot { reason: BootReason::Fallback, text }) if text.contains("block 7")));
+            assert!(
+                matches!(fx.last(), Some(Effect::Reboot { reason: BootReason::Fallback, text }) if text.contains("block 7"))
+            );
             let trial = boots(&record, Slot::B, "1");
-            assert!(matches!(&trial.phase, Phase::Trial { image, reason: None } if image.version == "1"), "{:?}", trial.phase);
+            assert!(
+                matches!(&trial.phase, Phase::Trial { image, reason: None } if image.version == "1"),
+                "{:?}",
+                trial.phase
+            );
             let (done, _) = step(&trial, Event::TrialPassed).unwrap();
             assert_eq!((done.committed, done.image_a.as_ref()), (Slot::B, None));
             // The reason stays, and the same version may be written again.
-            assert_eq!(done.failure.as_ref().map(|f| f.reason.as_str()), Some("block 7"));
+            assert_eq!(
+                done.failure.as_ref().map(|f| f.reason.as_str()),
+                Some("block 7")
+            );
             assert!(step(&done, Event::BeginStage(image("2"))).is_ok());
         }
     }
@@ -594,10 +639,16 @@ mod tests {
     #[test]
     fn damaged_slot_on_trial_fails_the_trial() {
         let mut record = Record::initial(Slot::A, image("1"));
-        record.phase = Phase::Trial { image: image("2"), reason: None };
+        record.phase = Phase::Trial {
+            image: image("2"),
+            reason: None,
+        };
         let (record, _) = broken(&record, Slot::B).unwrap();
         let back = boots(&record, Slot::A, "1");
-        assert!(back.failure.is_some_and(|f| f.tried && f.version == "2" && f.reason.contains("block 7")));
+        assert!(
+            back.failure
+                .is_some_and(|f| f.tried && f.version == "2" && f.reason.contains("block 7"))
+        );
     }
 
     #[test]
@@ -605,6 +656,9 @@ mod tests {
         let record = Record::initial(Slot::A, image("1"));
         let (record, _) = broken(&record, Slot::A).unwrap();
         let back = boots(&record, Slot::A, "1");
-        assert_eq!(broken(&back, Slot::A), Err(Refused::NoFallback { slot: Slot::B }));
+        assert_eq!(
+            broken(&back, Slot::A),
+            Err(Refused::NoFallback { slot: Slot::B })
+        );
     }
 }
