@@ -334,6 +334,9 @@ fn an_update_that_is_not_cut_takes_one_boot_and_a_failing_one_two() {
         let record = m.state.clone().unwrap();
         assert_eq!(m.boots, boots, "{quality:?}");
         assert_eq!(m.epoch, u32::from(quality == Quality::Good));
+        // Whatever came of it, the next power-on goes straight to the committed slot.
+        m.act(&Action::PowerCycle);
+        assert_eq!(m.boots, boots + 1, "{quality:?}");
         match reason {
             None => assert_eq!((record.committed, record.failure), (Slot::B, None)),
             Some(text) => {
