@@ -27,7 +27,8 @@ use crate::faults::Rule;
 use crate::http::{Reply, TlsSettings, read_body, reply};
 use crate::json::{from_json, names, to_json};
 use crate::pki::Role;
-use crate::state::{LogRecord, Shared, Source, State, StateError};
+use crate::records::{LogRecord, Onboarding, Source};
+use crate::state::{Shared, State, StateError};
 use crate::status::DeviceStatus;
 use bytes::Bytes;
 use hyper::body::Incoming;
@@ -151,7 +152,7 @@ async fn try_handle(
         }
         ("GET", ["onboarding"]) => ok(shared.read(|state| value(&state.onboarding))?),
         ("POST", ["onboarding"]) => {
-            let entry: crate::state::Onboarding = parse(&body)?;
+            let entry: Onboarding = parse(&body)?;
             let hash = shared
                 .update(|state| state.onboard(&entry.cert_pem, entry.serials))
                 .map_err(of_state)?;

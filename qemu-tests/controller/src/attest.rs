@@ -68,7 +68,7 @@ pub struct Report {
 /// What one device has proved; durable.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Proof {
-    /// Certificates, at most one of each kind.
+    /// Certificates; at most one for quotes and one for key agreement.
     pub certs: Vec<DeviceCert>,
     /// Integrity token in force, hex.
     pub token: Option<String>,
@@ -267,7 +267,8 @@ fn read_certs(certs: &[ZCert], device: &Cert) -> Result<Vec<DeviceCert>, BadRequ
                 return Err(bad("is not signed by the device key".into()));
             }
         }
-        if out.iter().any(|known| known.kind == cert.r#type) {
+        // The maker's endorsement certificate may come beside the device's own.
+        if signed_by_device && out.iter().any(|known| known.kind == cert.r#type) {
             return Err(bad("sent twice".into()));
         }
         out.push(DeviceCert {

@@ -7,7 +7,8 @@ use crate::endpoints::Quirks;
 use crate::faults::{Active, Rule};
 use crate::http::{self, TlsSettings};
 use crate::pki::{Pki, PkiError, PkiOptions, Role};
-use crate::state::{Device, LogRecord, RequestRecord, Served, Shared, Source, State, StateError};
+use crate::records::{LogRecord, RequestRecord, Served, Source};
+use crate::state::{Device, Shared, State, StateError};
 use crate::status::DeviceStatus;
 use crate::store::{self, StoreError};
 use crate::{admin, device_api};
@@ -40,7 +41,7 @@ pub struct Options {
     pub server_names: Vec<String>,
     /// Issue signing certificates through an intermediate CA.
     pub intermediate: bool,
-    /// Files served below `/files/` of the artifact server.
+    /// Files served below `/files/` of the artifact server; the folder is made if it is not there.
     pub files_dir: Option<PathBuf>,
     /// Answer as the reference controller where it differs from the specification.
     pub quirks: Quirks,
@@ -50,8 +51,10 @@ impl Options {
     /// Everything on free ports of 127.0.0.1, also reachable by QEMU guests as 10.0.2.2.
     pub fn loopback(data_dir: impl Into<PathBuf>) -> Self {
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        let data_dir = data_dir.into();
         Self {
-            data_dir: data_dir.into(),
+            files_dir: Some(data_dir.join("files")),
+            data_dir,
             device_addr: any,
             admin_addr: Some(any),
             artifact_addr: Some(any),
@@ -59,7 +62,6 @@ impl Options {
                 .map(str::to_owned)
                 .into(),
             intermediate: false,
-            files_dir: None,
             quirks: Quirks::default(),
         }
     }
@@ -131,6 +133,13 @@ impl Controller {
         let pki = Pki::load_or_create(&options.data_dir.join("pki"), &pki_options)?;
         let tls = TlsSettings::new(&pki.tls)?;
         let shared = Arc::new(Shared::new(State::load(options.data_dir.clone(), pki)?));
+        if let Some(files) = &options.files_dir {
+            std::fs::create_dir_all(files).map_err(|error| StoreError {
+                path: files.clone(),
+                action: "create folder",
+                cause: error.to_string(),
+            })?;
+        }
         let artifacts = Arc::new(Artifacts::new(options.files_dir.clone()));
         let images: Option<BTreeMap<String, PathBuf>> =
             store::read_json(&options.data_dir.join("images.json"))?;

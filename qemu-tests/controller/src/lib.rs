@@ -17,7 +17,7 @@
 //! - [`attest`], [`tpm`]: what a quote proves
 //! - [`config`]: the friendly document and its wire form; [`cipher`]: secrets in it
 //! - [`logs`], [`json`], [`status`]: what devices say, and how it is shown
-//! - [`state`], [`store`]: what is known and kept
+//! - [`records`], [`state`], [`store`]: what is known and kept
 //! - [`faults`]: rules that spoil answers
 //! - [`artifacts`], [`oci_build`]: images and files that devices fetch
 //! - [`admin`]: JSON over HTTP for people and scripts
@@ -40,6 +40,7 @@ pub mod json;
 pub mod logs;
 pub mod oci_build;
 pub mod pki;
+pub mod records;
 pub mod state;
 pub mod status;
 pub mod store;

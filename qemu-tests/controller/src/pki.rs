@@ -153,6 +153,7 @@ pub struct Pki {
     server_names: Vec<String>,
 }
 
+const KEY_BEGINS: &str = "-----BEGIN PRIVATE KEY-----";
 const ROOT_NAME: &str = "Holdfast test controller root";
 const INTERMEDIATE_NAME: &str = "Holdfast test controller intermediate";
 const FILES: [&str; 6] = [
@@ -194,15 +195,16 @@ impl Pki {
     /// names changed.
     pub fn load_or_create(dir: &Path, options: &PkiOptions) -> Result<Self, PkiError> {
         let load = |name: &'static str| -> Result<Option<Identity>, PkiError> {
-            let cert = read_optional(&dir.join(format!("{name}.cert.pem")))?;
-            let key = read_optional(&dir.join(format!("{name}.key.pem")))?;
-            match (cert, key) {
-                (Some(cert), Some(key)) => {
-                    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
-                    Identity::new(name, &text(cert), &text(key)).map(Some)
-                }
-                _ => Ok(None),
-            }
+            let Some(bytes) = read_optional(&dir.join(format!("{name}.pem")))? else {
+                return Ok(None);
+            };
+            let text = String::from_utf8_lossy(&bytes);
+            let at = text.find(KEY_BEGINS).ok_or_else(|| PkiError::Damaged {
+                name,
+                cause: format!("expected a certificate and then {KEY_BEGINS:?}"),
+            })?;
+            let (cert, key) = text.split_at(at);
+            Identity::new(name, cert, key).map(Some)
         };
         let names = read_optional(&dir.join("server-names"))?;
         let wanted = options.server_names.join("\n");
@@ -235,8 +237,7 @@ impl Pki {
         Ok(pki)
     }
 
-    /// Writes all files; each is replaced atomically, a key before its certificate's readers can see a mismatch only
-    /// if the machine stops between the two, which loading reports.
+    /// Writes all files, certificate and key of an identity in one, so that they always belong together.
     pub fn save(&self, dir: &Path) -> Result<(), PkiError> {
         let all = [
             Some(&self.root),
@@ -248,14 +249,8 @@ impl Pki {
         ];
         for (name, identity) in FILES.iter().zip(all) {
             if let Some(identity) = identity {
-                replace(
-                    &dir.join(format!("{name}.key.pem")),
-                    identity.key_pem.as_bytes(),
-                )?;
-                replace(
-                    &dir.join(format!("{name}.cert.pem")),
-                    identity.cert.pem.as_bytes(),
-                )?;
+                let both = format!("{}{}", identity.cert.pem, identity.key_pem);
+                replace(&dir.join(format!("{name}.pem")), both.as_bytes())?;
             }
         }
         replace(

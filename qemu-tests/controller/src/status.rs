@@ -1,7 +1,8 @@
 //! What is known of a device in the few lines that people and failed tests want to see first.
 
 use crate::attest::Report;
-use crate::state::{Device, Info};
+use crate::records::Info;
+use crate::state::Device;
 use holdfast_api::proto::info::z_info_msg::InfoContent;
 use holdfast_api::proto::info::{
     AttestationState, BaseOsStatus, BootReason, ErrorInfo, ZDeviceState, ZInfoDevice,

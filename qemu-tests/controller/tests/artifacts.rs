@@ -89,7 +89,7 @@ fn files_are_served_whole_or_in_part() {
     );
     for (path, status) in [
         ("/files/none", 404),
-        ("/files/../pki/root.key.pem", 404),
+        ("/files/../pki/root.pem", 404),
         ("/files/%2e%2e/x", 404),
     ] {
         assert_eq!(

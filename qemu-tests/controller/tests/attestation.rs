@@ -6,7 +6,7 @@ mod device;
 use device::*;
 use holdfast_test_controller::attest::{Policy, Template};
 use holdfast_test_controller::config::{
-    App, Datastore, DatastoreKind, DeviceConfig, Image, ImageFormat, NetworkInstance,
+    App, Datastore, DatastoreKind, DeviceConfig, Image, NetworkInstance,
 };
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -286,25 +286,13 @@ fn encrypted_user_data_is_served_once_the_devices_certificate_is_known_and_only_
     app.env.insert("SECRET".into(), "s3cret".into());
     app.encrypt = true;
     let config = DeviceConfig {
-        datastores: vec![Datastore {
-            name: "store".into(),
-            kind: DatastoreKind::Registry,
-            address: "localhost".into(),
-            path: String::new(),
-            user: String::new(),
-            password: String::new(),
-            encrypt: false,
-            ca_pem: Vec::new(),
-        }],
-        images: vec![Image {
-            name: "image".into(),
-            datastore: "store".into(),
-            url: "web:1".into(),
-            format: ImageFormat::Container,
-            sha256: String::new(),
-            max_size_bytes: 0,
-            generation: 0,
-        }],
+        datastores: vec![Datastore::new(
+            "store",
+            DatastoreKind::Registry,
+            "localhost",
+            &[],
+        )],
+        images: vec![Image::container("image", "store", "web:1")],
         network_instances: vec![NetworkInstance::local("local", "eth0", "10.1.0.0/24")],
         apps: vec![app],
         ..DeviceConfig::quick()

@@ -6,7 +6,8 @@ pub mod registry;
 
 use crate::faults::{Action, Endpoint};
 use crate::http::{Connection, FileFault, FileReply, Reply, reply};
-use crate::state::{RequestRecord, Shared, now_ms};
+use crate::records::RequestRecord;
+use crate::state::{Shared, now_ms};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use hyper::body::Incoming;
@@ -202,7 +203,7 @@ fn find(
             ) {
                 return refusal;
             }
-            registry::find(&artifacts.images(), path)
+            registry::find(&artifacts.images(), path, header("range"))
         }
         _ => Found::text(
             404,

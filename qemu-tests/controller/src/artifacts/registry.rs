@@ -54,7 +54,7 @@ pub(super) fn repository_of(path: &str) -> Option<&str> {
 }
 
 /// Finds what a path below `/v2` names.
-pub(super) fn find(images: &BTreeMap<String, PathBuf>, path: &str) -> Found {
+pub(super) fn find(images: &BTreeMap<String, PathBuf>, path: &str, range: Option<&str>) -> Found {
     if path == "/v2" || path == "/v2/" {
         return Found {
             status: 200,
@@ -80,7 +80,13 @@ pub(super) fn find(images: &BTreeMap<String, PathBuf>, path: &str) -> Found {
     if let Some(reference) = rest.strip_prefix("/manifests/") {
         manifest(layout, reference)
     } else if let Some(digest) = rest.strip_prefix("/blobs/") {
-        blob(layout, digest, "application/octet-stream", "BLOB_UNKNOWN")
+        blob(
+            layout,
+            digest,
+            range,
+            "application/octet-stream",
+            "BLOB_UNKNOWN",
+        )
     } else if rest == "/tags/list" {
         tags(layout, name)
     } else {
@@ -122,10 +128,16 @@ fn manifest(layout: &Path, reference: &str) -> Found {
     } else {
         media_type
     };
-    blob(layout, digest, media_type, "MANIFEST_UNKNOWN")
+    blob(layout, digest, None, media_type, "MANIFEST_UNKNOWN")
 }
 
-fn blob(layout: &Path, digest: &str, media_type: &str, unknown: &str) -> Found {
+fn blob(
+    layout: &Path,
+    digest: &str,
+    range: Option<&str>,
+    media_type: &str,
+    unknown: &str,
+) -> Found {
     let hex = digest.strip_prefix("sha256:").unwrap_or_default();
     if hex.len() != 64
         || !hex
@@ -138,7 +150,7 @@ fn blob(layout: &Path, digest: &str, media_type: &str, unknown: &str) -> Found {
             &format!("digest {digest:?}: expected sha256: and 64 lower-case hex digits"),
         );
     }
-    let mut found = open(&layout.join("blobs/sha256").join(hex), None, media_type);
+    let mut found = open(&layout.join("blobs/sha256").join(hex), range, media_type);
     if found.status == 404 {
         return error(404, unknown, &format!("{digest} is not known"));
     }

@@ -3,11 +3,11 @@
 use crate::args::{Command, Config, Devices, Faults, Image, Logs, Policy};
 use crate::client::{Client, Failure};
 use holdfast_test_controller::config::{
-    App, Datastore, DatastoreKind, DeviceConfig, ImageFormat, NetworkInstance,
+    self, App, Datastore, DatastoreKind, DeviceConfig, NetworkInstance,
 };
 use holdfast_test_controller::faults::{Active, Rule};
 use holdfast_test_controller::oci_build::{self, ImageConfig, Owners};
-use holdfast_test_controller::state::{LogRecord, RequestRecord};
+use holdfast_test_controller::records::{LogRecord, RequestRecord};
 use holdfast_test_controller::status::DeviceStatus;
 use serde_json::json;
 use std::io::Write;
@@ -53,7 +53,7 @@ pub fn run(command: Command, admin: SocketAddr) -> Result<(), Failure> {
         Command::Devices(Devices::Remove(device)) => {
             print(&client.delete(&format!("/api/devices/{}", device.id()))?)
         }
-        Command::Config(command) => config(&client, command),
+        Command::Config(command) => config_command(&client, command),
         Command::Info(device) => print(&client.get(&format!("/api/devices/{}/info", device.id()))?),
         Command::Metrics(device) => {
             print(&client.get(&format!("/api/devices/{}/metrics", device.id()))?)
@@ -145,7 +145,7 @@ fn material(client: &Client, out: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
-fn config(client: &Client, command: Config) -> Result<(), Failure> {
+fn config_command(client: &Client, command: Config) -> Result<(), Failure> {
     match command {
         Config::Set { file, wire, device } => {
             let bytes =
@@ -175,25 +175,17 @@ fn example() -> DeviceConfig {
     let mut app = App::container("web", "webapp", "local", &[(8080, 80)]);
     app.env.insert("GREETING".into(), "hello".into());
     DeviceConfig {
-        datastores: vec![Datastore {
-            name: "registry".into(),
-            kind: DatastoreKind::Registry,
-            address: "10.0.2.2:8444".into(),
-            path: String::new(),
-            user: String::new(),
-            password: String::new(),
-            encrypt: false,
-            ca_pem: Vec::new(),
-        }],
-        images: vec![holdfast_test_controller::config::Image {
-            name: "webapp".into(),
-            datastore: "registry".into(),
-            url: "demo/webapp:1".into(),
-            format: ImageFormat::Container,
-            sha256: String::new(),
-            max_size_bytes: 0,
-            generation: 0,
-        }],
+        datastores: vec![Datastore::new(
+            "registry",
+            DatastoreKind::Registry,
+            "10.0.2.2:8444",
+            &[],
+        )],
+        images: vec![config::Image::container(
+            "webapp",
+            "registry",
+            "demo/webapp:1",
+        )],
         network_instances: vec![NetworkInstance::local("local", "eth0", "10.11.12.0/24")],
         apps: vec![app],
         ..DeviceConfig::quick()

@@ -5,7 +5,10 @@
 //! objects. A document with a reference to nothing is refused; a test that wants a broken configuration on the wire
 //! builds a good one, breaks the message and sets it raw.
 
+mod apps;
 pub mod build;
+mod ports;
+mod storage;
 
 pub use build::{BuildError, Context, build, object_id};
 
@@ -229,6 +232,22 @@ pub struct Datastore {
     pub ca_pem: Vec<String>,
 }
 
+impl Datastore {
+    /// An image server that asks for no password; `ca_pem` are trust anchors besides the device's own.
+    pub fn new(name: &str, kind: DatastoreKind, address: &str, ca_pem: &[String]) -> Self {
+        Self {
+            name: name.into(),
+            kind,
+            address: address.into(),
+            path: String::new(),
+            user: String::new(),
+            password: String::new(),
+            encrypt: false,
+            ca_pem: ca_pem.to_vec(),
+        }
+    }
+}
+
 /// Format of an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -266,6 +285,31 @@ pub struct Image {
     /// When it grows, a tag is resolved again.
     #[serde(default, skip_serializing_if = "is_default")]
     pub generation: i64,
+}
+
+impl Image {
+    /// An OCI image by `repository:tag` or `repository@sha256:DIGEST`.
+    pub fn container(name: &str, datastore: &str, url: &str) -> Self {
+        Self {
+            name: name.into(),
+            datastore: datastore.into(),
+            url: url.into(),
+            format: ImageFormat::Container,
+            sha256: String::new(),
+            max_size_bytes: 0,
+            generation: 0,
+        }
+    }
+
+    /// A file of known digest (hex) and size, such as an update payload.
+    pub fn file(name: &str, datastore: &str, url: &str, sha256: &str, size: u64) -> Self {
+        Self {
+            format: ImageFormat::Raw,
+            sha256: sha256.into(),
+            max_size_bytes: size,
+            ..Self::container(name, datastore, url)
+        }
+    }
 }
 
 /// A volume to have.
