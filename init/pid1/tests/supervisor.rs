@@ -4,7 +4,7 @@
 //! is told and what the processes themselves find (descriptors, uid, capabilities, cgroup).
 
 use holdfast_pid1::supervisor::cgroup::Cgroups;
-use holdfast_pid1::supervisor::{Down, DownKind, Options, Platform, Supervisor};
+use holdfast_pid1::supervisor::{Cause, Down, DownKind, Options, Platform, Supervisor};
 use holdfast_supervise::{
     Backoff, CallError, Capabilities, Capability, Client, Event, Exit, RefusalKind, Restart,
     Stream, Subscription, UnitName, UnitSpec, UnitState, UnitStatus,
@@ -104,11 +104,10 @@ impl Running {
     fn wait(&mut self, unit: &str, wanted: impl Fn(&UnitStatus) -> bool) -> UnitStatus {
         let deadline = Instant::now() + LONG;
         while let Some(left) = deadline.checked_duration_since(Instant::now()) {
-            if let Some(Event::Unit(status)) = self.events.next_within(left).unwrap() {
-                if status.name.as_str() == unit && wanted(&status) {
+            if let Some(Event::Unit(status)) = self.events.next_within(left).unwrap()
+                && status.name.as_str() == unit && wanted(&status) {
                     return *status;
                 }
-            }
         }
         panic!(
             "unit {unit} did not come to the wanted state; now: {:?}",
@@ -429,6 +428,29 @@ fn units_and_their_lines_survive_the_client_and_end_with_remove() {
 }
 
 #[test]
+fn killed_node_is_started_again_and_apps_do_not_notice() {
+    let mut bench = Running::new("node");
+    let app = shell("vmm.1", "echo up; exec sleep 60");
+    let app_pid = bench.client.start(&app, &[]).unwrap();
+    let mut node = shell("node", "echo up; exec sleep 60");
+    node.restart = Restart::Always;
+    let first = bench.client.start(&node, &[]).unwrap();
+
+    // SAFETY: a process that this test's supervisor has started and that still runs.
+    unsafe { libc::kill(first as i32, libc::SIGKILL) };
+    let again = bench.wait("node", |s| s.restarts == 1 && s.state.pid().is_some());
+
+    assert_ne!(again.state.pid(), Some(first));
+    let units = bench.client.list().unwrap();
+    let seen = units.iter().find(|u| u.name == app.name).unwrap();
+    assert_eq!(
+        (seen.state, seen.restarts),
+        (UnitState::Running { pid: app_pid }, 0)
+    );
+    bench.end();
+}
+
+#[test]
 fn many_units_are_listed_in_pages() {
     let mut bench = Running::new("pages");
     for n in 0..12 {
@@ -483,6 +505,7 @@ fn way_down_stops_apps_before_node_and_records_the_reason_first() {
         down,
         Down {
             kind: DownKind::Reboot,
+            cause: Cause::Order,
             reason: "update to 2.0".into()
         }
     );

@@ -9,6 +9,8 @@ use serde::{Deserialize, Serialize};
 pub enum Request {
     /// Start a unit; the packet's descriptors become its 3, 4, ... A unit of that name that has ended is
     /// replaced (its log lines stay); one that lives makes the request fail with [`RefusalKind::Busy`].
+    /// [`RefusalKind::Failed`] says that the first start failed; the unit is listed with the reason all the same, and
+    /// its restart policy goes on trying.
     Start(Box<UnitSpec>),
     /// Stop a unit and do not restart it. Answered at once; the end comes as an [`Event::Unit`].
     Stop {

@@ -6,6 +6,7 @@ use super::console::Console;
 use super::halt;
 use super::state::State;
 use crate::supervisor::DownKind;
+use holdfast_model::observed::BootReason;
 use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -28,7 +29,8 @@ pub fn install() {
         let reason = format!("pid1 panicked: {info}");
         console.say(&reason);
         if let Some(device) = STATE.get() {
-            let recorded = State::open(device).and_then(|mut state| state.going_down(&reason));
+            let recorded = State::open(device, None)
+                .and_then(|mut state| state.end(BootReason::Fatal, &reason));
             if let Err(error) = recorded {
                 console.say(&format!("pid1: STATE: {error}"));
             }

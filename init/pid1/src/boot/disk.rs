@@ -158,6 +158,11 @@ fn read_number(path: &Path) -> Option<u64> {
 }
 
 impl Disk {
+    /// Its partition table.
+    pub fn table(&self) -> &Table {
+        &self.table
+    }
+
     /// Makes the table fit the disk: an image that was written to a larger disk gets its DATA grown and its backup
     /// table moved to the end; a damaged copy is written anew. Says what was done, if anything.
     pub fn mend(&mut self) -> io::Result<Option<String>> {

@@ -36,11 +36,10 @@ pub fn quiesce(console: &mut Console) {
     if let Ok(control) = holdfast_dm::Control::open() {
         // The root's own device refuses, being in use; the rest must not.
         for device in control.list().unwrap_or_default() {
-            if let Err(error) = control.remove(&device.name) {
-                if device.name != "slot" {
+            if let Err(error) = control.remove(&device.name)
+                && device.name != "slot" {
                     console.say(&format!("pid1: {error}"));
                 }
-            }
         }
     }
     nix::unistd::sync();

@@ -1,6 +1,6 @@
 //! From the kernel's first call to the start of `node`, in the order in which it happens.
 //!
-//! [`console`] and [`mounts`], [`watchdog`], [`tpm`], [`cmdline`] and [`efi`], [`disk`], [`state`] (who boots),
+//! [`console`] and [`mounts`], [`watchdog`], [`tpm`], [`cmdline`], [`disk`], [`state`] (who boots),
 //! [`slot`] (verity, erofs, the new root), [`facts`]. [`sequence`] is the order itself; [`crash`] and [`halt`] are
 //! the two ways out.
 
@@ -8,7 +8,6 @@ pub mod cmdline;
 pub mod console;
 pub mod crash;
 pub mod disk;
-pub mod efi;
 pub mod facts;
 pub mod halt;
 pub mod mounts;

@@ -5,18 +5,20 @@
 use super::cmdline::Cmdline;
 use super::console::Console;
 use super::disk::{self, Disk};
-use super::efi;
 use super::power::PowerButton;
 use super::slot::{self, Open};
-use super::state::{Begin, State};
+use super::state::{Begin, State, StateError, Way};
 use super::tpm::Tpm;
 use super::watchdog::Watchdogs;
 use super::{crash, facts, halt, mounts};
-use crate::supervisor::{Down, DownKind, Platform};
+use crate::supervisor::{Cause, Down, DownKind, Platform};
 use holdfast_format::pcr::{PCR_SITE, PCR_UKI, phase};
 use holdfast_format::site;
 use holdfast_model::boot::{BootFacts, Partitions};
+use holdfast_model::observed::BootReason;
 use holdfast_model::slot::Slot;
+use holdfast_slots::efivars::{EFIVARS, EfiVars, GLOBAL};
+use holdfast_slots::firmware::EfiBoot;
 use std::fs::{self, File};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
@@ -33,6 +35,7 @@ pub struct Machine {
     tpm: Tpm,
     state: Option<State>,
     slot: Option<Open>,
+    running: Option<Slot>,
     button: Option<PowerButton>,
     warnings: Vec<String>,
 }
@@ -62,13 +65,16 @@ pub fn boot() -> Machine {
         Ok(cmdline) => cmdline,
         Err(error) => machine.give_up(&error.to_string()),
     };
-    let parts = machine.find_disk();
-    let loader = efi::loader_partition(Path::new(efi::EFIVARS));
-    let running = match slot::running(loader, &parts, &cmdline) {
+    let disk = machine.find_disk();
+    let parts = disk.partitions.clone();
+    let loaded = EfiBoot::new(disk.table())
+        .ok()
+        .and_then(|firmware| firmware.running());
+    let running = match slot::running(loaded, &parts, &cmdline) {
         Ok(slot) => slot,
         Err(error) => machine.give_up(&error.to_string()),
     };
-    let begin = machine.read_state(&parts, running, &cmdline);
+    let begin = machine.read_state(&disk, running, &cmdline);
     machine.read_site(&parts);
     machine.open_slot(running, &parts, &cmdline);
     machine.enter_slot();
@@ -88,6 +94,7 @@ fn earliest() -> Machine {
         tpm: Tpm::open(),
         state: None,
         slot: None,
+        running: None,
         button: None,
         warnings: Vec::new(),
     };
@@ -128,7 +135,7 @@ impl Machine {
         }
     }
 
-    fn find_disk(&mut self) -> Partitions {
+    fn find_disk(&mut self) -> Disk {
         let mut disk: Disk = match disk::find() {
             Ok(disk) => disk,
             Err(error) => self.give_up(&error.to_string()),
@@ -151,42 +158,46 @@ impl Machine {
             )),
         }
         crash::remember_state(&disk.partitions.state);
-        disk.partitions.clone()
+        disk
     }
 
     /// Records this boot and obeys what the slots' rules decide.
-    fn read_state(&mut self, parts: &Partitions, running: Slot, cmdline: &Cmdline) -> Begin {
+    fn read_state(&mut self, disk: &Disk, running: Slot, cmdline: &Cmdline) -> Begin {
         let kernel_log = take_pstore(Path::new("/sys/fs/pstore"));
-        let opened = State::open(Path::new(&parts.state)).and_then(|mut state| {
-            Ok((state.begin(running, &cmdline.version, &kernel_log)?, state))
-        });
+        let opened = State::open(Path::new(&disk.partitions.state), Some(disk.table()))
+            .and_then(|mut state| Ok((state.begin(running, cmdline, &kernel_log)?, state)));
         let begin = match opened {
             Ok((begin, state)) => {
                 self.state = Some(state);
                 begin
             }
             Err(error) => {
-                self.warn(format!("STATE: {error}; booting without a record"));
+                self.warn(format!("{error}; booting without a record"));
                 Begin::default()
             }
         };
         if let Some(reason) = &begin.leave {
-            self.console.say(&format!(
-                "pid1: slot {running} is not the one to boot: {reason}"
-            ));
+            self.console
+                .say(&format!("pid1: leaving slot {running}: {reason}"));
             halt::end(&mut self.console, DownKind::Reboot);
         }
         for note in &begin.notes {
-            self.console.say(&format!("pid1: {note}"));
+            self.warn(note.clone());
+        }
+        for (what, text) in [
+            ("last boot", &begin.previous_end),
+            ("fallback", &begin.fallback_reason),
+        ] {
+            if !text.is_empty() {
+                self.console.say(&format!("pid1: {what}: {text}"));
+            }
         }
         let kind = if begin.trial { ", on trial" } else { "" };
-        self.console.stage(
-            "state",
-            &format!(
-                "slot {running}, version {}{kind}, boot {}",
-                cmdline.version, begin.boot_count
-            ),
+        let detail = format!(
+            "slot {running}, version {}{kind}, boot {}",
+            cmdline.version, begin.boot_count
         );
+        self.console.stage("state", &detail);
         begin
     }
 
@@ -220,7 +231,7 @@ impl Machine {
             }
         });
         match opened.and_then(|open| open.mount().map(|()| open)) {
-            Ok(open) => self.slot = Some(open),
+            Ok(open) => (self.slot, self.running) = (Some(open), Some(running)),
             Err(error) => self.slot_failed(running, &error.to_string()),
         }
         let mib = (cmdline.root.blocks * 4096) >> 20;
@@ -247,6 +258,8 @@ impl Machine {
         partitions: Partitions,
         begin: Begin,
     ) {
+        let variable = EfiVars::new(Path::new(EFIVARS)).read("SecureBoot", GLOBAL);
+        let secure_boot = variable.is_ok_and(|value| value.as_deref() == Some(&[1]));
         let facts = BootFacts {
             slot: running,
             version: cmdline.version.clone(),
@@ -254,7 +267,7 @@ impl Machine {
             boot_count: begin.boot_count,
             partitions,
             tpm: self.tpm.is_there(),
-            secure_boot: efi::secure_boot(Path::new(efi::EFIVARS)),
+            secure_boot,
             watchdog: self.watchdogs.name(),
             stages: self.console.stages().to_vec(),
             measurements: self.tpm.measurements().to_vec(),
@@ -269,40 +282,54 @@ impl Machine {
 
     /// The running slot is unusable: on to the other one if the rules allow, else wait and try again.
     fn slot_failed(&mut self, running: Slot, reason: &str) -> ! {
-        let way = self
+        match self
             .state
             .as_mut()
-            .map(|state| state.slot_failed(running, reason));
-        match way {
-            Some(Ok(Some(other))) => {
-                self.console
-                    .say(&format!("pid1: {reason}; slot {other} boots next"));
+            .map(|state| state.slot_broken(running, reason))
+        {
+            Some(Ok(Way::Other { text, patiently })) => {
+                self.console.say(&format!("pid1: {text}"));
+                if patiently {
+                    self.console
+                        .say("pid1: both slots have failed several times in a row");
+                    self.wait_before_reset();
+                }
                 halt::end(&mut self.console, DownKind::Reboot)
             }
-            Some(Ok(None)) => self.give_up(&format!("{reason}; the other slot is no better")),
-            Some(Err(error)) => self.give_up(&format!("{reason}; STATE: {error}")),
+            Some(Ok(Way::Nowhere(why))) => self.give_up(&format!("{reason}; {why}")),
+            Some(Err(error)) => {
+                self.give_up(&format!("{reason}; no way to the other slot: {error}"))
+            }
             None => self.give_up(reason),
         }
     }
 
     /// Nothing more can be tried in this boot: shows why, then resets, because disks and cables do come back.
     fn give_up(&mut self, reason: &str) -> ! {
-        let seconds = NOTHING_BOOTS_DELAY.as_secs();
+        self.console.say(&format!("pid1: cannot boot: {reason}"));
+        self.record(|state| state.end(BootReason::Fatal, reason));
+        self.wait_before_reset();
+        halt::end(&mut self.console, DownKind::Reboot)
+    }
+
+    fn wait_before_reset(&mut self) {
         self.console.say(&format!(
-            "pid1: cannot boot: {reason}; trying again in {seconds} s"
+            "pid1: trying again in {} s",
+            NOTHING_BOOTS_DELAY.as_secs()
         ));
-        if let Some(state) = &mut self.state {
-            if let Err(error) = state.going_down(reason) {
-                self.console.say(&format!("pid1: STATE: {error}"));
-            }
-        }
         let end = Instant::now() + NOTHING_BOOTS_DELAY;
         while Instant::now() < end {
             self.watchdogs.pet();
             self.console.flush();
             std::thread::sleep(Duration::from_secs(1));
         }
-        halt::end(&mut self.console, DownKind::Reboot)
+    }
+
+    /// Writes to STATE if there is one; a failure is shown and stops nothing.
+    fn record(&mut self, write: impl FnOnce(&mut State) -> Result<(), StateError>) {
+        if let Some(Err(error)) = self.state.as_mut().map(write) {
+            self.console.say(&format!("pid1: {error}"));
+        }
     }
 
     /// Shows a line.
@@ -313,11 +340,6 @@ impl Machine {
     /// After the supervisor has stopped every unit.
     pub fn end(mut self, down: &Down) -> ! {
         halt::quiesce(&mut self.console);
-        if let Some(state) = &mut self.state {
-            if let Err(error) = state.ended(&down.reason) {
-                self.console.say(&format!("pid1: STATE: {error}"));
-            }
-        }
         halt::end(&mut self.console, down.kind)
     }
 }
@@ -331,20 +353,20 @@ impl Platform for Machine {
         let fault = self.slot.as_ref()?.fault()?;
         // Told once: from here on the machine goes down.
         self.slot = None;
-        if let Some(state) = &mut self.state {
-            if let Err(error) = state.running_slot_failed(&fault) {
-                self.console.say(&format!("pid1: STATE: {error}"));
+        if let (Some(state), Some(slot)) = (self.state.as_mut(), self.running)
+            && let Err(error) = state.slot_broken(slot, &fault) {
+                self.console.say(&format!("pid1: {error}"));
             }
-        }
         Some(fault)
     }
 
     fn going_down(&mut self, down: &Down) {
-        if let Some(state) = &mut self.state {
-            if let Err(error) = state.going_down(&down.reason) {
-                self.console.say(&format!("pid1: STATE: {error}"));
-            }
-        }
+        let reason = match down.cause {
+            Cause::Order => BootReason::RebootCommand,
+            Cause::NoHeartbeat => BootReason::Watchdog,
+            Cause::Fault => BootReason::Fatal,
+        };
+        self.record(|state| state.end(reason, &down.reason));
     }
 
     fn say(&mut self, text: &str) {

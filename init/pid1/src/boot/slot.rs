@@ -9,7 +9,6 @@
 use super::cmdline::Cmdline;
 use holdfast_dm::table::{OnCorruption, Verity};
 use holdfast_dm::{Control, DmError, Target};
-use holdfast_format::layout;
 use holdfast_format::pcr::sha256;
 use holdfast_format::verity::{BLOCK, SALT};
 use holdfast_model::boot::Partitions;
@@ -69,14 +68,14 @@ pub enum SlotError {
     },
 }
 
-/// Which slot runs: the one whose ESP the firmware loaded; without that variable (a kernel started by hand) the
+/// Which slot runs: the one that the firmware loaded, as its variables tell; without them (a kernel started by hand) the
 /// first one whose verity tree has the root hash of the command line.
 pub fn running(
-    loader: Option<holdfast_format::guid::Guid>,
+    loaded: Option<Slot>,
     parts: &Partitions,
     cmdline: &Cmdline,
 ) -> Result<Slot, SlotError> {
-    if let Some(slot) = loader.and_then(layout::slot_of_esp) {
+    if let Some(slot) = loaded {
         return Ok(slot);
     }
     let holds = |slot: &Slot| has_tree(Path::new(os(parts, *slot)), cmdline).unwrap_or(false);
@@ -228,10 +227,7 @@ mod tests {
             epoch: 0,
         };
         assert_eq!(running(None, &parts, &cmdline).unwrap(), Slot::B);
-        assert_eq!(
-            running(Some(layout::Part::EspA.guid()), &parts, &cmdline).unwrap(),
-            Slot::A
-        );
+        assert_eq!(running(Some(Slot::A), &parts, &cmdline).unwrap(), Slot::A);
         cmdline.root.hash[0] ^= 1;
         assert!(running(None, &parts, &cmdline).is_err());
     }

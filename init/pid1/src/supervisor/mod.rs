@@ -16,4 +16,4 @@ pub mod spawn;
 pub mod unit;
 
 pub use run::{Options, Platform, Supervisor};
-pub use shutdown::{Down, DownKind};
+pub use shutdown::{Cause, Down, DownKind};

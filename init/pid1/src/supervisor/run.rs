@@ -6,7 +6,9 @@ use super::lines::{Brake, Splitter};
 use super::logs::LogStore;
 use super::reap::{self, Whose};
 use super::server::Server;
-use super::shutdown::{Down, DownKind, MAX_UNIT_DEADLINE_MS, next_to_stop};
+use super::shutdown::{
+    Cause, DOWN_DEADLINE_MS, Down, DownKind, MAX_UNIT_DEADLINE_MS, next_to_stop,
+};
 use super::spawn::spawn;
 use super::unit::{Action, Unit};
 use crate::clock;
@@ -82,7 +84,8 @@ pub struct Supervisor<P> {
     told_logs: u64,
     next_log_event_ms: u64,
     dying_cgroups: BTreeSet<UnitName>,
-    down: Option<Down>,
+    /// The decision, and when it was made.
+    down: Option<(Down, u64)>,
 }
 
 #[derive(Debug)]
@@ -223,7 +226,7 @@ impl<P: Platform> Supervisor<P> {
         self.server.publish(&Event::Shutdown {
             reason: down.reason.clone(),
         });
-        self.down = Some(down);
+        self.down = Some((down, clock::now_ms()));
     }
 
     /// Runs until the machine is to go down and every unit has ended.
@@ -231,8 +234,9 @@ impl<P: Platform> Supervisor<P> {
         loop {
             let now = clock::now_ms();
             self.keep_time(now);
-            if let Some(down) = &self.down {
-                if !self.units.values().any(|e| e.unit.is_alive()) {
+            if let Some((down, since_ms)) = &self.down {
+                let late = now >= since_ms + DOWN_DEADLINE_MS;
+                if late || !self.units.values().any(|e| e.unit.is_alive()) {
                     return down.clone();
                 }
             }
@@ -336,11 +340,12 @@ impl<P: Platform> Supervisor<P> {
                 }
                 Verdict::Reboot => {
                     let reason = format!(
-                        "no heartbeat of {watched} for {} s",
+                        "watchdog: no heartbeat of {watched} for {} s",
                         super::health::REBOOT_AFTER_MS / 1000
                     );
                     self.go_down(Down {
                         kind: DownKind::Reboot,
+                        cause: Cause::NoHeartbeat,
                         reason,
                     });
                 }
@@ -366,14 +371,14 @@ impl<P: Platform> Supervisor<P> {
         if let Some(cgroups) = &self.options.cgroups {
             self.dying_cgroups.retain(|name| !cgroups.remove(name));
         }
-        if self.down.is_none() {
-            if let Some(reason) = self.platform.fault() {
+        if self.down.is_none()
+            && let Some(reason) = self.platform.fault() {
                 self.go_down(Down {
                     kind: DownKind::Reboot,
+                    cause: Cause::Fault,
                     reason,
                 });
             }
-        }
     }
 
     fn serve(&mut self, source: Source) {
@@ -384,6 +389,7 @@ impl<P: Platform> Supervisor<P> {
                 if self.platform.power_pressed() {
                     self.go_down(Down {
                         kind: DownKind::PowerOff,
+                        cause: Cause::Order,
                         reason: "power button".into(),
                     });
                 }
@@ -417,15 +423,18 @@ impl<P: Platform> Supervisor<P> {
                 Ok(Signal::SIGINT) => {
                     self.go_down(Down {
                         kind: DownKind::Reboot,
+                        cause: Cause::Order,
                         reason: "ctrl-alt-del or SIGINT".into(),
                     });
                 }
                 Ok(Signal::SIGTERM) => self.go_down(Down {
                     kind: DownKind::Reboot,
+                    cause: Cause::Order,
                     reason: "SIGTERM".into(),
                 }),
                 Ok(Signal::SIGPWR) => self.go_down(Down {
                     kind: DownKind::PowerOff,
+                    cause: Cause::Order,
                     reason: "SIGPWR".into(),
                 }),
                 _ => {}
@@ -488,6 +497,7 @@ impl<P: Platform> Supervisor<P> {
             Request::Reboot { reason } => {
                 self.go_down(Down {
                     kind: DownKind::Reboot,
+                    cause: Cause::Order,
                     reason,
                 });
                 Ok(Reply::Done)
@@ -495,6 +505,7 @@ impl<P: Platform> Supervisor<P> {
             Request::PowerOff { reason } => {
                 self.go_down(Down {
                     kind: DownKind::PowerOff,
+                    cause: Cause::Order,
                     reason,
                 });
                 Ok(Reply::Done)
@@ -580,11 +591,10 @@ impl<P: Platform> Supervisor<P> {
             }
             Action::Release => {
                 entry.fds.clear();
-                if let Some(cgroups) = &self.options.cgroups {
-                    if !cgroups.remove(name) {
+                if let Some(cgroups) = &self.options.cgroups
+                    && !cgroups.remove(name) {
                         self.dying_cgroups.insert(name.clone());
                     }
-                }
             }
         }
     }

@@ -9,6 +9,9 @@ use holdfast_supervise::{UnitName, UnitState};
 /// No unit gets longer than this on the way down, whatever its own deadline.
 pub const MAX_UNIT_DEADLINE_MS: u64 = 120_000;
 
+/// The whole way down; then the machine ends whatever still runs (a process that the kernel cannot kill).
+pub const DOWN_DEADLINE_MS: u64 = 300_000;
+
 /// How the machine ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DownKind {
@@ -18,11 +21,24 @@ pub enum DownKind {
     PowerOff,
 }
 
+/// What kind of reason.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    /// Somebody wants it: `node`, the power button, ctrl-alt-del.
+    Order,
+    /// `node` has been silent for too long.
+    NoHeartbeat,
+    /// A lasting fault of the machine.
+    Fault,
+}
+
 /// A decided end of this boot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Down {
     /// How.
     pub kind: DownKind,
+    /// What kind of reason.
+    pub cause: Cause,
     /// Why, for the diary, the console and the controller.
     pub reason: String,
 }
