@@ -8,12 +8,10 @@ use holdfast_plan::firewall::{Family, Table};
 use holdfast_plan::item::{
     Address, Bridge, BridgePort, Hop, ItemKey, NetItem, Port, Resolver, Route, Tap, Vlan,
 };
+use holdfast_plan::rules::TABLE;
 use holdfast_reconcile::Graph;
 use std::net::IpAddr;
 use std::path::Path;
-
-/// Name of the tables made here.
-pub const TABLE: &str = "holdfast";
 
 /// Items that exist now. Those with no mark of their own (physical ports, kernel variables, the resolver) are looked for
 /// where `intended` names them.

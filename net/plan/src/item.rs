@@ -1,6 +1,7 @@
 //! What the network of a device is made of, as items of a reconciler graph.
 
 use crate::firewall::{Family, Table};
+use crate::rules::TABLE;
 use holdfast_model::net::{Mac, Prefix, mac_text};
 use holdfast_netsvc::config::{ClientService, NetworkService};
 use holdfast_reconcile::{Item, Transition};
@@ -296,7 +297,13 @@ impl Item for NetItem {
             | Self::Nftables(_)
             | Self::Resolver(_) => Vec::new(),
             Self::Vlan(i) => vec![Self::link_key(&i.parent)],
-            Self::BridgePort(i) => vec![Self::link_key(&i.port), Self::link_key(&i.bridge)],
+            // No frame flows before the firewall is there, nor after it is gone.
+            Self::BridgePort(i) => vec![
+                Self::link_key(&i.port),
+                Self::link_key(&i.bridge),
+                ItemKey::Nftables("inet", TABLE.into()),
+                ItemKey::Nftables("bridge", TABLE.into()),
+            ],
             Self::Address(i) => vec![Self::link_key(&i.link)],
             Self::Route(i) => match &i.hop {
                 Hop::Gateway { link, source, .. } | Hop::Link { link, source } => {

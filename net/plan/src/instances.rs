@@ -1,0 +1,477 @@
+//! Network instances and the interfaces of apps in them.
+
+use crate::address::{Space, Wish, allocate, key};
+use crate::item::{
+    Address, Bridge, BridgePort, Hop, NetItem, PolicyRule, Route, Service, ServiceKind, Sysctl, Tap,
+};
+use crate::ports::{MAIN_TABLE, PortPlan};
+use crate::{Input, names};
+use holdfast_model::app::App;
+use holdfast_model::desired::{Fault, ObjectKind};
+use holdfast_model::net::{InstanceKind, Mac, NetworkInstance, Prefix, Rule};
+use holdfast_netsvc::config::{Assignment, NetworkService};
+use holdfast_reconcile::Graph;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use uuid::Uuid;
+
+const DEFAULT_MTU: u32 = 1500;
+const LEASE_SECONDS: u32 = 3600;
+/// Priorities of the two routing rules of an instance; after `local` (0), before `main` (32766).
+const CONNECTED_RULE: u32 = 1000;
+const UPLINK_RULE: u32 = 1001;
+const ANYWHERE: Prefix = Prefix {
+    address: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+    length: 0,
+};
+
+/// A network instance as planned.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InstancePlan {
+    /// Its id.
+    pub id: Uuid,
+    /// Label.
+    pub name: String,
+    /// Kind.
+    pub kind: InstanceKind,
+    /// Bridge.
+    pub bridge: String,
+    /// Address of the bridge with prefix length (`Local`).
+    pub address: Option<Prefix>,
+    /// Kernel interface of the uplink; `None` = air-gapped.
+    pub uplink: Option<String>,
+    /// Adapter of the uplink.
+    pub uplink_adapter: Option<String>,
+    /// MTU in bytes.
+    pub mtu: u32,
+    /// Unit name of its service (`Local`).
+    pub service: Option<String>,
+}
+
+/// An app's interface as planned.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TapPlan {
+    /// The app.
+    pub app: Uuid,
+    /// Number of the interface in the app.
+    pub index: usize,
+    /// Name used in info and metrics.
+    pub name: String,
+    /// Instance.
+    pub instance: Uuid,
+    /// Bridge.
+    pub bridge: String,
+    /// Tap.
+    pub tap: String,
+    /// MAC of the guest's NIC.
+    pub mac: Mac,
+    /// Address that DHCP gives (`Local`).
+    pub address: Option<Ipv4Addr>,
+    /// MTU in bytes.
+    pub mtu: u32,
+    /// Access rules in order.
+    pub rules: Vec<Rule>,
+}
+
+pub(crate) struct Instances {
+    pub(crate) instances: Vec<InstancePlan>,
+    pub(crate) taps: Vec<TapPlan>,
+    pub(crate) allocations: crate::Allocations,
+}
+
+/// Checked parameters of a `Local` instance.
+struct Local {
+    space: Space,
+    address: Prefix,
+}
+
+pub(crate) fn plan(
+    input: &Input,
+    ports: &[PortPlan],
+    graph: &mut Graph<NetItem>,
+    faults: &mut Vec<Fault>,
+) -> Instances {
+    let mut out = Instances {
+        instances: Vec::new(),
+        taps: Vec::new(),
+        allocations: crate::Allocations::default(),
+    };
+    let mut subnets: Vec<(Prefix, String)> = ports
+        .iter()
+        .flat_map(|p| p.addresses.iter().map(|a| (*a, format!("port {}", p.name))))
+        .collect();
+    for instance in input.desired.instances.iter().filter(|i| i.activate) {
+        match one(instance, ports, &mut subnets) {
+            Ok((plan, local)) => {
+                let (taps, kept) = interfaces(input, &plan, local.as_ref(), faults);
+                items(input, instance, &plan, local.as_ref(), ports, &taps, graph);
+                out.allocations.instances.insert(plan.id, kept);
+                out.instances.push(plan);
+                out.taps.extend(taps);
+            }
+            Err(text) => faults.push(Fault {
+                kind: ObjectKind::NetworkInstance,
+                id: instance.id.to_string(),
+                name: instance.name.clone(),
+                text: format!("network instance {}: {text}", instance.name),
+            }),
+        }
+    }
+    for app in &input.desired.apps {
+        for interface in &app.interfaces {
+            if !out.instances.iter().any(|i| i.id == interface.instance) {
+                let text = format!(
+                    "network instance {} is not there or in error",
+                    interface.instance
+                );
+                faults.push(app_fault(app, &interface.name, &text));
+            }
+        }
+    }
+    out
+}
+
+pub(crate) fn app_fault(app: &App, interface: &str, text: &str) -> Fault {
+    Fault {
+        kind: ObjectKind::App,
+        id: app.id.to_string(),
+        name: app.name.clone(),
+        text: format!("app {} interface {interface}: {text}", app.name),
+    }
+}
+
+fn one(
+    instance: &NetworkInstance,
+    ports: &[PortPlan],
+    subnets: &mut Vec<(Prefix, String)>,
+) -> Result<(InstancePlan, Option<Local>), String> {
+    let candidates: Vec<&PortPlan> = ports
+        .iter()
+        .filter(|p| p.answers_to(&instance.port))
+        .collect();
+    // Ports come by cost; one that has an address now is better than a cheaper one that has none.
+    let uplink = candidates
+        .iter()
+        .find(|p| p.address_v4().is_some())
+        .or(candidates.first())
+        .copied();
+    if uplink.is_none() && !instance.port.is_empty() {
+        return Err(format!(
+            "port {:?} is not an adapter or label of this device",
+            instance.port
+        ));
+    }
+    let mut plan = InstancePlan {
+        id: instance.id,
+        name: instance.name.clone(),
+        kind: instance.kind,
+        bridge: names::bridge(instance.id),
+        address: None,
+        uplink: uplink.map(|p| p.interface.clone()),
+        uplink_adapter: uplink.map(|p| p.name.clone()),
+        mtu: instance.mtu.map_or(DEFAULT_MTU, u32::from),
+        service: None,
+    };
+    match instance.kind {
+        InstanceKind::Switch => {
+            if let Some(p) = uplink.filter(|p| !p.layer2) {
+                return Err(format!(
+                    "a switch needs a port without IP configuration, but {} has one",
+                    p.name
+                ));
+            }
+            Ok((plan, None))
+        }
+        InstanceKind::Local => {
+            let local = check_local(instance, subnets)?;
+            plan.address = Some(local.address);
+            plan.service = Some(names::network_service(instance.id));
+            subnets.push((local.address, format!("network instance {}", instance.name)));
+            Ok((plan, Some(local)))
+        }
+    }
+}
+
+fn check_local(instance: &NetworkInstance, subnets: &[(Prefix, String)]) -> Result<Local, String> {
+    let subnet = instance.subnet.ok_or("has no subnet")?;
+    let IpAddr::V4(network) = subnet.address else {
+        return Err(format!(
+            "subnet {subnet} is not IPv4, which is all that is supported"
+        ));
+    };
+    if !(8..=30).contains(&subnet.length) {
+        return Err(format!(
+            "subnet {subnet} must have a prefix length of 8 to 30"
+        ));
+    }
+    for (other, whose) in subnets {
+        if other.contains(subnet.address) || subnet.contains(other.address) {
+            return Err(format!("subnet {subnet} overlaps {other} of {whose}"));
+        }
+    }
+    let mut space = Space {
+        network,
+        prefix_length: subnet.length,
+        gateway: Ipv4Addr::UNSPECIFIED,
+        range: (network, network),
+    };
+    let (first, last) = space.hosts();
+    space.gateway = instance.gateway.unwrap_or(first);
+    if !(first..=last).contains(&space.gateway) {
+        return Err(format!(
+            "gateway {} is not a host address of {subnet}",
+            space.gateway
+        ));
+    }
+    space.range = instance.dhcp_range.unwrap_or((first, last));
+    let (a, b) = space.range;
+    if a > b || !(first..=last).contains(&a) || !(first..=last).contains(&b) {
+        return Err(format!("DHCP range {a} - {b} does not lie in {subnet}"));
+    }
+    Ok(Local {
+        address: Prefix {
+            address: space.gateway.into(),
+            length: subnet.length,
+        },
+        space,
+    })
+}
+
+/// The interfaces in one instance, and the addresses to keep.
+fn interfaces(
+    input: &Input,
+    plan: &InstancePlan,
+    local: Option<&Local>,
+    faults: &mut Vec<Fault>,
+) -> (Vec<TapPlan>, BTreeMap<String, Ipv4Addr>) {
+    let members: Vec<_> = input
+        .desired
+        .apps
+        .iter()
+        .flat_map(|app| {
+            app.interfaces
+                .iter()
+                .enumerate()
+                .map(move |(i, f)| (app, i, f))
+        })
+        .filter(|(_, _, f)| f.instance == plan.id)
+        .collect();
+    let wishes: Vec<Wish> = members
+        .iter()
+        .map(|(app, index, f)| Wish {
+            key: key(app.id, *index),
+            fixed: f.address,
+        })
+        .collect();
+    let nothing = BTreeMap::new();
+    let kept = input
+        .allocations
+        .instances
+        .get(&plan.id)
+        .unwrap_or(&nothing);
+    let given = local
+        .map(|l| allocate(&l.space, kept, &wishes))
+        .unwrap_or_default();
+    let mut macs: BTreeSet<Mac> = BTreeSet::new();
+    let mut taps = Vec::new();
+    let mut keep = BTreeMap::new();
+    for (app, index, f) in members {
+        let address = match given.get(&key(app.id, index)) {
+            None => None,
+            Some(Ok(ip)) => Some(*ip),
+            Some(Err(text)) => {
+                faults.push(app_fault(app, &f.name, text));
+                continue;
+            }
+        };
+        let mac = f.mac.unwrap_or_else(|| names::app_mac(app.id, index));
+        if mac[0] & 1 != 0 || mac == [0; 6] || !macs.insert(mac) {
+            let text = format!(
+                "MAC {} is not a unicast address or is used twice",
+                holdfast_model::net::mac_text(mac)
+            );
+            faults.push(app_fault(app, &f.name, &text));
+            continue;
+        }
+        keep.extend(address.map(|ip| (key(app.id, index), ip)));
+        taps.push(TapPlan {
+            app: app.id,
+            index,
+            name: f.name.clone(),
+            instance: plan.id,
+            bridge: plan.bridge.clone(),
+            tap: names::tap(app.id, index),
+            mac,
+            address,
+            mtu: plan.mtu,
+            rules: f.rules.clone(),
+        });
+    }
+    (taps, keep)
+}
+
+fn items(
+    input: &Input,
+    instance: &NetworkInstance,
+    plan: &InstancePlan,
+    local: Option<&Local>,
+    ports: &[PortPlan],
+    taps: &[TapPlan],
+    graph: &mut Graph<NetItem>,
+) {
+    let bridge = plan.bridge.clone();
+    graph.insert(NetItem::Bridge(Bridge {
+        name: bridge.clone(),
+        mac: names::bridge_mac(plan.id),
+        mtu: plan.mtu,
+    }));
+    let mut variable = |link: &str, path: String, value: &str| {
+        graph.insert(NetItem::Sysctl(Sysctl {
+            path,
+            value: value.into(),
+            link: Some(link.to_owned()),
+        }));
+    };
+    // The host itself takes no part in IPv6 of apps.
+    variable(&bridge, format!("net/ipv6/conf/{bridge}/disable_ipv6"), "1");
+    for t in taps {
+        variable(&t.tap, format!("net/ipv6/conf/{}/disable_ipv6", t.tap), "1");
+    }
+    if local.is_some() {
+        variable(&bridge, format!("net/ipv4/conf/{bridge}/rp_filter"), "1");
+        variable(
+            &bridge,
+            format!("net/ipv4/conf/{bridge}/send_redirects"),
+            "0",
+        );
+        // Apps are isolated ports: the bridge answers ARP for their neighbours and routes between them, so that every
+        // packet passes the firewall.
+        variable(
+            &bridge,
+            format!("net/ipv4/conf/{bridge}/proxy_arp_pvlan"),
+            "1",
+        );
+        variable(&bridge, format!("net/ipv4/neigh/{bridge}/proxy_delay"), "0");
+    }
+    for t in taps {
+        graph.insert(NetItem::Tap(Tap {
+            name: t.tap.clone(),
+            owner_uid: input.app_uids.get(&t.app).copied().unwrap_or(0),
+            mtu: t.mtu,
+        }));
+        graph.insert(NetItem::BridgePort(BridgePort {
+            port: t.tap.clone(),
+            bridge: bridge.clone(),
+            isolated: local.is_some(),
+        }));
+    }
+    let uplink = ports
+        .iter()
+        .find(|p| Some(&p.interface) == plan.uplink.as_ref());
+    let Some(local) = local else {
+        if let Some(p) = uplink {
+            graph.insert(NetItem::BridgePort(BridgePort {
+                port: p.interface.clone(),
+                bridge,
+                isolated: false,
+            }));
+        }
+        return;
+    };
+    graph.insert(NetItem::Address(Address {
+        link: bridge.clone(),
+        prefix: local.address,
+    }));
+    routes(plan, uplink, graph);
+    graph.insert(NetItem::Service(Service {
+        name: names::network_service(plan.id),
+        link: bridge,
+        kind: ServiceKind::Network {
+            address: local.address,
+            uplink: plan.uplink.clone(),
+            service: service(input, instance, local, uplink, taps),
+        },
+    }));
+}
+
+/// What comes from the bridge: to connected networks as `main` says, else over the uplink of this instance or nowhere.
+fn routes(plan: &InstancePlan, uplink: Option<&PortPlan>, graph: &mut Graph<NetItem>) {
+    let table = names::table(plan.id);
+    graph.insert(NetItem::PolicyRule(PolicyRule {
+        priority: CONNECTED_RULE,
+        input: plan.bridge.clone(),
+        table: MAIN_TABLE,
+        suppress_prefix_length: Some(0),
+    }));
+    graph.insert(NetItem::PolicyRule(PolicyRule {
+        priority: UPLINK_RULE,
+        input: plan.bridge.clone(),
+        table,
+        suppress_prefix_length: None,
+    }));
+    graph.insert(NetItem::Route(Route {
+        table,
+        destination: ANYWHERE,
+        metric: 10_000,
+        hop: Hop::Unreachable,
+    }));
+    if let Some(p) = uplink
+        && let (Some(source), Some(router)) = (p.address_v4(), p.gateway)
+    {
+        graph.insert(NetItem::Route(Route {
+            table,
+            destination: ANYWHERE,
+            metric: 100,
+            hop: Hop::Gateway {
+                router,
+                link: p.interface.clone(),
+                source,
+            },
+        }));
+    }
+}
+
+fn service(
+    input: &Input,
+    instance: &NetworkInstance,
+    local: &Local,
+    uplink: Option<&PortPlan>,
+    taps: &[TapPlan],
+) -> NetworkService {
+    let name_of = |app: Uuid| {
+        let app = input.desired.apps.iter().find(|a| a.id == app);
+        app.map(|a| names::host_label(&a.name)).unwrap_or_default()
+    };
+    let servers = match uplink {
+        None => &[][..],
+        Some(_) if !instance.dns.is_empty() => &instance.dns,
+        Some(p) => &p.dns,
+    };
+    NetworkService {
+        gateway: local.space.gateway,
+        prefix_length: local.space.prefix_length,
+        router: uplink.map(|_| local.space.gateway),
+        // Every app has an assignment, and nobody else can send on the bridge.
+        pool: None,
+        assignments: taps
+            .iter()
+            .filter_map(|t| {
+                Some(Assignment {
+                    mac: t.mac,
+                    address: t.address?,
+                    host_name: name_of(t.app),
+                })
+            })
+            .collect(),
+        domain: instance.domain.clone(),
+        mtu: instance.mtu,
+        routes: Vec::new(),
+        lease_seconds: LEASE_SECONDS,
+        names: instance.names.clone(),
+        upstreams: servers
+            .iter()
+            .filter(|s| s.is_ipv4())
+            .map(|s| SocketAddr::new(*s, 53))
+            .collect(),
+    }
+}

@@ -1,0 +1,344 @@
+//! Ports: from adapters, parameter sets, present interfaces and leases to addresses, routes and resolver.
+
+use crate::item::{
+    Address, Hop, NetItem, Port as PortItem, Resolver, Route, Service, ServiceKind, Sysctl,
+};
+use crate::{Input, names};
+use holdfast_model::desired::{Desired, Fault, ObjectKind};
+use holdfast_model::net::{Adapter, Addressing, Network, Port, PortUsage, Prefix};
+use holdfast_netsvc::config::{ClientService, Lease};
+use holdfast_reconcile::Graph;
+use std::net::{IpAddr, Ipv4Addr};
+use uuid::Uuid;
+
+/// Main routing table.
+pub const MAIN_TABLE: u32 = 254;
+const DEFAULT_MTU: u32 = 1500;
+const ANYWHERE: Prefix = Prefix {
+    address: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+    length: 0,
+};
+
+/// An adapter as planned.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PortPlan {
+    /// Adapter name.
+    pub name: String,
+    /// Kernel interface.
+    pub interface: String,
+    /// May be used to reach the controller.
+    pub management: bool,
+    /// Lower preferred.
+    pub cost: u8,
+    /// Labels besides the implicit ones.
+    pub labels: Vec<String>,
+    /// Addresses come by DHCP.
+    pub dhcp: bool,
+    /// Our addresses, with prefix length.
+    pub addresses: Vec<Prefix>,
+    /// Default router.
+    pub gateway: Option<IpAddr>,
+    /// Name servers.
+    pub dns: Vec<IpAddr>,
+    /// Domain; empty when none.
+    pub domain: String,
+    /// MTU in bytes.
+    pub mtu: u32,
+    /// No IP at all: may be put into a switch.
+    pub layer2: bool,
+}
+
+impl PortPlan {
+    /// True when a network instance's port text means this adapter.
+    #[must_use]
+    pub fn answers_to(&self, text: &str) -> bool {
+        match text {
+            "all" => true,
+            "uplink" => self.management,
+            "freeuplink" => self.management && self.cost == 0,
+            _ => self.name == text || self.labels.iter().any(|l| l == text),
+        }
+    }
+
+    /// Its first IPv4 address.
+    #[must_use]
+    pub fn address_v4(&self) -> Option<Prefix> {
+        self.addresses.iter().copied().find(|p| p.address.is_ipv4())
+    }
+}
+
+/// Plans all adapters; best (lowest cost) first.
+pub(crate) fn plan(
+    input: &Input,
+    graph: &mut Graph<NetItem>,
+    faults: &mut Vec<Fault>,
+) -> Vec<PortPlan> {
+    let desired = input.desired;
+    let mut adapters: Vec<&Adapter> = desired.adapters.iter().collect();
+    adapters.sort_by_key(|a| a.cost);
+    let mut plans: Vec<PortPlan> = Vec::new();
+    for adapter in adapters {
+        match one(input, adapter, &plans) {
+            Ok(Some(p)) => plans.push(p),
+            Ok(None) => {}
+            Err(text) => faults.push(Fault {
+                kind: ObjectKind::Adapter,
+                id: adapter.name.clone(),
+                name: adapter.name.clone(),
+                text: format!("adapter {}: {text}", adapter.name),
+            }),
+        }
+    }
+    for (rank, p) in plans.iter().enumerate() {
+        items(
+            p,
+            rank,
+            input.leases.get(&p.interface),
+            &desired.device_name,
+            graph,
+        );
+    }
+    let mut servers: Vec<IpAddr> = Vec::new();
+    let mut domains: Vec<String> = Vec::new();
+    for p in plans.iter().filter(|p| p.management) {
+        servers.extend(
+            p.dns
+                .iter()
+                .filter(|d| !servers.contains(d))
+                .copied()
+                .collect::<Vec<_>>(),
+        );
+        if !p.domain.is_empty() && !domains.contains(&p.domain) {
+            domains.push(p.domain.clone());
+        }
+    }
+    graph.insert(NetItem::Resolver(Resolver { servers, domains }));
+    plans
+}
+
+fn one(input: &Input, adapter: &Adapter, planned: &[PortPlan]) -> Result<Option<PortPlan>, String> {
+    let desired = input.desired;
+    let port = desired.ports.iter().find(|p| p.label == adapter.lower);
+    let port = port.ok_or_else(|| {
+        format!(
+            "needs port {:?}, which is not among the ports of the model",
+            adapter.lower
+        )
+    })?;
+    if matches!(
+        port.usage,
+        PortUsage::Disabled | PortUsage::Dedicated | PortUsage::None
+    ) {
+        return Ok(None);
+    }
+    let interface = resolve(input, port)?;
+    if let Some(other) = planned.iter().find(|p| p.interface == interface) {
+        return Err(format!(
+            "interface {interface} already belongs to adapter {}",
+            other.name
+        ));
+    }
+    let network = match adapter.network {
+        None => None,
+        Some(id) => {
+            let found = desired.networks.iter().find(|n| n.id == id);
+            Some(found.ok_or_else(|| format!("needs network {id}, which is not configured"))?)
+        }
+    };
+    let mut plan = PortPlan {
+        name: adapter.name.clone(),
+        interface: interface.clone(),
+        management: adapter.management,
+        cost: adapter.cost,
+        labels: adapter.labels.clone(),
+        dhcp: false,
+        addresses: Vec::new(),
+        gateway: None,
+        dns: Vec::new(),
+        domain: String::new(),
+        mtu: network.and_then(|n| n.mtu).map_or(DEFAULT_MTU, u32::from),
+        layer2: false,
+    };
+    match network.map(|n| &n.addressing) {
+        None | Some(Addressing::None) => plan.layer2 = true,
+        Some(Addressing::Dhcp) => {
+            plan.dhcp = true;
+            if let Some(lease) = input.leases.get(&interface) {
+                apply_lease(&mut plan, lease, network.and_then(|n| n.mtu).is_none());
+            }
+        }
+        Some(Addressing::Static {
+            subnet,
+            gateway,
+            dns,
+            domain,
+        }) => {
+            let address = adapter
+                .address
+                .ok_or("has static addressing but no address")?;
+            if !subnet.contains(address) {
+                return Err(format!("address {address} is not in its subnet {subnet}"));
+            }
+            plan.addresses.push(Prefix {
+                address,
+                length: subnet.length,
+            });
+            if let Some(g) = gateway {
+                if !subnet.contains(*g) {
+                    return Err(format!("gateway {g} is not in the subnet {subnet}"));
+                }
+                plan.gateway = Some(*g);
+            }
+            plan.dns.clone_from(dns);
+            plan.domain.clone_from(domain);
+        }
+    }
+    Ok(Some(plan))
+}
+
+fn apply_lease(plan: &mut PortPlan, lease: &Lease, take_mtu: bool) {
+    plan.addresses.push(Prefix {
+        address: lease.address.into(),
+        length: lease.prefix_length,
+    });
+    plan.gateway = lease.routers.first().map(|r| IpAddr::V4(*r));
+    plan.dns = lease.dns.iter().map(|d| IpAddr::V4(*d)).collect();
+    plan.domain.clone_from(&lease.domain);
+    // A server may make packets smaller, not larger than the port was configured or made for.
+    if let Some(mtu) = lease.mtu.filter(|_| take_mtu) {
+        plan.mtu = u32::from(mtu).clamp(576, DEFAULT_MTU);
+    }
+}
+
+fn resolve(input: &Input, port: &Port) -> Result<String, String> {
+    let by = |f: &dyn Fn(&crate::LinkFact) -> bool| {
+        input.links.iter().find(|l| f(l)).map(|l| l.name.clone())
+    };
+    let found = if !port.interface.is_empty() {
+        by(&|l| l.name == port.interface)
+    } else if !port.pci.is_empty() {
+        by(&|l| l.pci == port.pci)
+    } else {
+        by(&|l| l.name == port.label)
+    };
+    found.ok_or_else(|| {
+        let wanted = [&port.interface, &port.pci, &port.label]
+            .into_iter()
+            .find(|t| !t.is_empty());
+        let present: Vec<&str> = input.links.iter().map(|l| l.name.as_str()).collect();
+        format!(
+            "interface {} of port {} is not there; present are {}",
+            wanted.map_or("", String::as_str),
+            port.label,
+            present.join(", ")
+        )
+    })
+}
+
+/// Metric of a port's routes: by cost, then by order; no two ports share one.
+fn metric(cost: u8, rank: usize) -> u32 {
+    1000 + u32::from(cost) * 1000 + rank as u32
+}
+
+fn items(
+    p: &PortPlan,
+    rank: usize,
+    lease: Option<&Lease>,
+    host_name: &str,
+    graph: &mut Graph<NetItem>,
+) {
+    let link = p.interface.clone();
+    graph.insert(NetItem::Port(PortItem {
+        name: link.clone(),
+        mtu: p.mtu,
+    }));
+    // Loose: a reply may come in over another port than the route back would take.
+    graph.insert(NetItem::Sysctl(Sysctl {
+        path: format!("net/ipv4/conf/{link}/rp_filter"),
+        value: "2".into(),
+        link: Some(link.clone()),
+    }));
+    if p.dhcp {
+        graph.insert(NetItem::Service(Service {
+            name: names::dhcp_client(&link),
+            link: link.clone(),
+            kind: ServiceKind::DhcpClient(ClientService {
+                interface: link.clone(),
+                host_name: names::host_label(host_name),
+            }),
+        }));
+    }
+    for prefix in &p.addresses {
+        graph.insert(NetItem::Address(Address {
+            link: link.clone(),
+            prefix: *prefix,
+        }));
+    }
+    let Some(source) = p.address_v4() else { return };
+    let mut add = |destination, router: IpAddr| {
+        let hop = if router.is_unspecified() {
+            Hop::Link {
+                link: link.clone(),
+                source,
+            }
+        } else {
+            Hop::Gateway {
+                router,
+                link: link.clone(),
+                source,
+            }
+        };
+        graph.insert(NetItem::Route(Route {
+            table: MAIN_TABLE,
+            destination,
+            metric: metric(p.cost, rank),
+            hop,
+        }));
+    };
+    if let Some(router) = p.gateway {
+        add(ANYWHERE, router);
+    }
+    for r in lease.filter(|_| p.dhcp).into_iter().flat_map(|l| &l.routes) {
+        let mask = u32::MAX
+            .checked_shl(32 - u32::from(r.prefix_length))
+            .unwrap_or(0);
+        let destination = Prefix {
+            address: Ipv4Addr::from(u32::from(r.destination) & mask).into(),
+            length: r.prefix_length,
+        };
+        add(destination, r.router.into());
+    }
+}
+
+/// A configuration for a device that has none yet: DHCP on every present interface, all for management.
+#[must_use]
+pub fn last_resort(links: &[crate::LinkFact]) -> Desired {
+    let network = Uuid::from_u128(0x4c61_7374_2052_4573_8f72_7400_0000_0001);
+    let mut desired = Desired {
+        networks: vec![Network {
+            id: network,
+            addressing: Addressing::Dhcp,
+            mtu: None,
+        }],
+        ..Desired::default()
+    };
+    for link in links {
+        desired.ports.push(Port {
+            label: link.name.clone(),
+            physical_label: link.name.clone(),
+            interface: link.name.clone(),
+            pci: String::new(),
+            usage: PortUsage::ManagementAndApps,
+        });
+        desired.adapters.push(Adapter {
+            name: link.name.clone(),
+            lower: link.name.clone(),
+            network: Some(network),
+            address: None,
+            cost: 0,
+            management: true,
+            labels: Vec::new(),
+        });
+    }
+    desired
+}
