@@ -306,11 +306,9 @@ fn quote_request(identity: &dyn DeviceIdentity, quote: Option<Quote>) -> ZAttest
                 value: value.to_vec(),
             })
             .collect();
-        if let Some(log) = identity.event_log().and_then(|log| gzip(&log)) {
-            if wire.encoded_len() + log.len() < limits::QUOTE_REQUEST {
-                wire.tpm_binary_event_log = log;
-            }
-        }
+        let room = limits::QUOTE_REQUEST - wire.encoded_len().min(limits::QUOTE_REQUEST);
+        let log = identity.event_log().and_then(|log| gzip(&log));
+        wire.tpm_binary_event_log = log.filter(|log| log.len() < room).unwrap_or_default();
     }
     ZAttestReq {
         req_type: ZAttestReqType::AttestReqQuote.into(),

@@ -366,7 +366,8 @@ async fn config_answers_become_what_the_table_of_the_api_says() {
     let mut changed = AuthContainer::decode(good.as_slice()).expect("envelope");
     changed.protected_payload.as_mut().expect("payload").payload[3] ^= 1;
     let large = vec![0; holdfast_controller_client::timing::limits::CONFIG + 1];
-    let answers: Vec<(&str, Box<dyn Fn() -> Answer + Send>, &str)> = vec![
+    type Make = Box<dyn Fn() -> Answer + Send>;
+    let answers: Vec<(&str, Make, &str)> = vec![
         (
             "200",
             Box::new(move || Answer::Reply(200, good.clone())),

@@ -396,7 +396,7 @@ fn mtu(value: u32) -> Result<Option<u16>, String> {
 
 pub(super) fn prefix(what: &str, text: &str) -> Result<Prefix, String> {
     text.parse()
-        .map_err(|error| format!("{what}: {}", quoted(&format!("{error}"))))
+        .map_err(|error: String| format!("{what}: {}", quoted(&error)))
 }
 
 fn address(what: &str, text: &str) -> Result<IpAddr, String> {

@@ -232,7 +232,8 @@ fn config_as_testers_send_it_has_no_fault() {
 fn fault_is_named_on_its_object_and_the_rest_is_applied() {
     use ObjectKind as K;
     type Break = fn(&mut EdgeDevConfig);
-    let cases: &[(&str, Break, &[(K, &str, &str)])] = &[
+    type Expected = &'static [(K, &'static str, &'static str)];
+    let cases: &[(&str, Break, Expected)] = &[
         (
             "device id",
             |c| c.id = id("device"),

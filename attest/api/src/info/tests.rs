@@ -1,5 +1,14 @@
 use super::*;
+use crate::proto::info::{
+    AttestationState as WireAttestation, BaseOsStatus as WireBaseOs, DataSecAtRestStatus,
+    HwSecurityModuleStatus, ZDeviceState, ZInfoDevice, ZNetworkInstanceState, ZSwState,
+};
+use holdfast_model::desired::{Fault, ObjectKind};
 use holdfast_model::observed::AppInterfaceStatus;
+use holdfast_model::observed::{
+    AppState, AppStatus, AttestationState, DeviceState, InstanceStatus, PortStatus,
+};
+use holdfast_model::slot::{BaseOsStatus, BaseOsSubStatus, PartitionState, Slot, SlotStatus};
 use std::time::Duration;
 use uuid::Uuid;
 

@@ -1,16 +1,20 @@
 //! A controller's wire end for tests of this crate: TLS on loopback, answers by script, faults included. It shares no
 //! envelope code with the client.
+#![allow(dead_code)] // each test program uses a part of it
 
 use holdfast_api::proto::auth::{AuthBody, AuthContainer};
 use holdfast_api::proto::certs::{ZCert, ZCertType, ZControllerCert};
 use holdfast_controller_client::identity::{
-    AttestationCertificate, CertificateUse, DeviceIdentity, EscrowKey, KeyError, Quote, Signer,
+    AttestationCertificate, CertificateUse, DeviceIdentity, EcPoint, EscrowKey, KeyAgreement,
+    KeyError, Quote, Signer,
 };
 use holdfast_controller_client::{Client, ClientConfig};
 use p256::ecdsa::signature::hazmat::{PrehashSigner, PrehashVerifier};
+use p256::elliptic_curve::sec1::ToEncodedPoint;
 use p256::pkcs8::DecodePrivateKey;
 use prost::Message;
 use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
+use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use sha2::{Digest, Sha256};
 use std::sync::{Arc, Mutex};
@@ -48,6 +52,24 @@ impl Key {
         }
     }
 
+    /// A key and certificate made elsewhere.
+    pub fn from_pem(certificate: &str, key: &str) -> Self {
+        let signing = p256::ecdsa::SigningKey::from_pkcs8_pem(key).expect("PKCS#8");
+        let der = CertificateDer::from_pem_slice(certificate.as_bytes()).expect("certificate");
+        Self {
+            signing,
+            der: der.to_vec(),
+            pem: certificate.to_owned(),
+            pkcs8: Vec::new(),
+        }
+    }
+
+    /// A key whose certificate this key signs.
+    pub fn issue(&self, name: &str) -> Self {
+        let key = KeyPair::try_from(self.pkcs8.as_slice()).expect("key");
+        Self::make(&params(name), Some(&Issuer::new(params("device"), key)))
+    }
+
     pub fn self_signed(name: &str) -> Self {
         Self::make(&params(name), None)
     }
@@ -76,6 +98,20 @@ fn params(name: &str) -> CertificateParams {
         .push(rcgen::DnType::CommonName, name);
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
     params
+}
+
+impl KeyAgreement for Key {
+    fn shared_point(&self, peer: &EcPoint) -> Result<EcPoint, KeyError> {
+        let sec1 = [&[4], peer.x.as_slice(), peer.y.as_slice()].concat();
+        let peer =
+            p256::PublicKey::from_sec1_bytes(&sec1).map_err(|e| KeyError::new("ECDH key", e))?;
+        let point = (peer.to_projective() * **self.signing.as_nonzero_scalar()).to_affine();
+        EcPoint::from_sec1(point.to_encoded_point(false).as_bytes())
+            .ok_or_else(|| KeyError::new("ECDH key", "infinity"))
+    }
+    fn certificate_pem(&self) -> &str {
+        &self.pem
+    }
 }
 
 /// Root, TLS key and signing key of a controller called `controller.test`.
@@ -336,10 +372,11 @@ pub struct Device {
 
 impl Device {
     pub fn new(tpm: bool) -> Self {
+        let device = Key::self_signed("device");
         Self {
-            device: Key::self_signed("device"),
+            ecdh: device.issue("ecdh"),
+            device,
             onboarding: Key::self_signed("onboarding"),
-            ecdh: Key::self_signed("ecdh"),
             tpm,
         }
     }

@@ -1,15 +1,19 @@
-//! The requests of the EVE device API v2, each with its envelope, over one or more uplinks.
+//! The requests of the EVE device API v2, each with its envelope.
+//!
+//! `call` carries one of them over the uplinks and counts it.
+
+mod call;
 
 use crate::failure::{Class, Failure};
 use crate::identity::{DeviceIdentity, KeyError, Signer};
-use crate::timing::{self, Timing, limits};
+use crate::timing::{Timing, limits};
 use crate::tls::{self, Clock};
-use crate::transport::{self, Call, Deadlines, Reply, Server, TransportError, Uplink};
+use crate::transport::{Server, Uplink};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use holdfast_api::certs::{CertificateError, ControllerCertificates, Roots, ValidAt};
 use holdfast_api::envelope::{self, EnvelopeError};
-use holdfast_api::metrics::{ControllerTraffic, PathTraffic};
+use holdfast_api::metrics::ControllerTraffic;
 use holdfast_api::newlog::Origin;
 use holdfast_api::proto::attest::{ZAttestReq, ZAttestResponse};
 use holdfast_api::proto::config::{ConfigRequest, ConfigResponse};
@@ -21,8 +25,7 @@ use hyper::Method;
 use prost::Message;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Instant, SystemTime};
-use tokio::time::timeout;
+use std::time::SystemTime;
 use uuid::Uuid;
 
 /// What the site says about the controller.
@@ -86,7 +89,7 @@ pub enum ConfigAnswer {
     Unchanged,
     /// 403: attest again, then ask again.
     TokenRefused,
-    /// 400 or 404: ask `/uuid` (at most every [`timing::UUID_RECHECK`]); the present config stays in force.
+    /// 400 or 404: ask `/uuid` (at most every [`crate::timing::UUID_RECHECK`]); the present config stays in force.
     DeviceUnknown,
 }
 
@@ -442,170 +445,10 @@ impl Client {
         })
     }
 
-    /// One request over the uplinks in order, until one brings an answer that another could not better.
-    async fn call(
-        &self,
-        method: Method,
-        path: &str,
-        body: Bytes,
-        limit: usize,
-    ) -> Result<Reply, Failure> {
-        let (uplinks, timing, uuid) = {
-            let state = self.state();
-            (state.uplinks.clone(), state.timing, state.uuid)
-        };
-        let uplinks = if uplinks.is_empty() {
-            vec![Uplink::default()]
-        } else {
-            uplinks
-        };
-        let mut headers = vec![("X-Request-Id", Uuid::new_v4().to_string())];
-        if uuid.is_none() {
-            headers.extend(self.serials.iter().cloned());
-        }
-        let full = format!("/api/v2/edgedevice/{path}");
-        let call = Call {
-            method,
-            path: &full,
-            headers: &headers,
-            body,
-            limit,
-        };
-        let deadlines = Deadlines {
-            dial: timing.dial,
-            send: timing.send,
-        };
-
-        let begun = Instant::now();
-        let (result, interface) = match timeout(
-            timing::ALL_UPLINKS,
-            self.over_uplinks(&uplinks, deadlines, &call, path),
-        )
-        .await
-        {
-            Ok(outcome) => outcome,
-            Err(_) => (
-                Err(self.no_answer(path, vec!["no uplink answered in time".to_owned()], false)),
-                None,
-            ),
-        };
-        self.count(path, &call, &result, interface, begun);
-        result
-    }
-
-    async fn over_uplinks(
-        &self,
-        uplinks: &[Uplink],
-        deadlines: Deadlines,
-        call: &Call<'_>,
-        path: &str,
-    ) -> (Result<Reply, Failure>, Option<String>) {
-        let mut reasons = Vec::new();
-        let mut temporary = false;
-        let mut answered = None;
-        for uplink in uplinks {
-            match transport::exchange(&self.tls, &self.server, uplink, deadlines, call).await {
-                Ok(reply) if is_success(reply.status) => {
-                    return (Ok(reply), uplink.interface.clone());
-                }
-                Ok(reply) => {
-                    let failure = Failure::Status {
-                        path: path.to_owned(),
-                        status: reply.status,
-                        text: readable(&reply.body),
-                    };
-                    if !failure.class().next_uplink_may_help() {
-                        return (Err(failure), uplink.interface.clone());
-                    }
-                    answered = Some(failure);
-                }
-                Err(TransportError::TooLarge) => {
-                    return (
-                        Err(Failure::TooLarge {
-                            path: path.to_owned(),
-                            limit: call.limit,
-                        }),
-                        uplink.interface.clone(),
-                    );
-                }
-                Err(error) => {
-                    temporary |= error.is_temporary();
-                    let over = uplink
-                        .interface
-                        .as_ref()
-                        .map(|name| format!("{name}: "))
-                        .unwrap_or_default();
-                    reasons.push(format!("{over}{error}"));
-                }
-            }
-        }
-        (
-            Err(answered.unwrap_or_else(|| self.no_answer(path, reasons, temporary))),
-            None,
-        )
-    }
-
-    fn no_answer(&self, path: &str, reasons: Vec<String>, temporary: bool) -> Failure {
-        Failure::NoAnswer {
-            path: path.to_owned(),
-            server: self.server(),
-            reasons: reasons.join("; "),
-            temporary,
-        }
-    }
-
     fn device_path(&self, what: &str) -> String {
         // Before the UUID is known nothing below `id/` can succeed; the controller says so.
         let uuid = self.known_uuid().unwrap_or_default();
         format!("id/{uuid}/{what}")
-    }
-
-    fn count(
-        &self,
-        path: &str,
-        call: &Call<'_>,
-        result: &Result<Reply, Failure>,
-        interface: Option<String>,
-        begun: Instant,
-    ) {
-        let mut state = self.state();
-        let traffic = &mut state.traffic;
-        traffic.interface = interface.unwrap_or_default();
-        match result {
-            Ok(_) => {
-                traffic.successes += 1;
-                traffic.last_success = Some(SystemTime::now());
-            }
-            Err(_) => {
-                traffic.failures += 1;
-                traffic.last_failure = Some(SystemTime::now());
-            }
-        }
-        // Paths of apps are counted as one, so that the list stays short.
-        let name = if path.contains("/apps/") {
-            "apps/newlogs"
-        } else {
-            path.rsplit('/').next().unwrap_or(path)
-        };
-        let index = traffic
-            .paths
-            .iter()
-            .position(|entry| entry.url == name)
-            .unwrap_or_else(|| {
-                traffic.paths.push(PathTraffic {
-                    url: name.to_owned(),
-                    ..PathTraffic::default()
-                });
-                traffic.paths.len() - 1
-            });
-        let entry = &mut traffic.paths[index];
-        entry.tried += 1;
-        entry.sent_bytes += call.body.len() as u64;
-        entry.milliseconds += u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
-        if let Ok(reply) = result {
-            entry.answered += 1;
-            entry.received_bytes += reply.body.len() as u64;
-        }
     }
 
     fn count_bad_envelope(&self) {
@@ -616,11 +459,6 @@ impl Client {
         // No code that could panic runs while the lock is held; a poisoned lock still guards good data.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// Statuses that mean success for some request of this API.
-fn is_success(status: u16) -> bool {
-    matches!(status, 200 | 201 | 204 | 304)
 }
 
 fn unknown_sender(path: &str) -> Failure {
@@ -635,16 +473,6 @@ fn decode<A: Message + Default>(path: &str, payload: &[u8]) -> Result<A, Failure
         path: path.to_owned(),
         reason: error.to_string(),
     })
-}
-
-/// The start of an error body, if it is text.
-fn readable(body: &[u8]) -> String {
-    let text = std::str::from_utf8(&body[..body.len().min(200)]).unwrap_or_default();
-    if text.chars().any(|c| c.is_control() && !c.is_whitespace()) {
-        String::new()
-    } else {
-        text.trim().to_owned()
-    }
 }
 
 /// A text fit for a header: visible ASCII, at most 256 characters.

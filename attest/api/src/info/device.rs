@@ -1,0 +1,389 @@
+//! The device's own message.
+
+use super::words::{attestation_state, boot_reason, device_state};
+use super::{API_CAPABILITY, MIB, Report, stamp, texts};
+use crate::proto::info::{
+    AttestationInfo, BaseOsStatus as WireBaseOs, BaseOsSubStatus as WireBaseOsSub, DataSecAtRest,
+    DataSecAtRestStatus, DevicePort, DevicePortStatus, Entity, HwSecurityModuleStatus,
+    MaintenanceModeReason, PcrStatus, SystemAdapterInfo, VaultInfo, ZInfoAppInstance,
+    ZInfoConfigItem, ZInfoConfigItemStatus, ZInfoDevSw, ZInfoDevice, ZInfoDns, ZInfoManufacturer,
+    ZInfoStorage, ZSwState,
+};
+use holdfast_model::desired::{Fault, ObjectKind};
+use holdfast_model::net::mac_text;
+use holdfast_model::observed::{DeviceState, DeviceStatus, PortStatus};
+use holdfast_model::properties::Properties;
+use holdfast_model::slot::{BaseOsStatus, BaseOsSubStatus, PartitionState, Slot, SlotStatus};
+use std::collections::BTreeMap;
+
+impl Report<'_> {
+    pub(super) fn device(&self) -> ZInfoDevice {
+        let device = &self.observed.device;
+        let maintenance = !device.maintenance.is_empty();
+        let reason = if device.trust.vault_open {
+            MaintenanceModeReason::UserRequested
+        } else {
+            MaintenanceModeReason::VaultLockedUp
+        };
+        #[allow(deprecated)] // the struct has fields that are not filled
+        ZInfoDevice {
+            machine_arch: device.architecture.clone(),
+            cpu_arch: device.architecture.clone(),
+            platform: device.product.clone(),
+            ncpu: device.cpus,
+            memory: device.memory_bytes / MIB,
+            storage: device.storage_bytes / MIB,
+            minfo: Some(ZInfoManufacturer {
+                manufacturer: device.manufacturer.clone(),
+                product_name: device.product.clone(),
+                serial_number: device.serial.clone(),
+                bios_version: device.bios_version.clone(),
+                ..ZInfoManufacturer::default()
+            }),
+            dns: self
+                .observed
+                .ports
+                .iter()
+                .find(|port| port.management && port.up)
+                .map(dns),
+            storage_list: vec![ZInfoStorage {
+                device: "DATA".to_owned(),
+                mount_path: "/data".to_owned(),
+                total: device.storage_bytes / MIB,
+                storage_location: true,
+            }],
+            boot_time: stamp(device.boot_time_seconds),
+            sw_list: self.slots(),
+            host_name: device.host_name.clone(),
+            last_reboot_reason: device.last_reboot.text.clone(),
+            last_reboot_time: stamp(device.last_reboot.time_seconds),
+            system_adapter: Some(self.adapters()),
+            restart_counter: u32::try_from(device.boot_count).unwrap_or(u32::MAX),
+            hsm_status: if device.trust.tpm {
+                HwSecurityModuleStatus::Enabled
+            } else {
+                HwSecurityModuleStatus::Notfound
+            }
+            .into(),
+            hsm_info: hsm_text(device),
+            data_sec_at_rest_info: Some(self.vault()),
+            config_item_status: Some(self.config_items()),
+            app_instances: self.app_instances(),
+            reboot_config_counter: device.reboot_counter,
+            last_boot_reason: boot_reason(device.last_reboot.reason).into(),
+            maintenance_mode: maintenance,
+            maintenance_mode_reasons: if maintenance {
+                vec![reason.into()]
+            } else {
+                Vec::new()
+            },
+            reboot_inprogress: device.state == DeviceState::Rebooting,
+            state: device_state(device.state).into(),
+            attestation_info: Some(AttestationInfo {
+                state: attestation_state(device.attestation).into(),
+                error: self.error(&device.attestation_error, Entity::Attestation, "", ""),
+            }),
+            api_capability: API_CAPABILITY.into(),
+            ..ZInfoDevice::default()
+        }
+    }
+
+    /// The running slot first, as testers and controllers expect.
+    fn slots(&self) -> Vec<ZInfoDevSw> {
+        let mut slots: Vec<&SlotStatus> = self.observed.device.slots.iter().collect();
+        slots.sort_by_key(|slot| !slot.running);
+        let fault = self
+            .observed
+            .faults
+            .iter()
+            .find(|fault| fault.kind == ObjectKind::BaseOs);
+        slots
+            .into_iter()
+            .map(|slot| self.slot(slot, fault.filter(|_| !slot.running)))
+            .collect()
+    }
+
+    fn slot(&self, slot: &SlotStatus, fault: Option<&Fault>) -> ZInfoDevSw {
+        let (label, device) = match slot.slot {
+            Slot::A => ("IMGA", "OS-A"),
+            Slot::B => ("IMGB", "OS-B"),
+        };
+        let text = fault.map_or(&slot.reason, |fault| &fault.text);
+        let status = match slot.status {
+            BaseOsStatus::Downloading => ZSwState::DownloadStarted,
+            BaseOsStatus::DownloadDone => ZSwState::Delivered,
+            BaseOsStatus::Failed => ZSwState::Error,
+            _ if slot.version.is_empty() => ZSwState::Initial,
+            _ => ZSwState::Installed,
+        };
+        ZInfoDevSw {
+            // EVE's sense of the word: the image that is booted or to be booted.
+            activated: slot.running || slot.partition_state == PartitionState::Active,
+            partition_label: label.to_owned(),
+            partition_device: device.to_owned(),
+            partition_state: slot.partition_state.as_str().to_owned(),
+            status: status.into(),
+            short_version: slot.version.clone(),
+            long_version: slot.version.clone(),
+            sw_err: self.error(text, Entity::BaseOs, &slot.slot.to_string(), &slot.version),
+            download_progress: match slot.status {
+                BaseOsStatus::DownloadDone | BaseOsStatus::Updating | BaseOsStatus::Updated => 100,
+                _ => 0,
+            },
+            user_status: match slot.status {
+                BaseOsStatus::None => WireBaseOs::None,
+                BaseOsStatus::Downloading => WireBaseOs::Downloading,
+                BaseOsStatus::DownloadDone => WireBaseOs::DownloadDone,
+                BaseOsStatus::Updating => WireBaseOs::Updating,
+                BaseOsStatus::Updated => WireBaseOs::Updated,
+                BaseOsStatus::Fallback => WireBaseOs::Fallback,
+                BaseOsStatus::Failed => WireBaseOs::Failed,
+            }
+            .into(),
+            sub_status_str: slot.reason.clone(),
+            sub_status: match slot.sub_status {
+                BaseOsSubStatus::None => WireBaseOsSub::NoneSubstatus,
+                BaseOsSubStatus::Installing => WireBaseOsSub::UpdateInitializing,
+                BaseOsSubStatus::Rebooting => WireBaseOsSub::UpdateRebooting,
+                BaseOsSubStatus::Testing => WireBaseOsSub::UpdateTesting,
+            }
+            .into(),
+            sub_status_progress: slot.sub_status_progress,
+        }
+    }
+
+    fn adapters(&self) -> SystemAdapterInfo {
+        let mut ports: Vec<DevicePort> = self
+            .observed
+            .ports
+            .iter()
+            .map(|port| self.port(port))
+            .collect();
+        let mut others = Vec::new();
+        for fault in &self.observed.faults {
+            let entity = match fault.kind {
+                ObjectKind::Port => Entity::Port,
+                ObjectKind::Adapter => Entity::SystemAdapter,
+                ObjectKind::Network => {
+                    others.push(format!("network {}: {}", fault.name, fault.text));
+                    continue;
+                }
+                _ => continue,
+            };
+            let err = self.error(&fault.text, entity, &fault.id, &fault.name);
+            match ports.iter_mut().find(|port| port.name == fault.name) {
+                Some(port) if port.err.is_none() => port.err = err,
+                Some(_) => {}
+                None => ports.push(DevicePort {
+                    name: fault.name.clone(),
+                    err,
+                    ..DevicePort::default()
+                }),
+            }
+        }
+        SystemAdapterInfo {
+            current_index: 0,
+            status: vec![DevicePortStatus {
+                version: 1,
+                key: "zedagent".to_owned(), // EVE's word for "from the controller"
+                last_succeeded: Some(self.at),
+                ports,
+                last_error: others.join("; "),
+                ..DevicePortStatus::default()
+            }],
+        }
+    }
+
+    fn port(&self, port: &PortStatus) -> DevicePort {
+        DevicePort {
+            ifname: port.interface.clone(),
+            name: port.name.clone(),
+            is_mgmt: port.management,
+            free: port.cost == 0,
+            dhcp_type: if port.dhcp { 4 } else { 1 },
+            subnet: subnet(port),
+            gateway: port
+                .gateways
+                .first()
+                .map(ToString::to_string)
+                .unwrap_or_default(),
+            domainname: port.domain.clone(),
+            dns_servers: texts(&port.dns),
+            mac_addr: mac_text(port.mac),
+            ip_addrs: texts(&port.addresses),
+            default_routers: texts(&port.gateways),
+            dns: Some(dns(port)),
+            up: port.up,
+            err: self.error(&port.error, Entity::SystemAdapter, &port.name, &port.name),
+            cost: port.cost.into(),
+            mtu: port.mtu,
+            ..DevicePort::default()
+        }
+    }
+
+    fn vault(&self) -> DataSecAtRest {
+        let trust = &self.observed.device.trust;
+        let status = match (trust.vault_open, trust.vault_sealed) {
+            (true, true) => DataSecAtRestStatus::DatasecAtRestEnabled,
+            (true, false) => DataSecAtRestStatus::DatasecAtRestDisabled,
+            (false, _) => DataSecAtRestStatus::DatasecAtRestError,
+        };
+        let text = if trust.vault_open {
+            ""
+        } else {
+            "the vault is not open"
+        };
+        DataSecAtRest {
+            status: status.into(),
+            info: trust.weaknesses.join("; "),
+            vault_list: vec![VaultInfo {
+                name: "Application Data Store".to_owned(),
+                status: status.into(),
+                vault_err: self.error(text, Entity::Vault, "", "Application Data Store"),
+                pcr_status: if trust.vault_sealed {
+                    PcrStatus::PcrEnabled
+                } else {
+                    PcrStatus::PcrDisabled
+                }
+                .into(),
+            }],
+        }
+    }
+
+    fn config_items(&self) -> ZInfoConfigItemStatus {
+        let mut status = ZInfoConfigItemStatus::default();
+        if let Some(properties) = self.context.properties {
+            for (key, value) in property_values(properties) {
+                status.config_items.insert(
+                    key.to_owned(),
+                    ZInfoConfigItem {
+                        value,
+                        error: String::new(),
+                    },
+                );
+            }
+            for (key, value) in &properties.unknown {
+                let item = ZInfoConfigItem {
+                    value: value.clone(),
+                    error: "not known to this device".to_owned(),
+                };
+                status.unknown_config_items.insert(key.clone(), item);
+            }
+        }
+        for fault in &self.observed.faults {
+            let key = match fault.kind {
+                ObjectKind::Property => fault.id.clone(),
+                ObjectKind::Device => format!("config/device/{}", fault.id),
+                ObjectKind::Datastore => format!("config/datastore/{}", fault.id),
+                ObjectKind::Network => format!("config/network/{}", fault.id),
+                _ => continue,
+            };
+            status.config_items.entry(key).or_default().error = fault.text.clone();
+        }
+        status
+    }
+
+    /// Every app still present, those in error included: a tester sees a deletion by absence here.
+    fn app_instances(&self) -> Vec<ZInfoAppInstance> {
+        let mut apps: BTreeMap<String, String> = BTreeMap::new();
+        for fault in self
+            .observed
+            .faults
+            .iter()
+            .filter(|fault| fault.kind == ObjectKind::App)
+        {
+            apps.insert(fault.id.clone(), fault.name.clone());
+        }
+        for app in &self.observed.apps {
+            apps.insert(app.id.to_string(), app.name.clone());
+        }
+        apps.into_iter()
+            .map(|(uuid, name)| ZInfoAppInstance {
+                domain_name: name.clone(),
+                uuid,
+                name,
+            })
+            .collect()
+    }
+}
+
+fn hsm_text(device: &DeviceStatus) -> String {
+    let boot = if device.trust.secure_boot {
+        "Secure Boot on"
+    } else {
+        "Secure Boot off"
+    };
+    if device.trust.tpm {
+        format!("{}, {boot}", device.trust.tpm_text)
+    } else {
+        format!("no TPM, {boot}")
+    }
+}
+
+fn property_values(properties: &Properties) -> [(&'static str, String); 12] {
+    [
+        (
+            "timer.config.interval",
+            properties.config_interval_seconds.to_string(),
+        ),
+        (
+            "timer.metric.interval",
+            properties.metric_interval_seconds.to_string(),
+        ),
+        (
+            "timer.deviceinfo.interval",
+            properties.device_info_interval_seconds.to_string(),
+        ),
+        (
+            "timer.send.timeout",
+            properties.send_timeout_seconds.to_string(),
+        ),
+        (
+            "timer.dial.timeout",
+            properties.dial_timeout_seconds.to_string(),
+        ),
+        (
+            "timer.reboot.no.network",
+            properties.reboot_no_network_seconds.to_string(),
+        ),
+        (
+            "timer.update.fallback.no.network",
+            properties.fallback_no_network_seconds.to_string(),
+        ),
+        (
+            "timer.test.baseimage.update",
+            properties.test_window_seconds.to_string(),
+        ),
+        (
+            "timer.download.retry",
+            properties.download_retry_seconds.to_string(),
+        ),
+        (
+            "timer.boot.retry",
+            properties.boot_retry_seconds.to_string(),
+        ),
+        (
+            "timer.cert.interval",
+            properties.certificate_interval_seconds.to_string(),
+        ),
+        (
+            "newlog.allow.fastupload",
+            properties.fast_log_upload.to_string(),
+        ),
+    ]
+}
+
+fn subnet(port: &PortStatus) -> String {
+    port.addresses
+        .first()
+        .map(|ip| format!("{ip}/{}", port.prefix_length))
+        .unwrap_or_default()
+}
+
+fn dns(port: &PortStatus) -> ZInfoDns {
+    ZInfoDns {
+        dn_sservers: texts(&port.dns),
+        dn_sdomain: port.domain.clone(),
+        dn_ssearch: Vec::new(),
+    }
+}

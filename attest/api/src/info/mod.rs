@@ -1,0 +1,267 @@
+//! From [`Observed`] to `ZInfoMsg`: one message for each object, keyed so that a newer one replaces an older one.
+//!
+//! An object that exists only as a fault of the config is reported too: in error, with the fault's text. Faults that
+//! belong to no object with a message of its own (datastores, networks, the device) are reported as errors of
+//! configuration items named `config/<kind>/<id>`.
+//!
+//! Reading order: this file, `device` (the device's own message), `objects` (all others), `words` (states as EVE says
+//! them).
+
+mod device;
+mod objects;
+mod words;
+
+use crate::proto::info::{
+    ApiCapability, DeviceEntity, Entity, ErrorInfo, Severity, ZInfoApp, ZInfoContentTree, ZInfoMsg,
+    ZInfoNetworkInstance, ZInfoTypes, ZInfoVolume, z_info_msg::InfoContent,
+};
+use holdfast_model::observed::Observed;
+use holdfast_model::properties::Properties;
+use prost_types::Timestamp;
+use std::time::SystemTime;
+
+/// Highest level of the API that is really done here; a number claims all lower ones.
+pub const API_CAPABILITY: ApiCapability = ApiCapability::StartDelayInSeconds;
+
+/// One mebibyte: the unit of sizes in info and metrics.
+pub(crate) const MIB: u64 = 1 << 20;
+
+/// What a report needs beside the observed state.
+#[derive(Debug, Clone, Copy)]
+pub struct Context<'a> {
+    /// When the report is made.
+    pub now: SystemTime,
+    /// Properties in force, to be echoed; `None` before the first config.
+    pub properties: Option<&'a Properties>,
+}
+
+/// What an info message is about. A message replaces an older one of the same key.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct InfoKey {
+    /// Kind of the object.
+    pub kind: InfoKind,
+    /// Its id; empty for the device and the blob list.
+    pub id: String,
+}
+
+/// Kinds of info messages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum InfoKind {
+    /// The device.
+    Device,
+    /// An app.
+    App,
+    /// A network instance.
+    NetworkInstance,
+    /// A volume.
+    Volume,
+    /// A content tree.
+    Content,
+    /// All blobs.
+    Blobs,
+}
+
+impl InfoKey {
+    fn new(kind: InfoKind, id: impl ToString) -> Self {
+        Self {
+            kind,
+            id: id.to_string(),
+        }
+    }
+}
+
+/// All messages that describe `observed`, the device first.
+#[must_use]
+pub fn messages(observed: &Observed, context: Context<'_>) -> Vec<(InfoKey, ZInfoMsg)> {
+    let report = Report {
+        observed,
+        context,
+        at: Timestamp::from(context.now),
+    };
+    let mut out = vec![(
+        InfoKey::new(InfoKind::Device, ""),
+        report.message(ZInfoTypes::ZiDevice, InfoContent::Dinfo(report.device())),
+    )];
+
+    for app in &observed.apps {
+        out.push((
+            InfoKey::new(InfoKind::App, app.id),
+            report.message(ZInfoTypes::ZiApp, InfoContent::Ainfo(report.app(app))),
+        ));
+    }
+    for instance in &observed.instances {
+        let content = InfoContent::Niinfo(report.instance(instance));
+        out.push((
+            InfoKey::new(InfoKind::NetworkInstance, instance.id),
+            report.message(ZInfoTypes::ZiNetworkInstance, content),
+        ));
+    }
+    for volume in &observed.volumes {
+        let content = InfoContent::Vinfo(report.volume(volume));
+        out.push((
+            InfoKey::new(InfoKind::Volume, volume.id),
+            report.message(ZInfoTypes::ZiVolume, content),
+        ));
+    }
+    for tree in &observed.contents {
+        let content = InfoContent::Cinfo(report.content(tree));
+        out.push((
+            InfoKey::new(InfoKind::Content, tree.id),
+            report.message(ZInfoTypes::ZiContentTree, content),
+        ));
+    }
+    if observed.contents.iter().any(|tree| !tree.sha256.is_empty()) {
+        let content = InfoContent::Binfo(report.blobs());
+        out.push((
+            InfoKey::new(InfoKind::Blobs, ""),
+            report.message(ZInfoTypes::ZiBlobList, content),
+        ));
+    }
+    for fault in &observed.faults {
+        if let Some((key, message)) = report.fault(fault)
+            && out.iter().all(|(other, _)| *other != key)
+        {
+            out.push((key, message));
+        }
+    }
+    out
+}
+
+/// The message that says an object is no longer there; `None` for the device and the blob list.
+#[must_use]
+pub fn gone(key: &InfoKey, device: &uuid::Uuid, now: SystemTime) -> Option<ZInfoMsg> {
+    let id = key.id.clone();
+    let (ztype, content) = match key.kind {
+        InfoKind::Device | InfoKind::Blobs => return None,
+        InfoKind::App => (
+            ZInfoTypes::ZiApp,
+            InfoContent::Ainfo(ZInfoApp {
+                app_id: id,
+                ..ZInfoApp::default()
+            }),
+        ),
+        InfoKind::NetworkInstance => {
+            let gone = ZInfoNetworkInstance {
+                network_id: id,
+                ..ZInfoNetworkInstance::default()
+            };
+            (ZInfoTypes::ZiNetworkInstance, InfoContent::Niinfo(gone))
+        }
+        InfoKind::Volume => (
+            ZInfoTypes::ZiVolume,
+            InfoContent::Vinfo(ZInfoVolume {
+                uuid: id,
+                ..ZInfoVolume::default()
+            }),
+        ),
+        InfoKind::Content => (
+            ZInfoTypes::ZiContentTree,
+            InfoContent::Cinfo(ZInfoContentTree {
+                uuid: id,
+                ..ZInfoContentTree::default()
+            }),
+        ),
+    };
+    Some(ZInfoMsg {
+        ztype: ztype.into(),
+        dev_id: device.to_string(),
+        at_time_stamp: Some(Timestamp::from(now)),
+        info_content: Some(content),
+    })
+}
+
+struct Report<'a> {
+    observed: &'a Observed,
+    context: Context<'a>,
+    at: Timestamp,
+}
+
+impl Report<'_> {
+    fn message(&self, ztype: ZInfoTypes, content: InfoContent) -> ZInfoMsg {
+        ZInfoMsg {
+            ztype: ztype.into(),
+            dev_id: self.observed.device.id.to_string(),
+            at_time_stamp: Some(self.at),
+            info_content: Some(content),
+        }
+    }
+
+    /// An error message; `None` for an empty text.
+    fn error(&self, text: &str, entity: Entity, id: &str, name: &str) -> Option<ErrorInfo> {
+        (!text.is_empty()).then(|| ErrorInfo {
+            description: text.to_owned(),
+            timestamp: Some(self.at),
+            severity: Severity::Error.into(),
+            entities: vec![DeviceEntity {
+                entity: entity.into(),
+                entity_id: id.to_owned(),
+                entity_name: name.to_owned(),
+            }],
+            retry_condition: String::new(),
+        })
+    }
+}
+
+fn texts(addresses: &[std::net::IpAddr]) -> Vec<String> {
+    addresses.iter().map(ToString::to_string).collect()
+}
+
+/// A stamp; `None` while the time is not known.
+pub(crate) fn stamp(seconds: i64) -> Option<Timestamp> {
+    (seconds > 0).then_some(Timestamp { seconds, nanos: 0 })
+}
+
+/// What a message says, without its time stamp: equal contents need not be sent twice.
+#[must_use]
+pub fn without_stamp(message: &ZInfoMsg) -> ZInfoMsg {
+    let mut message = message.clone();
+    message.at_time_stamp = None;
+    let clear = |error: &mut ErrorInfo| error.timestamp = None;
+    match &mut message.info_content {
+        Some(InfoContent::Dinfo(device)) => {
+            for status in device
+                .system_adapter
+                .iter_mut()
+                .flat_map(|adapters| &mut adapters.status)
+            {
+                status.last_succeeded = None;
+                status
+                    .ports
+                    .iter_mut()
+                    .filter_map(|port| port.err.as_mut())
+                    .for_each(clear);
+            }
+            device
+                .sw_list
+                .iter_mut()
+                .filter_map(|slot| slot.sw_err.as_mut())
+                .for_each(clear);
+            device
+                .attestation_info
+                .iter_mut()
+                .filter_map(|info| info.error.as_mut())
+                .for_each(clear);
+            let vaults = device
+                .data_sec_at_rest_info
+                .iter_mut()
+                .flat_map(|vaults| &mut vaults.vault_list);
+            vaults
+                .filter_map(|vault| vault.vault_err.as_mut())
+                .for_each(clear);
+        }
+        Some(InfoContent::Ainfo(app)) => app.app_err.iter_mut().for_each(clear),
+        Some(InfoContent::Niinfo(instance)) => instance.network_err.iter_mut().for_each(clear),
+        Some(InfoContent::Vinfo(volume)) => volume.volume_err.iter_mut().for_each(clear),
+        Some(InfoContent::Cinfo(tree)) => tree.err.iter_mut().for_each(clear),
+        Some(InfoContent::Binfo(blobs)) => blobs
+            .blob
+            .iter_mut()
+            .filter_map(|blob| blob.err.as_mut())
+            .for_each(clear),
+        _ => {}
+    }
+    message
+}
+
+#[cfg(test)]
+mod tests;
