@@ -323,29 +323,14 @@ async fn rotation_of_every_certificate_is_followed() {
     let bench = Bench::new();
     let (uuid, token) = bench.joined().await;
     bench.controller.set_config(uuid, demo()).expect("config");
-    let before = bench.config(&token).await;
+    bench.config(&token).await;
     for role in [Role::Signing, Role::Tls, Role::Ecdh] {
         bench.controller.rotate(role).expect("rotation");
         let config = bench.config(&token).await;
         let wire = config.response.config.as_ref().expect("config");
-        // The hash in the config is what tells a device to ask for the certificates again.
-        if wire.controllercert_confighash
-            != before
-                .response
-                .config
-                .as_ref()
-                .expect("config")
-                .controllercert_confighash
-        {
-            bench
-                .client
-                .fetch_certificates()
-                .await
-                .expect("certificates");
-        }
-        let certificates = bench.client.certificates().expect("certificates");
+        // A new certificate of object encryption is known by the time the config that needs it is handed out.
         let keys = Keys {
-            certificates: &certificates,
+            certificates: &config.certificates,
             agreement: &bench.device.ecdh,
         };
         let desired = to_desired(wire, Some(keys));

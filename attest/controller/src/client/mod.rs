@@ -345,11 +345,43 @@ impl Client {
             return Ok(ConfigAnswer::Unchanged);
         }
         let certificates = self.certificates().ok_or_else(|| unknown_sender(&path))?;
+        let certificates = self
+            .certificates_for(certificates, &response, &reply.body)
+            .await?;
         Ok(ConfigAnswer::New(Box::new(ReceivedConfig {
             envelope: reply.body.to_vec(),
             certificates,
             response,
         })))
+    }
+
+    /// The certificates to keep with a config: asked for again when its secrets need one that is not known yet.
+    ///
+    /// A failure to get them is one of the poll: the config comes again with the next, rather than being put in force
+    /// with secrets that cannot be read.
+    async fn certificates_for(
+        &self,
+        known: Arc<ControllerCertificates>,
+        response: &ConfigResponse,
+        envelope: &[u8],
+    ) -> Result<Arc<ControllerCertificates>, Failure> {
+        let contexts = response
+            .config
+            .iter()
+            .flat_map(|config| &config.cipher_contexts);
+        if contexts
+            .into_iter()
+            .all(|context| known.by_hash(&context.controller_cert_hash).is_some())
+        {
+            return Ok(known);
+        }
+        let fresh = self.fetch_certificates().await?;
+        // What is kept with a config must verify it again after a reboot.
+        Ok(if fresh.open(envelope).is_ok() {
+            fresh
+        } else {
+            known
+        })
     }
 
     /// `POST /id/UUID/info`.
