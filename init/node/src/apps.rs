@@ -121,11 +121,7 @@ pub struct Verdict {
 }
 
 fn verdict(state: AppState, step: Step) -> Verdict {
-    Verdict {
-        state,
-        error: String::new(),
-        step,
-    }
+    Verdict { state, error: String::new(), step }
 }
 
 /// Decides for one app; `app` is `None` when the config has it no more.
@@ -138,10 +134,7 @@ pub fn decide(app: Option<&App>, runtime: &Runtime, world: &World) -> Verdict {
             Vm::Absent | Vm::Ended { .. } => verdict(AppState::Halted, Step::Forget),
         };
     };
-    let wanted = Acted {
-        restart: app.restart_counter,
-        purge: app.purge_counter,
-    };
+    let wanted = Acted { restart: app.restart_counter, purge: app.purge_counter };
     // An app seen for the first time starts with the counters it comes with: they order nothing.
     let Some(acted) = runtime.acted else {
         return verdict(AppState::Initial, Step::NoteCounters);
@@ -160,9 +153,7 @@ pub fn decide(app: Option<&App>, runtime: &Runtime, world: &World) -> Verdict {
             };
             verdict(state, Step::Wait)
         }
-        Vm::Running { .. } if !app.activate || world.held.is_some() => {
-            verdict(AppState::Halting, Step::Stop)
-        }
+        Vm::Running { .. } if !app.activate || world.held.is_some() => verdict(AppState::Halting, Step::Stop),
         Vm::Running { .. } if purge => verdict(AppState::Purging, Step::Stop),
         Vm::Running { .. } if restart => verdict(AppState::Restarting, Step::Stop),
         Vm::Running { tag, .. } => {
@@ -174,11 +165,7 @@ pub fn decide(app: Option<&App>, runtime: &Runtime, world: &World) -> Verdict {
                     app.name
                 )
             };
-            Verdict {
-                state: AppState::Running,
-                error,
-                step: Step::Wait,
-            }
+            Verdict { state: AppState::Running, error, step: Step::Wait }
         }
         Vm::Absent | Vm::Ended { .. } => {
             if purge {
@@ -196,28 +183,16 @@ pub fn decide(app: Option<&App>, runtime: &Runtime, world: &World) -> Verdict {
 fn idle(app: &App, runtime: &Runtime, world: &World) -> Verdict {
     match &world.readiness {
         Readiness::Failed(text) => {
-            return Verdict {
-                state: AppState::Error,
-                error: text.clone(),
-                step: Step::Wait,
-            };
+            return Verdict { state: AppState::Error, error: text.clone(), step: Step::Wait };
         }
         Readiness::Coming(state) => return verdict(*state, Step::Wait),
         Readiness::Ready => {}
     }
     if !app.activate || world.held.is_some() {
-        let state = if matches!(runtime.vm, Vm::Ended { .. }) {
-            AppState::Halted
-        } else {
-            AppState::Installed
-        };
+        let state = if matches!(runtime.vm, Vm::Ended { .. }) { AppState::Halted } else { AppState::Installed };
         return Verdict {
             state,
-            error: world
-                .held
-                .clone()
-                .filter(|_| app.activate)
-                .unwrap_or_default(),
+            error: world.held.clone().filter(|_| app.activate).unwrap_or_default(),
             step: Step::Wait,
         };
     }
@@ -228,17 +203,11 @@ fn idle(app: &App, runtime: &Runtime, world: &World) -> Verdict {
     match &runtime.vm {
         Vm::Ended { at, fault } if !runtime.ordered => {
             let due = *at + retry_after(runtime.failures, world.boot_retry);
-            let text = if fault.is_empty() {
-                "the app ended by itself"
-            } else {
-                fault
-            };
+            let text = if fault.is_empty() { "the app ended by itself" } else { fault };
             waiting(&format!("app {}: {text}", app.name), due, world)
         }
         _ => {
-            if runtime.starts == 0
-                && world.now < Duration::from_secs(app.start_delay_seconds.into())
-            {
+            if runtime.starts == 0 && world.now < Duration::from_secs(app.start_delay_seconds.into()) {
                 return verdict(AppState::StartDelayed, Step::Wait);
             }
             verdict(AppState::Booting, Step::Start)
@@ -252,22 +221,12 @@ fn waiting(text: &str, due: Duration, world: &World) -> Verdict {
     }
     let left = (due - world.now).as_secs() + 1;
     // Rounded, so that the report does not change every second.
-    let left = if left > 15 {
-        left.div_ceil(15) * 15
-    } else {
-        left.div_ceil(5) * 5
-    };
-    Verdict {
-        state: AppState::Error,
-        error: format!("{text}; it is started again within {left} s"),
-        step: Step::Wait,
-    }
+    let left = if left > 15 { left.div_ceil(15) * 15 } else { left.div_ceil(5) * 5 };
+    Verdict { state: AppState::Error, error: format!("{text}; it is started again within {left} s"), step: Step::Wait }
 }
 
 fn retry_after(failures: u32, longest: Duration) -> Duration {
-    FIRST_RETRY
-        .saturating_mul(1 << failures.saturating_sub(1).min(10))
-        .min(longest.max(FIRST_RETRY))
+    FIRST_RETRY.saturating_mul(1 << failures.saturating_sub(1).min(10)).min(longest.max(FIRST_RETRY))
 }
 
 impl Runtime {
@@ -337,10 +296,7 @@ mod tests {
     }
 
     fn seen() -> Runtime {
-        Runtime {
-            acted: Some(Acted::default()),
-            ..Runtime::default()
-        }
+        Runtime { acted: Some(Acted::default()), ..Runtime::default() }
     }
 
     fn running() -> Runtime {
@@ -352,36 +308,24 @@ mod tests {
     #[test]
     fn a_ready_app_starts_and_then_runs() {
         assert_eq!(decide(Some(&app()), &seen(), &world(1)).step, Step::Start);
-        assert_eq!(
-            decide(Some(&app()), &running(), &world(1)),
-            verdict(AppState::Running, Step::Wait)
-        );
+        assert_eq!(decide(Some(&app()), &running(), &world(1)), verdict(AppState::Running, Step::Wait));
     }
 
     #[test]
     fn an_app_seen_first_takes_its_counters_as_done() {
         let mut a = app();
         a.restart_counter = 7;
-        assert_eq!(
-            decide(Some(&a), &Runtime::default(), &world(1)).step,
-            Step::NoteCounters
-        );
+        assert_eq!(decide(Some(&a), &Runtime::default(), &world(1)).step, Step::NoteCounters);
     }
 
     #[test]
     fn what_is_missing_is_waited_for_and_what_failed_is_named() {
         let mut w = world(1);
         w.readiness = Readiness::Coming(AppState::Downloading);
-        assert_eq!(
-            decide(Some(&app()), &seen(), &w),
-            verdict(AppState::Downloading, Step::Wait)
-        );
+        assert_eq!(decide(Some(&app()), &seen(), &w), verdict(AppState::Downloading, Step::Wait));
         w.readiness = Readiness::Failed("content x: digest".into());
         let v = decide(Some(&app()), &seen(), &w);
-        assert_eq!(
-            (v.state, v.error.as_str()),
-            (AppState::Error, "content x: digest")
-        );
+        assert_eq!((v.state, v.error.as_str()), (AppState::Error, "content x: digest"));
     }
 
     #[test]
@@ -389,36 +333,20 @@ mod tests {
         let mut a = app();
         a.restart_counter = 1;
         let mut r = running();
-        assert_eq!(
-            decide(Some(&a), &r, &world(1)),
-            verdict(AppState::Restarting, Step::Stop)
-        );
+        assert_eq!(decide(Some(&a), &r, &world(1)), verdict(AppState::Restarting, Step::Stop));
         r.vm = Vm::Stopping;
-        assert_eq!(
-            decide(Some(&a), &r, &world(1)),
-            verdict(AppState::Restarting, Step::Wait)
-        );
+        assert_eq!(decide(Some(&a), &r, &world(1)), verdict(AppState::Restarting, Step::Wait));
         r.ended(Duration::from_secs(2), String::new());
         assert_eq!(decide(Some(&a), &r, &world(2)).step, Step::NoteCounters);
-        r.acted = Some(Acted {
-            restart: 1,
-            purge: 0,
-        });
-        assert_eq!(
-            decide(Some(&a), &r, &world(2)).step,
-            Step::Start,
-            "an ordered end is not waited after"
-        );
+        r.acted = Some(Acted { restart: 1, purge: 0 });
+        assert_eq!(decide(Some(&a), &r, &world(2)).step, Step::Start, "an ordered end is not waited after");
     }
 
     #[test]
     fn a_purge_counter_makes_the_layer_anew_even_when_never_started() {
         let mut a = app();
         a.purge_counter = 3;
-        assert_eq!(
-            decide(Some(&a), &running(), &world(1)),
-            verdict(AppState::Purging, Step::Stop)
-        );
+        assert_eq!(decide(Some(&a), &running(), &world(1)), verdict(AppState::Purging, Step::Stop));
         assert_eq!(decide(Some(&a), &seen(), &world(1)).step, Step::Purge);
     }
 
@@ -449,10 +377,7 @@ mod tests {
         let mut a = app();
         a.activate = false;
         assert_eq!(decide(Some(&a), &running(), &world(1)).step, Step::Stop);
-        assert_eq!(
-            decide(Some(&a), &seen(), &world(1)),
-            verdict(AppState::Installed, Step::Wait)
-        );
+        assert_eq!(decide(Some(&a), &seen(), &world(1)), verdict(AppState::Installed, Step::Wait));
         let mut w = world(1);
         w.held = Some("maintenance mode".into());
         assert_eq!(decide(Some(&app()), &running(), &w).step, Step::Stop);
@@ -482,10 +407,7 @@ mod tests {
     fn the_start_delay_counts_from_device_boot_only() {
         let mut a = app();
         a.start_delay_seconds = 60;
-        assert_eq!(
-            decide(Some(&a), &seen(), &world(10)).state,
-            AppState::StartDelayed
-        );
+        assert_eq!(decide(Some(&a), &seen(), &world(10)).state, AppState::StartDelayed);
         assert_eq!(decide(Some(&a), &seen(), &world(61)).step, Step::Start);
     }
 }

@@ -20,11 +20,7 @@ pub struct Paths {
 
 impl Default for Paths {
     fn default() -> Self {
-        Self {
-            run: "/run/holdfast".into(),
-            data: "/data".into(),
-            slot: "/".into(),
-        }
+        Self { run: "/run/holdfast".into(), data: "/data".into(), slot: "/".into() }
     }
 }
 
@@ -80,31 +76,15 @@ pub struct Boot {
 pub fn load(paths: &Paths) -> Result<Boot> {
     let facts: BootFacts = json(&paths.boot("facts.json"))?;
     let site_path = paths.boot("site.json");
-    let site = if site_path.exists() {
-        Some(json(&site_path)?)
-    } else {
-        None
-    };
-    let release_path = paths
-        .slot
-        .join(holdfast_format::release::PATH.trim_start_matches('/'));
-    let release = Release::decode(
-        &fs::read(&release_path)
-            .with_context(|| format!("cannot read {}", release_path.display()))?,
-    )?;
-    let release_key_pem =
-        fs::read_to_string(paths.boot("tpm2-pcr-public-key.pem")).unwrap_or_default();
-    Ok(Boot {
-        facts,
-        site,
-        release,
-        release_key_pem,
-    })
+    let site = if site_path.exists() { Some(json(&site_path)?) } else { None };
+    let release_path = paths.slot.join(holdfast_format::release::PATH.trim_start_matches('/'));
+    let release =
+        Release::decode(&fs::read(&release_path).with_context(|| format!("cannot read {}", release_path.display()))?)?;
+    let release_key_pem = fs::read_to_string(paths.boot("tpm2-pcr-public-key.pem")).unwrap_or_default();
+    Ok(Boot { facts, site, release, release_key_pem })
 }
 
 fn json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
-    let bytes = fs::read(path)
-        .with_context(|| format!("cannot read {}: PID 1 writes it", path.display()))?;
-    serde_json::from_slice(&bytes)
-        .with_context(|| format!("{}: expected PID 1's JSON", path.display()))
+    let bytes = fs::read(path).with_context(|| format!("cannot read {}: PID 1 writes it", path.display()))?;
+    serde_json::from_slice(&bytes).with_context(|| format!("{}: expected PID 1's JSON", path.display()))
 }

@@ -73,11 +73,8 @@ pub fn plan(
     roots_pem: &[String],
     failures: u32,
 ) -> Result<Fetch, String> {
-    let known: Vec<&Datastore> = tree
-        .datastores
-        .iter()
-        .filter_map(|id| datastores.iter().find(|d| d.id == *id))
-        .collect();
+    let known: Vec<&Datastore> =
+        tree.datastores.iter().filter_map(|id| datastores.iter().find(|d| d.id == *id)).collect();
     if known.is_empty() {
         return Err(format!(
             "content {}: expected one of its datastores {:?} in the config, found none",
@@ -90,29 +87,12 @@ pub fn plan(
         Some(("https", h)) => ("https", h),
         Some(("http", h)) => ("http", h),
         // Registries are also written docker://host, oci://host.
-        Some((_, h)) => (
-            if store.kind == DatastoreKind::Http {
-                "http"
-            } else {
-                "https"
-            },
-            h,
-        ),
-        None => (
-            if store.kind == DatastoreKind::Http {
-                "http"
-            } else {
-                "https"
-            },
-            host,
-        ),
+        Some((_, h)) => (if store.kind == DatastoreKind::Http { "http" } else { "https" }, h),
+        None => (if store.kind == DatastoreKind::Http { "http" } else { "https" }, host),
     };
     let (host, host_path) = host.split_once('/').unwrap_or((host, ""));
     if host.is_empty() {
-        return Err(format!(
-            "content {}: datastore {}: expected a host, found {:?}",
-            tree.name, store.id, store.host
-        ));
+        return Err(format!("content {}: datastore {}: expected a host, found {:?}", tree.name, store.id, store.host));
     }
     let prefix = join(host_path, &store.path);
     let full = join(&prefix, &tree.path);
@@ -125,19 +105,11 @@ pub fn plan(
         }
         let (repository, reference) = split_reference(&full);
         if repository.is_empty() {
-            return Err(format!(
-                "content {}: expected repository[:tag|@digest], found {:?}",
-                tree.name, tree.path
-            ));
+            return Err(format!("content {}: expected repository[:tag|@digest], found {:?}", tree.name, tree.path));
         }
-        What::Oci {
-            repository,
-            reference,
-        }
+        What::Oci { repository, reference }
     } else {
-        What::File {
-            path: format!("/{full}"),
-        }
+        What::File { path: format!("/{full}") }
     };
     let mut ca_pem = store.ca_pem.clone();
     ca_pem.extend_from_slice(roots_pem);
@@ -177,10 +149,7 @@ fn split_reference(text: &str) -> (String, String) {
         Some((r, t)) if !t.contains('/') => (r, Some(t)),
         _ => (rest, None),
     };
-    (
-        repository.to_owned(),
-        digest.or(tag).unwrap_or("latest").to_owned(),
-    )
+    (repository.to_owned(), digest.or(tag).unwrap_or("latest").to_owned())
 }
 
 /// All content trees.
@@ -198,12 +167,7 @@ impl Contents {
         kept: &BTreeMap<Uuid, KeptContent>,
         is_there: &dyn Fn(&KeptContent) -> bool,
     ) -> Vec<Uuid> {
-        let gone: Vec<Uuid> = self
-            .by_id
-            .keys()
-            .filter(|id| !trees.iter().any(|t| t.id == **id))
-            .copied()
-            .collect();
+        let gone: Vec<Uuid> = self.by_id.keys().filter(|id| !trees.iter().any(|t| t.id == **id)).copied().collect();
         for id in &gone {
             self.by_id.remove(id);
         }
@@ -216,17 +180,10 @@ impl Contents {
             }
             *entry = Content {
                 asked: text.clone(),
-                status: ContentStatus {
-                    id: tree.id,
-                    name: tree.name.clone(),
-                    ..ContentStatus::default()
-                },
+                status: ContentStatus { id: tree.id, name: tree.name.clone(), ..ContentStatus::default() },
                 ..Content::default()
             };
-            if let Some(k) = kept
-                .get(&tree.id)
-                .filter(|k| k.asked == text && is_there(k))
-            {
+            if let Some(k) = kept.get(&tree.id).filter(|k| k.asked == text && is_there(k)) {
                 entry.complete(k);
             }
         }
@@ -244,10 +201,7 @@ impl Content {
         self.status.sha256.clone_from(&kept.sha256);
         self.status.size_bytes = kept.size_bytes;
         self.status.error.clear();
-        self.image = kept
-            .image
-            .clone()
-            .and_then(|v| serde_json::from_value(v).ok());
+        self.image = kept.image.clone().and_then(|v| serde_json::from_value(v).ok());
     }
 
     /// True when a fetch should start now.
@@ -264,9 +218,9 @@ impl Content {
         self.status.progress = 0;
         // What the network broke may heal in seconds; what the server or content is wrong about takes the operator.
         let wait = match class {
-            FailureClass::Transport | FailureClass::Local => Duration::from_secs(5)
-                .saturating_mul(1 << self.failures.min(10))
-                .min(retry),
+            FailureClass::Transport | FailureClass::Local => {
+                Duration::from_secs(5).saturating_mul(1 << self.failures.min(10)).min(retry)
+            }
             FailureClass::Refused | FailureClass::Content => retry,
         };
         self.retry_at = now + wait;
@@ -279,24 +233,14 @@ impl Content {
 
     /// Takes a progress report in.
     pub fn progress(&mut self, report: &Report) {
-        if let Report::Progress {
-            phase,
-            bytes,
-            total,
-        } = report
-        {
+        if let Report::Progress { phase, bytes, total } = report {
             self.status.state = match phase {
                 Phase::Resolving => LoadState::Resolving,
                 Phase::Downloading => LoadState::Downloading,
                 Phase::Verifying => LoadState::Verifying,
             };
-            self.status.progress = if *total == 0 {
-                0
-            } else {
-                u32::try_from(bytes.saturating_mul(100) / total)
-                    .unwrap_or(100)
-                    .min(99)
-            };
+            self.status.progress =
+                if *total == 0 { 0 } else { u32::try_from(bytes.saturating_mul(100) / total).unwrap_or(100).min(99) };
         }
     }
 }
@@ -338,11 +282,7 @@ mod tests {
             ("a/b@sha256:00", "a/b", "sha256:00"),
             ("a/b:tag@sha256:00", "a/b", "sha256:00"),
         ] {
-            assert_eq!(
-                split_reference(text),
-                (repository.to_owned(), reference.to_owned()),
-                "{text}"
-            );
+            assert_eq!(split_reference(text), (repository.to_owned(), reference.to_owned()), "{text}");
         }
     }
 
@@ -350,49 +290,26 @@ mod tests {
     fn datastore_and_path_make_the_request() {
         let f = plan(
             &tree("web:1", ImageFormat::Container),
-            &[store(
-                DatastoreKind::ContainerRegistry,
-                "docker://reg:5000",
-                "demo",
-            )],
+            &[store(DatastoreKind::ContainerRegistry, "docker://reg:5000", "demo")],
             &["R".into()],
             0,
         )
         .unwrap();
         assert_eq!(f.server.base_url, "https://reg:5000");
-        assert_eq!(
-            f.what,
-            What::Oci {
-                repository: "demo/web".into(),
-                reference: "1".into()
-            }
-        );
+        assert_eq!(f.what, What::Oci { repository: "demo/web".into(), reference: "1".into() });
         assert_eq!(f.server.ca_pem, ["R"]);
-        let f = plan(
-            &tree("/os.update", ImageFormat::Raw),
-            &[store(DatastoreKind::Http, "files", "/dir/")],
-            &[],
-            0,
-        )
-        .unwrap();
+        let f = plan(&tree("/os.update", ImageFormat::Raw), &[store(DatastoreKind::Http, "files", "/dir/")], &[], 0)
+            .unwrap();
         assert_eq!(
             (f.server.base_url.as_str(), f.what),
-            (
-                "http://files",
-                What::File {
-                    path: "/dir/os.update".into()
-                }
-            )
+            ("http://files", What::File { path: "/dir/os.update".into() })
         );
     }
 
     #[test]
     fn a_missing_datastore_is_named() {
         let text = plan(&tree("x", ImageFormat::Raw), &[], &[], 0).unwrap_err();
-        assert!(
-            text.contains("content web") && text.contains("datastores"),
-            "{text}"
-        );
+        assert!(text.contains("content web") && text.contains("datastores"), "{text}");
     }
 
     #[test]
@@ -402,18 +319,9 @@ mod tests {
         let mut other = store(DatastoreKind::Https, "second", "");
         other.id = Uuid::from_u128(3);
         let stores = [store(DatastoreKind::Https, "first", ""), other];
-        assert_eq!(
-            plan(&t, &stores, &[], 0).unwrap().server.base_url,
-            "https://first"
-        );
-        assert_eq!(
-            plan(&t, &stores, &[], 1).unwrap().server.base_url,
-            "https://second"
-        );
-        assert_eq!(
-            plan(&t, &stores, &[], 2).unwrap().server.base_url,
-            "https://first"
-        );
+        assert_eq!(plan(&t, &stores, &[], 0).unwrap().server.base_url, "https://first");
+        assert_eq!(plan(&t, &stores, &[], 1).unwrap().server.base_url, "https://second");
+        assert_eq!(plan(&t, &stores, &[], 2).unwrap().server.base_url, "https://first");
     }
 
     #[test]
@@ -430,15 +338,8 @@ mod tests {
     #[test]
     fn what_is_kept_is_recalled_and_what_changed_is_fetched_again() {
         let t = tree("web:1", ImageFormat::Container);
-        let kept = BTreeMap::from([(
-            t.id,
-            KeptContent {
-                asked: asked(&t),
-                sha256: "ab".into(),
-                size_bytes: 5,
-                image: None,
-            },
-        )]);
+        let kept =
+            BTreeMap::from([(t.id, KeptContent { asked: asked(&t), sha256: "ab".into(), size_bytes: 5, image: None })]);
         let mut contents = Contents::default();
         contents.want(std::slice::from_ref(&t), &kept, &|_| true);
         assert_eq!(contents.by_id[&t.id].status.state, LoadState::Loaded);

@@ -56,11 +56,7 @@ pub fn start(
 ) -> Result<()> {
     let (sender, receiver) = pipe::pipe().context("report pipe")?;
     let writer = sender.into_blocking_fd().context("report pipe")?;
-    let job = Job {
-        report_fd: FIRST_FD + 1,
-        server,
-        task,
-    };
+    let job = Job { report_fd: FIRST_FD + 1, server, task };
     let document = memfd("job", &serde_json::to_vec(&job)?)?;
     let mut fds = vec![document.as_fd(), writer.as_fd()];
     fds.extend_from_slice(files);
@@ -68,20 +64,14 @@ pub fn start(
     let mut spec = UnitSpec::new(unit.clone(), "/bin/fetch", FETCH_UID);
     spec.args = vec!["--config-fd".into(), FIRST_FD.to_string()];
     // The spool is page cache that belongs to this cgroup and can be written back; this bounds the process itself.
-    spec.limits = Limits {
-        memory_max_bytes: Some(192 << 20),
-        cpu_weight: Some(50),
-        pids_max: Some(16),
-    };
+    spec.limits = Limits { memory_max_bytes: Some(192 << 20), cpu_weight: Some(50), pids_max: Some(16) };
     // A job of a former agent writes into outputs nobody waits for.
     if let Err(e) = supervisor.remove(unit)
         && !matches!(e, holdfast_supervise::CallError::Refused(_))
     {
         bail!("unit {unit}: {e}");
     }
-    supervisor
-        .start(&spec, &fds)
-        .with_context(|| format!("unit {unit}"))?;
+    supervisor.start(&spec, &fds).with_context(|| format!("unit {unit}"))?;
     drop(writer);
     tokio::task::spawn_local(read_reports(key.to_owned(), receiver, events.clone()));
     Ok(())
@@ -98,23 +88,13 @@ async fn read_reports(key: String, receiver: pipe::Receiver, events: mpsc::Sende
     let mut line = Vec::new();
     loop {
         line.clear();
-        let read = tokio::io::AsyncReadExt::take(&mut lines, MAX_REPORT as u64)
-            .read_until(b'\n', &mut line)
-            .await;
+        let read = tokio::io::AsyncReadExt::take(&mut lines, MAX_REPORT as u64).read_until(b'\n', &mut line).await;
         let report = match read {
             Ok(n) if n > 0 => serde_json::from_slice::<Report>(&line).ok(),
             _ => None,
         };
         let last = !matches!(report, Some(Report::Progress { .. }));
-        if events
-            .send(JobEvent {
-                key: key.clone(),
-                report,
-            })
-            .await
-            .is_err()
-            || last
-        {
+        if events.send(JobEvent { key: key.clone(), report }).await.is_err() || last {
             return;
         }
     }

@@ -8,16 +8,26 @@
 //! 4. A fault stays with its object; the same text reaches console, log and info message.
 //! 5. Nothing waits without a deadline.
 //!
-//! Reading order: [`agent`], [`store`], [`supervisor`], [`jobs`], [`contents`], [`volumes`], [`apps`].
+//! Reading order: [`agent`] (the loop), [`boot`] and [`trust`] (what this boot is, keys, vault), [`session`] (the controller's side),
+//! [`network`] and [`services`], [`contents`] and [`jobs`], [`volumes`], [`apps`] (what to do about each) and [`vms`], [`update`],
+//! [`reports`], [`logs`], [`store`], [`supervisor`], [`seqpacket`], [`machine`].
 #![forbid(unsafe_code)]
 
+pub mod agent;
 pub mod apps;
 pub mod boot;
 pub mod contents;
 pub mod jobs;
 pub mod logs;
 pub mod machine;
+pub mod network;
+pub mod reports;
+pub mod seqpacket;
+pub mod services;
+pub mod session;
 pub mod store;
 pub mod supervisor;
+pub mod trust;
+pub mod update;
 pub mod vms;
 pub mod volumes;

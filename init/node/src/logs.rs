@@ -39,12 +39,7 @@ pub struct Waiting {
 
 impl Waiting {
     /// Takes a line of a unit in. The exit report of a guest's init is returned for `apps`.
-    pub fn unit_line(
-        &mut self,
-        line: &LogLine,
-        boot_ns: u64,
-        keep_app_lines: bool,
-    ) -> Option<(Uuid, GuestReport)> {
+    pub fn unit_line(&mut self, line: &LogLine, boot_ns: u64, keep_app_lines: bool) -> Option<(Uuid, GuestReport)> {
         let at_ns = boot_ns + line.at_ms * 1_000_000;
         match (app_of(&line.unit), line.stream) {
             (Some(app), Stream::Out) => {
@@ -55,11 +50,7 @@ impl Waiting {
                 report.map(|r| (app, r))
             }
             (_, stream) => {
-                let severity = if stream == Stream::Err {
-                    "error"
-                } else {
-                    "info"
-                };
+                let severity = if stream == Stream::Err { "error" } else { "info" };
                 self.push(None, line.unit.as_str(), severity, at_ns, &line.text);
                 None
             }
@@ -71,22 +62,9 @@ impl Waiting {
         self.push(None, "node", severity, at_ns, text);
     }
 
-    fn push(
-        &mut self,
-        app: Option<Uuid>,
-        source: &str,
-        severity: &'static str,
-        at_ns: u64,
-        text: &str,
-    ) {
+    fn push(&mut self, app: Option<Uuid>, source: &str, severity: &'static str, at_ns: u64, text: &str) {
         self.next += 1;
-        let line = Line {
-            source: source.to_owned(),
-            severity,
-            at_ns,
-            id: self.next,
-            text: text.to_owned(),
-        };
+        let line = Line { source: source.to_owned(), severity, at_ns, id: self.next, text: text.to_owned() };
         let (queue, bound) = match app {
             Some(app) => (self.apps.entry(app).or_default(), APP_LINES),
             None => (&mut self.device, DEVICE_LINES),
@@ -121,8 +99,7 @@ impl GuestReport {
         if let Some(signal) = text.strip_prefix("exit signal=") {
             return signal.trim().parse().ok().map(Self::ExitSignal);
         }
-        text.strip_prefix("error: ")
-            .map(|e| Self::Error(e.to_owned()))
+        text.strip_prefix("error: ").map(|e| Self::Error(e.to_owned()))
     }
 
     /// In words for the app's status; empty for exit code 0.
@@ -143,14 +120,7 @@ mod tests {
     use holdfast_supervise::UnitName;
 
     fn line(unit: &str, stream: Stream, text: &str) -> LogLine {
-        LogLine {
-            cursor: 1,
-            unit: UnitName::new(unit).unwrap(),
-            number: 1,
-            stream,
-            at_ms: 5,
-            text: text.into(),
-        }
+        LogLine { cursor: 1, unit: UnitName::new(unit).unwrap(), number: 1, stream, at_ms: 5, text: text.into() }
     }
 
     #[test]
@@ -158,20 +128,10 @@ mod tests {
         let mut w = Waiting::default();
         let app = Uuid::from_u128(3);
         let unit = format!("vmm-{app}");
+        assert_eq!(w.unit_line(&line(&unit, Stream::Out, "hello"), 0, true), None);
+        assert_eq!(w.unit_line(&line(&unit, Stream::Err, "vmm: ring"), 0, true), None);
         assert_eq!(
-            w.unit_line(&line(&unit, Stream::Out, "hello"), 0, true),
-            None
-        );
-        assert_eq!(
-            w.unit_line(&line(&unit, Stream::Err, "vmm: ring"), 0, true),
-            None
-        );
-        assert_eq!(
-            w.unit_line(
-                &line(&unit, Stream::Out, "holdfast-guest: exit code=3"),
-                0,
-                true
-            ),
+            w.unit_line(&line(&unit, Stream::Out, "holdfast-guest: exit code=3"), 0, true),
             Some((app, GuestReport::ExitCode(3)))
         );
         assert_eq!(w.apps[&app].len(), 2);

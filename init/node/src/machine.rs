@@ -8,12 +8,9 @@ use std::time::Duration;
 /// Monotonic time since boot, the clock of all deadlines.
 #[must_use]
 pub fn now() -> Duration {
-    let t = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)
-        .unwrap_or(nix::sys::time::TimeSpec::new(0, 0));
-    Duration::new(
-        u64::try_from(t.tv_sec()).unwrap_or(0),
-        u32::try_from(t.tv_nsec()).unwrap_or(0),
-    )
+    let t =
+        nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).unwrap_or(nix::sys::time::TimeSpec::new(0, 0));
+    Duration::new(u64::try_from(t.tv_sec()).unwrap_or(0), u32::try_from(t.tv_nsec()).unwrap_or(0))
 }
 
 /// Unix seconds, or 0 while the clock is plainly not set (before 2025).
@@ -37,9 +34,7 @@ pub fn boot_time_seconds() -> i64 {
 /// One line of a small file, trimmed; empty when it cannot be read.
 #[must_use]
 pub fn line(path: impl AsRef<Path>) -> String {
-    fs::read_to_string(path)
-        .map(|t| t.trim().to_owned())
-        .unwrap_or_default()
+    fs::read_to_string(path).map(|t| t.trim().to_owned()).unwrap_or_default()
 }
 
 /// A DMI field (`product_serial`, `sys_vendor`, ...); empty when the firmware gives none.
@@ -57,14 +52,7 @@ pub fn memory() -> (u64, u64) {
 fn meminfo(text: &str) -> (u64, u64) {
     let field = |name: &str| {
         text.lines()
-            .find_map(|l| {
-                l.strip_prefix(name)?
-                    .trim()
-                    .trim_end_matches("kB")
-                    .trim()
-                    .parse::<u64>()
-                    .ok()
-            })
+            .find_map(|l| l.strip_prefix(name)?.trim().trim_end_matches("kB").trim().parse::<u64>().ok())
             .unwrap_or(0)
             * 1024
     };
@@ -86,20 +74,9 @@ pub fn cpu_total_ns() -> u64 {
 
 fn cpu_stat(text: &str) -> u64 {
     // user nice system idle iowait irq softirq steal, in hundredths of a second.
-    let fields: Vec<u64> = text
-        .lines()
-        .next()
-        .unwrap_or_default()
-        .split_whitespace()
-        .skip(1)
-        .map(|f| f.parse().unwrap_or(0))
-        .collect();
-    let busy: u64 = fields
-        .iter()
-        .enumerate()
-        .filter(|(n, _)| !matches!(n, 3 | 4) && *n < 8)
-        .map(|(_, v)| v)
-        .sum();
+    let fields: Vec<u64> =
+        text.lines().next().unwrap_or_default().split_whitespace().skip(1).map(|f| f.parse().unwrap_or(0)).collect();
+    let busy: u64 = fields.iter().enumerate().filter(|(n, _)| !matches!(n, 3 | 4) && *n < 8).map(|(_, v)| v).sum();
     busy * 10_000_000
 }
 
@@ -118,9 +95,7 @@ pub fn storage(path: &Path) -> (u64, u64) {
 /// Counters of an interface; zeros when it is not there.
 #[must_use]
 pub fn counters(interface: &str) -> InterfaceCounters {
-    let folder = Path::new("/sys/class/net")
-        .join(interface)
-        .join("statistics");
+    let folder = Path::new("/sys/class/net").join(interface).join("statistics");
     let read = |name: &str| line(folder.join(name)).parse().unwrap_or(0);
     InterfaceCounters {
         rx_bytes: read("rx_bytes"),
@@ -152,14 +127,7 @@ pub fn resident_bytes(pid: u32) -> u64 {
     fs::read_to_string(format!("/proc/{pid}/status"))
         .ok()
         .and_then(|t| {
-            t.lines().find_map(|l| {
-                l.strip_prefix("VmRSS:")?
-                    .trim()
-                    .trim_end_matches("kB")
-                    .trim()
-                    .parse::<u64>()
-                    .ok()
-            })
+            t.lines().find_map(|l| l.strip_prefix("VmRSS:")?.trim().trim_end_matches("kB").trim().parse::<u64>().ok())
         })
         .unwrap_or(0)
         * 1024
@@ -171,10 +139,7 @@ mod tests {
 
     #[test]
     fn meminfo_is_read_in_bytes() {
-        assert_eq!(
-            meminfo("MemTotal:        1000 kB\nMemFree: 1 kB\nMemAvailable:    400 kB\n"),
-            (1_024_000, 614_400)
-        );
+        assert_eq!(meminfo("MemTotal:        1000 kB\nMemFree: 1 kB\nMemAvailable:    400 kB\n"), (1_024_000, 614_400));
     }
 
     #[test]

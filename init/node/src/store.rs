@@ -5,7 +5,6 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::net::Ipv4Addr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use uuid::Uuid;
@@ -20,8 +19,8 @@ pub struct Persisted {
     pub acted: BTreeMap<Uuid, Acted>,
     /// Small numbers of apps, for uids.
     pub numbers: BTreeMap<Uuid, u32>,
-    /// Addresses given out: "app/interface index" to address.
-    pub addresses: BTreeMap<String, Ipv4Addr>,
+    /// Addresses given out.
+    pub addresses: holdfast_plan::Allocations,
     /// Contents that are complete, by id.
     pub contents: BTreeMap<Uuid, KeptContent>,
     /// Device command counters acted on; `None` before the first config.
@@ -65,17 +64,11 @@ pub fn read_json<T: DeserializeOwned + Default>(path: &Path) -> (T, Option<Strin
             Ok(value) => (value, None),
             Err(e) => (
                 T::default(),
-                Some(format!(
-                    "{}: expected the agent's own JSON, found {e}; starting afresh",
-                    path.display()
-                )),
+                Some(format!("{}: expected the agent's own JSON, found {e}; starting afresh", path.display())),
             ),
         },
         Err(e) if e.kind() == io::ErrorKind::NotFound => (T::default(), None),
-        Err(e) => (
-            T::default(),
-            Some(format!("{}: {e}; starting afresh", path.display())),
-        ),
+        Err(e) => (T::default(), Some(format!("{}: {e}; starting afresh", path.display()))),
     }
 }
 
@@ -84,18 +77,11 @@ pub fn read_json<T: DeserializeOwned + Default>(path: &Path) -> (T, Option<Strin
 /// # Errors
 /// Whatever the file system says; the old content stays.
 pub fn replace(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
-    let directory = path
-        .parent()
-        .ok_or_else(|| io::Error::other(format!("{} has no directory", path.display())))?;
+    let directory = path.parent().ok_or_else(|| io::Error::other(format!("{} has no directory", path.display())))?;
     let mut name = path.file_name().unwrap_or_default().to_os_string();
     name.push(".new");
     let temporary = directory.join(name);
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(mode)
-        .open(&temporary)?;
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&temporary)?;
     file.write_all(content)?;
     file.sync_all()?;
     fs::rename(&temporary, path)?;
@@ -116,14 +102,7 @@ impl Store {
     #[must_use]
     pub fn load(path: PathBuf) -> (Self, Option<String>) {
         let (now, lost) = read_json::<Persisted>(&path);
-        (
-            Self {
-                path,
-                written: now.clone(),
-                now,
-            },
-            lost,
-        )
+        (Self { path, written: now.clone(), now }, lost)
     }
 
     /// Writes it if it changed.
@@ -153,13 +132,7 @@ mod tests {
         let id = Uuid::from_u128(9);
         assert_eq!(store.now.number_of(id), 0);
         assert_eq!(store.now.number_of(Uuid::from_u128(10)), 1);
-        store.now.acted.insert(
-            id,
-            Acted {
-                restart: 1,
-                purge: 2,
-            },
-        );
+        store.now.acted.insert(id, Acted { restart: 1, purge: 2 });
         store.save().unwrap();
         assert_eq!(Store::load(path).0.now, store.now);
     }

@@ -1,9 +1,7 @@
 //! PID 1 as the agent sees it: units started and stopped, their ends and log lines as a stream.
 
-use holdfast_supervise::{
-    CallError, Client, Event, Logs, Subscription, UnitName, UnitSpec, UnitStatus, WireError,
-};
-use std::os::fd::BorrowedFd;
+use holdfast_supervise::{CallError, Client, Event, Logs, Subscription, UnitName, UnitSpec, UnitStatus, WireError};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::io::unix::AsyncFd;
@@ -19,16 +17,10 @@ impl Supervisor {
     /// For the socket at `path`; connects at the first call.
     #[must_use]
     pub fn new(path: &Path) -> Self {
-        Self {
-            path: path.to_owned(),
-            client: None,
-        }
+        Self { path: path.to_owned(), client: None }
     }
 
-    fn with<T>(
-        &mut self,
-        call: impl Fn(&mut Client) -> Result<T, CallError>,
-    ) -> Result<T, CallError> {
+    fn with<T>(&mut self, call: impl Fn(&mut Client) -> Result<T, CallError>) -> Result<T, CallError> {
         if self.client.is_none() {
             self.client = Some(Client::connect(&self.path)?);
         }
@@ -103,7 +95,9 @@ impl Supervisor {
 /// Events of PID 1, for `select!`.
 #[derive(Debug)]
 pub struct Events {
-    inner: AsyncFd<Subscription>,
+    subscription: Subscription,
+    /// A duplicate of the subscription's descriptor, for readiness.
+    ready: AsyncFd<OwnedFd>,
 }
 
 impl Events {
@@ -112,9 +106,9 @@ impl Events {
     /// # Errors
     /// When PID 1 cannot be reached.
     pub fn subscribe(path: &Path) -> anyhow::Result<Self> {
-        Ok(Self {
-            inner: AsyncFd::new(Subscription::connect(path)?)?,
-        })
+        let subscription = Subscription::connect(path)?;
+        let ready = holdfast_netkernel::sys::register(subscription.as_fd().try_clone_to_owned()?)?;
+        Ok(Self { subscription, ready })
     }
 
     /// The next event. After an error subscribe again and list the units.
@@ -123,12 +117,8 @@ impl Events {
     /// When PID 1 dropped the subscription.
     pub async fn next(&mut self) -> Result<Event, WireError> {
         loop {
-            let mut guard = self
-                .inner
-                .readable_mut()
-                .await
-                .map_err(|_| WireError::Closed)?;
-            match guard.get_inner_mut().try_next()? {
+            let mut guard = self.ready.readable().await.map_err(|_| WireError::Closed)?;
+            match self.subscription.try_next()? {
                 Some(event) => return Ok(event),
                 None => guard.clear_ready(),
             }

@@ -8,16 +8,11 @@ use holdfast_fetch::job::ImageConfig;
 use holdfast_model::app::App;
 use holdfast_model::guest::{AppDocument, Mount};
 use holdfast_model::net::Mac;
-use holdfast_supervise::{
-    Capabilities, Capability, Limits, Sandbox, StopPolicy, UnitName, UnitSpec,
-};
+use holdfast_supervise::{Capabilities, Capability, Limits, Sandbox, StopPolicy, UnitName, UnitSpec};
 use holdfast_vmm::config::{
-    ConsoleConfig, DiskConfig, FileRef, JailConfig, MacAddress, NetConfig, TapRef, VmConfig,
-    default_cmdline,
+    ConsoleConfig, DiskConfig, FileRef, JailConfig, MacAddress, NetConfig, TapRef, VmConfig, default_cmdline,
 };
-use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket,
-};
+use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
 use sha2::{Digest, Sha256};
 use std::fs::{self, File, OpenOptions};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -95,25 +90,15 @@ pub fn unit_of(app: Uuid) -> UnitName {
 /// The app of a unit, if it is one's.
 #[must_use]
 pub fn app_of(unit: &UnitName) -> Option<Uuid> {
-    unit.as_str()
-        .strip_prefix("vmm-")
-        .and_then(|u| u.parse().ok())
+    unit.as_str().strip_prefix("vmm-").and_then(|u| u.parse().ok())
 }
 
 impl Plan {
     /// Hash of all that a running VM cannot take in: another hash needs a restart.
     #[must_use]
     pub fn tag(&self) -> String {
-        let App {
-            vcpus,
-            memory_bytes,
-            user_data,
-            ..
-        } = &self.app;
-        let text = format!(
-            "{vcpus} {memory_bytes} {user_data} {:?} {:?}",
-            self.disks, self.nics
-        );
+        let App { vcpus, memory_bytes, user_data, .. } = &self.app;
+        let text = format!("{vcpus} {memory_bytes} {user_data} {:?} {:?}", self.disks, self.nics);
         hex::encode(&Sha256::digest(text.as_bytes())[..16])
     }
 
@@ -136,13 +121,9 @@ impl Plan {
             .iter()
             .enumerate()
             .filter_map(|(n, d)| match d {
-                Disk::Volume {
-                    mount, read_only, ..
-                } => Some(Mount {
-                    disk: format!("vol{n}"),
-                    at: mount.clone(),
-                    read_only: *read_only,
-                }),
+                Disk::Volume { mount, read_only, .. } => {
+                    Some(Mount { disk: format!("vol{n}"), at: mount.clone(), read_only: *read_only })
+                }
                 Disk::Container { .. } => None,
             })
             .collect();
@@ -176,23 +157,10 @@ fn user_data_env(text: &str) -> Vec<String> {
 /// The display name as a host name: letters, digits and hyphens, at most 63.
 #[must_use]
 pub fn host_name(name: &str) -> String {
-    let text: String = name
-        .chars()
-        .map(|c| {
-            if c.is_ascii_alphanumeric() {
-                c.to_ascii_lowercase()
-            } else {
-                '-'
-            }
-        })
-        .take(63)
-        .collect();
+    let text: String =
+        name.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' }).take(63).collect();
     let text = text.trim_matches('-');
-    if text.is_empty() {
-        "app".into()
-    } else {
-        text.into()
-    }
+    if text.is_empty() { "app".into() } else { text.into() }
 }
 
 /// Descriptors in the order in which the unit gets them, from 3 on.
@@ -219,14 +187,9 @@ pub fn start(
     let name = &plan.app.name;
     let unit = unit_of(plan.app.id);
     let mut fds = Fds::default();
-    let read =
-        |path: &Path| File::open(path).with_context(|| format!("app {name}: {}", path.display()));
+    let read = |path: &Path| File::open(path).with_context(|| format!("app {name}: {}", path.display()));
     let write = |path: &Path| {
-        OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open(path)
-            .with_context(|| format!("app {name}: {}", path.display()))
+        OpenOptions::new().read(true).write(true).open(path).with_context(|| format!("app {name}: {}", path.display()))
     };
 
     // Slot 3 is the configuration itself, filled in last.
@@ -254,14 +217,8 @@ pub fn start(
                     read_only: false,
                 });
             }
-            Disk::Volume {
-                file, read_only, ..
-            } => {
-                let fd = if *read_only {
-                    read(file)?
-                } else {
-                    write(file)?
-                };
+            Disk::Volume { file, read_only, .. } => {
+                let fd = if *read_only { read(file)? } else { write(file)? };
                 disks.push(DiskConfig {
                     id: format!("vol{}", n - 1),
                     file: FileRef::Fd(fds.add(fd)),
@@ -280,22 +237,14 @@ pub fn start(
     for nic in &plan.nics {
         let tap = TapRef::Fd(fds.add(open_tap(&nic.tap)?));
         // Without vhost the frames go through the VMM: slower, and still right.
-        let vhost = write(Path::new("/dev/vhost-net"))
-            .ok()
-            .map(|f| FileRef::Fd(fds.add(f)));
-        nets.push(NetConfig {
-            mac: MacAddress(nic.mac),
-            tap,
-            vhost,
-            mtu: Some(nic.mtu),
-        });
+        let vhost = write(Path::new("/dev/vhost-net")).ok().map(|f| FileRef::Fd(fds.add(f)));
+        nets.push(NetConfig { mac: MacAddress(nic.mac), tap, vhost, mtu: Some(nic.mtu) });
     }
 
     let uid = FIRST_UID + plan.number;
     let config = VmConfig {
         name: host_name(name),
-        vcpus: u8::try_from(plan.app.vcpus)
-            .with_context(|| format!("app {name}: {} vCPUs", plan.app.vcpus))?,
+        vcpus: u8::try_from(plan.app.vcpus).with_context(|| format!("app {name}: {} vCPUs", plan.app.vcpus))?,
         memory_mib: u32::try_from(plan.app.memory_bytes >> 20)
             .with_context(|| format!("app {name}: {} bytes of memory", plan.app.memory_bytes))?,
         kernel,
@@ -305,18 +254,11 @@ pub fn start(
         disks,
         nets,
         rng: true,
-        console: Some(ConsoleConfig {
-            output: FileRef::Fd(1),
-            input: None,
-        }),
+        console: Some(ConsoleConfig { output: FileRef::Fd(1), input: None }),
         serial: None,
         control: Some(control),
         // PID 1 makes the pid namespace, so the VMM needs no waiting parent of its own.
-        jail: Some(JailConfig {
-            uid,
-            gid: uid,
-            pid_namespace: false,
-        }),
+        jail: Some(JailConfig { uid, gid: uid, pid_namespace: false }),
     };
     fds.0[0] = memfd("vm", &serde_json::to_vec(&config)?)?;
 
@@ -328,10 +270,7 @@ pub fn start(
         pids_max: Some(64),
     };
     // The stop signal is the power button: the VMM turns it into an ACPI event.
-    spec.stop = StopPolicy {
-        signal: 15,
-        deadline_ms: u64::try_from(STOP_DEADLINE.as_millis())?,
-    };
+    spec.stop = StopPolicy { signal: 15, deadline_ms: u64::try_from(STOP_DEADLINE.as_millis())? };
     spec.sandbox = Sandbox {
         new_pid: true,
         // What building the jail takes; the VMM drops it with its uid before the guest runs.
@@ -346,9 +285,7 @@ pub fn start(
     };
     spec.tag = plan.tag();
     let borrowed: Vec<BorrowedFd<'_>> = fds.0.iter().map(AsFd::as_fd).collect();
-    supervisor
-        .start(&spec, &borrowed)
-        .with_context(|| format!("app {name}: unit {unit}"))?;
+    supervisor.start(&spec, &borrowed).with_context(|| format!("app {name}: unit {unit}"))?;
     Ok(())
 }
 
@@ -379,14 +316,8 @@ pub fn listen_at(path: &Path) -> Result<OwnedFd> {
         }
         _ => {}
     }
-    let fd = socket(
-        AddressFamily::Unix,
-        SockType::SeqPacket,
-        SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
-        None,
-    )?;
-    bind(fd.as_raw_fd(), &UnixAddr::new(path)?)
-        .with_context(|| format!("cannot bind {}", path.display()))?;
+    let fd = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK, None)?;
+    bind(fd.as_raw_fd(), &UnixAddr::new(path)?).with_context(|| format!("cannot bind {}", path.display()))?;
     listen(&fd, Backlog::new(4)?)?;
     Ok(fd)
 }
@@ -425,11 +356,7 @@ mod tests {
                         ..ImageConfig::default()
                     },
                 },
-                Disk::Volume {
-                    file: "/v".into(),
-                    mount: "/data".into(),
-                    read_only: false,
-                },
+                Disk::Volume { file: "/v".into(), mount: "/data".into(), read_only: false },
             ],
             nics: vec![],
         }
@@ -441,24 +368,13 @@ mod tests {
         assert_eq!(d.argv, ["/bin/web", "-v"]);
         assert_eq!(d.env, ["PATH=/bin", "GREETING=hello world", "A_B="]);
         assert_eq!(d.hostname, "web-shop-1");
-        assert_eq!(
-            d.mounts,
-            [Mount {
-                disk: "vol0".into(),
-                at: "/data".into(),
-                read_only: false
-            }]
-        );
+        assert_eq!(d.mounts, [Mount { disk: "vol0".into(), at: "/data".into(), read_only: false }]);
     }
 
     #[test]
     fn an_image_without_a_program_is_refused_by_name() {
         let mut p = plan();
-        p.disks[0] = Disk::Container {
-            rootfs: "/r".into(),
-            layer: "/l".into(),
-            image: ImageConfig::default(),
-        };
+        p.disks[0] = Disk::Container { rootfs: "/r".into(), layer: "/l".into(), image: ImageConfig::default() };
         assert!(p.document().unwrap_err().to_string().contains("Web Shop_1"));
     }
 

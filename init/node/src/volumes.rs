@@ -28,12 +28,7 @@ pub fn ensure(path: &Path, seed: &Path, size_bytes: u64) -> io::Result<()> {
     }
     let temporary = path.with_extension("new");
     let mut source = File::open(seed)?;
-    let mut target = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&temporary)?;
+    let mut target = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
     copy_sparse(&mut source, &mut target)?;
     let seed_bytes = source.metadata()?.len();
     target.set_len(size_bytes.max(seed_bytes).next_multiple_of(4096))?;
@@ -70,21 +65,13 @@ pub fn used_bytes(path: &Path) -> u64 {
 /// # Errors
 /// When the directory cannot be read.
 pub fn collect(directory: &Path, wanted: &[(Uuid, i64)]) -> io::Result<Vec<String>> {
-    let keep: Vec<PathBuf> = wanted
-        .iter()
-        .map(|(v, g)| file_of(directory, *v, *g))
-        .collect();
+    let keep: Vec<PathBuf> = wanted.iter().map(|(v, g)| file_of(directory, *v, *g)).collect();
     let mut gone = Vec::new();
     for entry in fs::read_dir(directory)? {
         let path = entry?.path();
         if !keep.contains(&path) {
             fs::remove_file(&path)?;
-            gone.push(
-                path.file_name()
-                    .unwrap_or_default()
-                    .to_string_lossy()
-                    .into_owned(),
-            );
+            gone.push(path.file_name().unwrap_or_default().to_string_lossy().into_owned());
         }
     }
     Ok(gone)
@@ -110,11 +97,7 @@ mod tests {
         assert!(used_bytes(&volume) < 1 << 20, "{}", used_bytes(&volume));
         fs::write(&volume, b"data of the app").unwrap();
         ensure(&volume, &seed, 8 << 20).unwrap();
-        assert_eq!(
-            fs::read(&volume).unwrap(),
-            b"data of the app",
-            "an existing volume is never made anew"
-        );
+        assert_eq!(fs::read(&volume).unwrap(), b"data of the app", "an existing volume is never made anew");
     }
 
     #[test]

@@ -1,0 +1,403 @@
+//! The networks of the device: `net/plan` decides, `net/reconcile` orders, `net/kernel` acts; here they meet the config, the
+//! leases and the clock.
+
+use crate::apps::Readiness;
+use crate::boot::{Boot, Paths};
+use crate::machine;
+use crate::services::{LeaseEvent, Units};
+use crate::supervisor::Supervisor;
+use crate::vms::Nic;
+use anyhow::{Context, Result};
+use holdfast_format::site::{self, Site};
+use holdfast_model::app::App;
+use holdfast_model::desired::{Desired, Fault, ObjectKind};
+use holdfast_model::net::{Addressing, InstanceKind, Prefix};
+use holdfast_model::observed::{AppInterfaceStatus, AppState, InstanceStatus, PortStatus};
+use holdfast_netkernel::monitor::Event;
+use holdfast_netkernel::{Monitor, NetDriver, tap};
+use holdfast_netsvc::config::Lease;
+use holdfast_plan::{Allocations, Input, ItemKey, LinkFact, NetItem, Plan, TapPlan, last_resort, plan};
+use holdfast_reconcile::{Backoff, Reconciler, State};
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::rc::Rc;
+use tokio::sync::mpsc;
+use uuid::Uuid;
+
+/// All networks.
+pub struct Network {
+    reconciler: Reconciler<NetItem>,
+    driver: NetDriver<Units>,
+    monitor: Monitor,
+    site: Option<Site>,
+    hosts: PathBuf,
+    hosts_written: String,
+    leases: BTreeMap<String, Lease>,
+    plan: Option<Plan>,
+    states: BTreeMap<ItemKey, State>,
+    adopted: bool,
+    /// Something changed that the plan or the kernel's state depends on.
+    dirty: bool,
+    retry: Option<std::time::Instant>,
+    planned_for: Option<(Desired, Allocations)>,
+}
+
+impl Network {
+    /// Connects to the kernel. Leases come through the receiver.
+    ///
+    /// # Errors
+    /// When netlink cannot be opened.
+    pub fn new(
+        boot: &Boot,
+        paths: &Paths,
+        supervisor: Rc<RefCell<Supervisor>>,
+        queue: usize,
+    ) -> Result<(Self, mpsc::Receiver<LeaseEvent>)> {
+        let (sender, receiver) = mpsc::channel(queue);
+        let run = paths.run.parent().unwrap_or(&paths.run).to_owned();
+        let driver = NetDriver::new(Units::new(supervisor, paths.control(), sender), run.join("resolv.conf"))?;
+        let network = Self {
+            reconciler: Reconciler::new(Backoff::default()),
+            driver,
+            monitor: Monitor::new().context("network monitor")?,
+            site: boot.site.clone(),
+            hosts: run.join("hosts"),
+            hosts_written: String::new(),
+            leases: BTreeMap::new(),
+            plan: None,
+            states: BTreeMap::new(),
+            adopted: false,
+            dirty: true,
+            retry: None,
+            planned_for: None,
+        };
+        Ok((network, receiver))
+    }
+
+    /// The next change of an interface or address.
+    ///
+    /// # Errors
+    /// When the kernel ends the subscription.
+    pub async fn changed(&mut self) -> io::Result<Event> {
+        self.monitor.next().await
+    }
+
+    /// Takes a change in.
+    pub fn note(&mut self, changed: io::Result<Event>) {
+        match changed {
+            // What vanished by other hands is made anew.
+            Ok(Event::LinkGone(link)) => self.reconciler.mark_lost(&NetItem::link_key(&link.name)),
+            Ok(_) => {}
+            Err(e) => eprintln!("network monitor: {e}"),
+        }
+        self.dirty = true;
+    }
+
+    /// Takes a lease in.
+    pub fn lease(&mut self, event: LeaseEvent) {
+        let changed = match &event.lease {
+            Some(lease) => self.leases.insert(event.link.clone(), lease.clone()).as_ref() != Some(lease),
+            None => self.leases.remove(&event.link).is_some(),
+        };
+        if changed {
+            match &event.lease {
+                Some(lease) => {
+                    eprintln!("{}: {}/{} by DHCP from {}", event.link, lease.address, lease.prefix_length, lease.server)
+                }
+                None => eprintln!("{}: no DHCP lease", event.link),
+            }
+        }
+        self.dirty |= changed;
+    }
+
+    /// Makes the networks as they are wanted; returns the allocations to keep and what is worth saying.
+    pub async fn turn(
+        &mut self,
+        desired: &Desired,
+        configured: bool,
+        uid_of: &dyn Fn(Uuid) -> u32,
+        allocations: &Allocations,
+    ) -> (Allocations, Vec<String>) {
+        let mut texts = Vec::new();
+        let due = self.retry.is_some_and(|at| std::time::Instant::now() >= at);
+        let same = self.planned_for.as_ref().is_some_and(|(d, a)| d == desired && a == allocations);
+        if same && !self.dirty && !due {
+            return (allocations.clone(), texts);
+        }
+        self.dirty = false;
+        let links = self.links();
+        let effective = self.effective(desired, configured, &links);
+        let app_uids: BTreeMap<Uuid, u32> = effective.apps.iter().map(|a| (a.id, uid_of(a.id))).collect();
+        let made =
+            plan(&Input { desired: &effective, links: &links, leases: &self.leases, allocations, app_uids: &app_uids });
+        for fault in &made.faults {
+            texts.push(fault.text.clone());
+        }
+        if !self.adopted {
+            match self.driver.discover(&made.graph).await {
+                Ok(found) => self.reconciler.adopt(found),
+                Err(e) => texts.push(format!("the present network cannot be read: {e}")),
+            }
+            self.adopted = true;
+        }
+        let before = self.states.clone();
+        self.reconciler.set_intended(made.graph.clone());
+        let report = self.reconciler.run(&mut self.driver, std::time::Instant::now()).await;
+        self.retry = report.next_retry;
+        self.states = self.reconciler.states();
+        for (key, state) in &self.states {
+            if let State::Failed { error, .. } = state
+                && before.get(key) != Some(state)
+            {
+                texts.push(format!("{key}: {error}; it is tried again"));
+            }
+        }
+        self.write_hosts();
+        let kept = made.allocations.clone();
+        self.planned_for = Some((desired.clone(), kept.clone()));
+        self.plan = Some(made);
+        (kept, texts)
+    }
+
+    /// The physical Ethernet interfaces.
+    fn links(&mut self) -> Vec<LinkFact> {
+        let all = self.driver.netlink().links().unwrap_or_default();
+        let mut links: Vec<LinkFact> = all
+            .into_iter()
+            .filter(|l| l.ethernet && l.kind.is_empty() && l.name != "lo")
+            .map(|l| LinkFact { pci: pci_of(&l.name), name: l.name, mac: l.mac })
+            .collect();
+        links.sort_by(|a, b| a.name.cmp(&b.name));
+        links
+    }
+
+    /// The config's networks; where it has no port to the controller, those of the site or a last resort: DHCP on all Ethernet ports.
+    fn effective(&self, desired: &Desired, configured: bool, links: &[LinkFact]) -> Desired {
+        let mut effective = desired.clone();
+        if configured && desired.adapters.iter().any(|a| a.management && a.network.is_some()) {
+            return effective;
+        }
+        let wanted = self.site.as_ref().and_then(|s| s.network.interface.clone());
+        let chosen: Vec<LinkFact> =
+            links.iter().filter(|l| wanted.as_ref().is_none_or(|w| *w == l.name)).cloned().collect();
+        let fallback = last_resort(&chosen);
+        effective.ports = fallback.ports;
+        effective.adapters = fallback.adapters;
+        effective.networks = fallback.networks;
+        if let Some(site::Addressing::Static { address, prefix_len, gateway, dns }) =
+            self.site.as_ref().map(|s| &s.network.addressing)
+        {
+            let address = IpAddr::V4(*address);
+            for network in &mut effective.networks {
+                network.addressing = Addressing::Static {
+                    subnet: Prefix { address, length: *prefix_len },
+                    gateway: gateway.map(IpAddr::V4),
+                    dns: dns.iter().map(|d| IpAddr::from(*d)).collect(),
+                    domain: String::new(),
+                };
+            }
+            for adapter in &mut effective.adapters {
+                adapter.address = Some(address);
+            }
+        }
+        effective
+    }
+
+    /// `/run/hosts`: names that the site gives addresses for.
+    fn write_hosts(&mut self) {
+        let mut text = String::from("127.0.0.1 localhost\n::1 localhost\n");
+        if let Some(site) = &self.site {
+            if let (Some(address), Ok((name, _))) = (site.server_address, site.host_port()) {
+                let _ = writeln!(text, "{address} {name}");
+            }
+            for host in &site.hosts {
+                let _ = writeln!(text, "{} {}", host.address, host.name);
+            }
+        }
+        if text != self.hosts_written {
+            match crate::store::replace(&self.hosts, text.as_bytes(), 0o644) {
+                Ok(()) => self.hosts_written = text,
+                Err(e) => eprintln!("{}: {e}", self.hosts.display()),
+            }
+        }
+    }
+
+    /// Attaches to the tap of an app's interface.
+    ///
+    /// # Errors
+    /// When it is not there or in use.
+    pub fn open_tap(&mut self, name: &str) -> Result<OwnedFd> {
+        Ok(tap::attach(self.driver.netlink(), name)?)
+    }
+
+    fn taps(&self, app: Uuid) -> Vec<&TapPlan> {
+        let mut list: Vec<&TapPlan> = self.plan.iter().flat_map(|p| p.taps.iter()).filter(|t| t.app == app).collect();
+        list.sort_by_key(|t| t.index);
+        list
+    }
+
+    /// The NICs that a start of the app would use.
+    ///
+    /// # Errors
+    /// What is missing: a network instance that is not there yet, or a fault.
+    pub fn nics(&self, app: &App) -> Result<Vec<Nic>, Readiness> {
+        let taps = self.taps(app.id);
+        let mut nics = Vec::new();
+        for (index, interface) in app.interfaces.iter().enumerate() {
+            if let Some(fault) = self.app_fault(app.id) {
+                return Err(Readiness::Failed(format!("app {}: {}", app.name, fault.text)));
+            }
+            if let Some(fault) = self.instance_fault(interface.instance) {
+                return Err(Readiness::Failed(format!("app {}: {}", app.name, fault.text)));
+            }
+            let Some(tap) = taps.iter().find(|t| t.index == index) else {
+                return Err(Readiness::Coming(AppState::AwaitNetworkInstance));
+            };
+            for key in
+                [NetItem::link_key(&tap.tap), ItemKey::BridgePort(tap.tap.clone()), NetItem::link_key(&tap.bridge)]
+            {
+                match self.states.get(&key) {
+                    Some(State::Created) => {}
+                    Some(State::Failed { error, .. }) => {
+                        return Err(Readiness::Failed(format!("app {}: {key}: {error}", app.name)));
+                    }
+                    _ => return Err(Readiness::Coming(AppState::AwaitNetworkInstance)),
+                }
+            }
+            nics.push(Nic { tap: tap.tap.clone(), mac: tap.mac, mtu: u16::try_from(tap.mtu).unwrap_or(1500) });
+        }
+        Ok(nics)
+    }
+
+    fn app_fault(&self, app: Uuid) -> Option<&Fault> {
+        self.fault(ObjectKind::App, &app.to_string())
+    }
+
+    fn instance_fault(&self, instance: Uuid) -> Option<&Fault> {
+        self.fault(ObjectKind::NetworkInstance, &instance.to_string())
+    }
+
+    fn fault(&self, kind: ObjectKind, id: &str) -> Option<&Fault> {
+        self.plan.as_ref()?.faults.iter().find(|f| f.kind == kind && f.id == id)
+    }
+
+    /// Interfaces of an app as they are reported.
+    #[must_use]
+    pub fn app_interfaces(&self, app: &App) -> Vec<AppInterfaceStatus> {
+        self.taps(app.id)
+            .into_iter()
+            .map(|t| AppInterfaceStatus {
+                name: t.name.clone(),
+                mac: t.mac,
+                addresses: t.address.map(IpAddr::V4).into_iter().collect(),
+                tap: t.tap.clone(),
+                ..AppInterfaceStatus::default()
+            })
+            .collect()
+    }
+
+    /// Adapters as they are reported.
+    #[must_use]
+    pub fn ports(&self, desired: &Desired) -> Vec<PortStatus> {
+        let Some(plan) = &self.plan else {
+            return Vec::new();
+        };
+        let mut list: Vec<PortStatus> = plan
+            .ports
+            .iter()
+            .map(|p| PortStatus {
+                name: p.name.clone(),
+                interface: p.interface.clone(),
+                mac: mac_of(&p.interface),
+                up: machine::line(format!("/sys/class/net/{}/operstate", p.interface)) == "up",
+                management: p.management,
+                dhcp: p.dhcp,
+                addresses: p.addresses.iter().map(|a| a.address).collect(),
+                prefix_length: p.addresses.first().map_or(0, |a| a.length),
+                gateways: p.gateway.into_iter().collect(),
+                dns: p.dns.clone(),
+                domain: p.domain.clone(),
+                mtu: p.mtu,
+                cost: p.cost,
+                error: self.fault(ObjectKind::Adapter, &p.name).map(|f| f.text.clone()).unwrap_or_default(),
+                counters: machine::counters(&p.interface),
+            })
+            .collect();
+        for fault in plan.faults.iter().chain(&desired.faults).filter(|f| f.kind == ObjectKind::Adapter) {
+            if !list.iter().any(|p| p.name == fault.id) {
+                list.push(PortStatus { name: fault.id.clone(), error: fault.text.clone(), ..PortStatus::default() });
+            }
+        }
+        list
+    }
+
+    /// Network instances as they are reported.
+    #[must_use]
+    pub fn instances(&self, desired: &Desired) -> Vec<InstanceStatus> {
+        let mut list = Vec::new();
+        for wanted in &desired.instances {
+            let planned = self.plan.iter().flat_map(|p| p.instances.iter()).find(|p| p.id == wanted.id);
+            let fault = self.instance_fault(wanted.id).map(|f| f.text.clone());
+            let mut keys = Vec::new();
+            if let Some(p) = planned {
+                keys.push(NetItem::link_key(&p.bridge));
+                keys.extend(p.service.as_ref().map(|s| ItemKey::Service(s.clone())));
+            }
+            let mut error = fault.unwrap_or_default();
+            for key in &keys {
+                if let Some(State::Failed { error: text, .. }) = self.states.get(key)
+                    && error.is_empty()
+                {
+                    error = format!("network instance {}: {key}: {text}", wanted.name);
+                }
+            }
+            let made = !keys.is_empty() && keys.iter().all(|k| self.states.get(k) == Some(&State::Created));
+            let taps: Vec<&TapPlan> =
+                self.plan.iter().flat_map(|p| p.taps.iter()).filter(|t| t.instance == wanted.id).collect();
+            list.push(InstanceStatus {
+                id: wanted.id,
+                version: wanted.version.clone(),
+                name: wanted.name.clone(),
+                kind: match wanted.kind {
+                    InstanceKind::Switch => 1,
+                    InstanceKind::Local => 2,
+                },
+                activated: made && wanted.activate,
+                bridge: planned.map(|p| p.bridge.clone()).unwrap_or_default(),
+                address: planned.and_then(|p| p.address).map(|a| a.address),
+                uplink: planned.and_then(|p| p.uplink_adapter.clone()).unwrap_or_default(),
+                assignments: taps.iter().filter_map(|t| t.address.map(|a| (t.mac, IpAddr::V4(a)))).collect(),
+                interfaces: taps.iter().map(|t| (t.tap.clone(), t.mac, t.app)).collect(),
+                error,
+                counters: planned.map(|p| machine::counters(&p.bridge)).unwrap_or_default(),
+            });
+        }
+        list
+    }
+}
+
+/// PCI address of an interface from sysfs; empty when it is not on PCI. A virtio NIC's device is a child of its PCI function.
+fn pci_of(interface: &str) -> String {
+    let path = std::fs::canonicalize(format!("/sys/class/net/{interface}/device")).unwrap_or_default();
+    let is_pci = |name: &str| {
+        name.len() == 12 && name.as_bytes()[4] == b':' && name.as_bytes()[7] == b':' && name.as_bytes()[10] == b'.'
+    };
+    path.components()
+        .rev()
+        .map(|c| c.as_os_str().to_string_lossy().into_owned())
+        .find(|n| is_pci(n))
+        .unwrap_or_default()
+}
+
+fn mac_of(interface: &str) -> [u8; 6] {
+    let mut mac = [0; 6];
+    for (byte, text) in mac.iter_mut().zip(machine::line(format!("/sys/class/net/{interface}/address")).split(':')) {
+        *byte = u8::from_str_radix(text, 16).unwrap_or(0);
+    }
+    mac
+}

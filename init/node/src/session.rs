@@ -1,0 +1,463 @@
+//! The controller's side of the agent: onboarding, attestation, config in, reports out. It decides nothing about the machine:
+//! what it learns goes to [`crate::agent`] as events, what it reports it reads from there.
+
+use crate::boot::{Boot, Paths};
+use crate::logs::{Line, Waiting};
+use crate::trust::Device;
+use anyhow::{Context, Result};
+use holdfast_api::cipher::Keys;
+use holdfast_api::config::to_desired;
+use holdfast_api::{info, metrics, newlog};
+use holdfast_controller_client::onboarding::Progress;
+use holdfast_controller_client::{
+    Client, ClientConfig, ConfigAnswer, ConfigStore, ReceivedConfig, ReportQueue, Timing, attest_until_done, onboard,
+    timing,
+};
+use holdfast_model::desired::Desired;
+use holdfast_model::observed::{AttestationState, InterfaceCounters, Observed};
+use holdfast_model::properties::Properties;
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::rc::Rc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep};
+use uuid::Uuid;
+
+/// A clock before the build of the image is wrong.
+const CLOCK_FLOOR: Duration = Duration::from_secs(1_735_689_600);
+/// How often waiting lines are packed for upload.
+const PACK_LOGS: Duration = Duration::from_secs(3);
+/// Most lines packed at once.
+const PACK_LINES: usize = 1000;
+
+/// What the session learned.
+#[derive(Debug)]
+pub enum SessionEvent {
+    /// A new config, verified, stored and converted.
+    Config(Box<Desired>),
+    /// The controller answered a poll: the config in force is the wanted one.
+    Contact,
+    /// Who this device is.
+    Device(Uuid),
+    /// Attestation went on.
+    Attestation {
+        /// State.
+        state: AttestationState,
+        /// Why the last pass failed; empty when it did not.
+        error: String,
+    },
+    /// Something to say: it is tried again.
+    Trouble(String),
+}
+
+/// What is remembered of the controller's side.
+#[derive(Debug, Clone, Default)]
+pub struct Status {
+    /// State of attestation.
+    pub attestation: AttestationState,
+    /// Why the last pass failed.
+    pub attestation_error: String,
+    /// Monotonic time of the last contact.
+    pub contact: Option<Duration>,
+}
+
+/// What a session needs.
+pub struct Inputs {
+    /// This boot.
+    pub boot: Boot,
+    /// Where things are.
+    pub paths: Paths,
+    /// Keys.
+    pub device: Rc<Device>,
+    /// What to report.
+    pub observed: watch::Receiver<Observed>,
+    /// Lines to upload.
+    pub logs: Rc<RefCell<Waiting>>,
+    /// Where events go.
+    pub events: mpsc::Sender<SessionEvent>,
+    /// Our UUID, when known from before.
+    pub known: Option<Uuid>,
+}
+
+/// A client for the site's controller; `None` when there is no site.
+fn client(boot: &Boot, device: &Device) -> Result<Option<Client>> {
+    use holdfast_controller_client::DeviceIdentity as _;
+    let Some(site) = &boot.site else {
+        return Ok(None);
+    };
+    let config = ClientConfig {
+        server: site.server.clone(),
+        address: site.server_address,
+        roots_pem: site.root_certs_pem.clone().into_bytes(),
+        clock_floor: UNIX_EPOCH + CLOCK_FLOOR,
+        serial: device.serial().to_owned(),
+        soft_serial: device.soft_serial().to_owned(),
+    };
+    Ok(Some(Client::new(config).context("SITE")?))
+}
+
+/// The last config, verified again from disk: what is in force after a reboot without network.
+///
+/// # Errors
+/// When SITE is unusable or the stored config does not verify.
+pub fn stored_config(paths: &Paths, boot: &Boot, device: &Device) -> Result<Option<Desired>> {
+    let Some(client) = client(boot, device)? else {
+        return Ok(None);
+    };
+    let store = ConfigStore::open(paths.data("config"))?;
+    let stored = store.load_config(client.roots(), false)?;
+    Ok(stored.map(|config| convert(&config, device)))
+}
+
+fn convert(received: &ReceivedConfig, device: &Device) -> Desired {
+    let keys = Keys { certificates: &received.certificates, agreement: device };
+    received.response.config.as_ref().map(|config| to_desired(config, Some(keys))).unwrap_or_default()
+}
+
+/// Starts the session's tasks on the current local set. Without a site nothing is started: the device waits to be given one.
+///
+/// # Errors
+/// When SITE is unusable.
+pub fn spawn(inputs: Inputs) -> Result<()> {
+    let Some(client) = client(&inputs.boot, &inputs.device)? else {
+        eprintln!(
+            "SITE is empty: this device belongs to no controller yet (cargo xtask image-site, or flash with --controller)"
+        );
+        return Ok(());
+    };
+    eprintln!("controller {}", client.server());
+    let store = ConfigStore::open(inputs.paths.data("config"))?;
+    tokio::task::spawn_local(async move {
+        Session { client: Rc::new(client), store, inputs, reports: Rc::new(ReportQueue::new()) }.run().await
+    });
+    Ok(())
+}
+
+struct Session {
+    client: Rc<Client>,
+    store: ConfigStore,
+    inputs: Inputs,
+    reports: Rc<ReportQueue>,
+}
+
+impl Session {
+    async fn tell(&self, event: SessionEvent) {
+        // The agent outlives the session; were it gone, so would this task be.
+        let _ = self.inputs.events.send(event).await;
+    }
+
+    async fn trouble(&self, text: String) {
+        self.tell(SessionEvent::Trouble(text)).await;
+    }
+
+    async fn run(self) {
+        let mut applied = self.store.load_config(self.client.roots(), false).ok().flatten();
+        let mut properties = Properties::default();
+        if let Some(config) = &applied {
+            self.client.set_certificates(config.certificates.clone());
+            properties = convert(config, &self.inputs.device).properties;
+            self.client.set_timing(Timing::from_properties(&properties));
+        } else if let Ok(Some(certificates)) = self.store.load_certificates(self.client.roots()) {
+            self.client.set_certificates(certificates.into());
+        }
+        self.become_known().await;
+        let (shared, properties_now) = watch::channel(properties);
+        self.spawn_reports(properties_now);
+
+        let mut certificates_hash =
+            applied.as_ref().map(|c| convert(c, &self.inputs.device).controller_certificates_hash).unwrap_or_default();
+        let mut epoch = None;
+        let mut in_force = Instant::now();
+        let mut asked_uuid: Option<Instant> = None;
+        let mut attested = self.attest().await;
+        loop {
+            let hash = applied.as_ref().map_or("", ReceivedConfig::hash).to_owned();
+            match self.client.poll_config(self.inputs.device.as_ref(), &hash, &attested).await {
+                Ok(ConfigAnswer::New(config)) => {
+                    if applied.as_ref().is_some_and(|old| config.is_older_than(old)) {
+                        self.trouble("the controller sent a config older than the one in force: ignored".into()).await;
+                    } else {
+                        if let Err(e) = self.store.save_config(&config) {
+                            self.trouble(format!(
+                                "the new config cannot be stored: {e}; it is in force until the next reboot only"
+                            ))
+                            .await;
+                        }
+                        let desired = convert(&config, &self.inputs.device);
+                        self.client.set_timing(Timing::from_properties(&desired.properties));
+                        let _ = shared.send(desired.properties.clone());
+                        if desired.controller_certificates_hash != certificates_hash {
+                            match self.client.fetch_certificates().await {
+                                Ok(list) => {
+                                    certificates_hash.clone_from(&desired.controller_certificates_hash);
+                                    let _ = self.store.save_certificates(&list);
+                                }
+                                Err(e) => {
+                                    self.trouble(format!(
+                                        "the controller's certificates changed and cannot be read: {e}"
+                                    ))
+                                    .await
+                                }
+                            }
+                        }
+                        if epoch.replace(desired.controller_epoch).is_some_and(|old| old != desired.controller_epoch) {
+                            self.reports.repeat_all();
+                        }
+                        in_force = Instant::now();
+                        applied = Some(*config);
+                        self.tell(SessionEvent::Config(Box::new(desired))).await;
+                    }
+                }
+                Ok(ConfigAnswer::Unchanged) => {
+                    let age = Duration::from_secs(shared.borrow().test_window_seconds.into());
+                    if let Err(e) = self.store.back_up(in_force.elapsed(), age) {
+                        self.trouble(format!("the config cannot be backed up: {e}")).await;
+                    }
+                    self.tell(SessionEvent::Contact).await;
+                }
+                Ok(ConfigAnswer::TokenRefused) => {
+                    attested = self.attest().await;
+                    continue;
+                }
+                Ok(ConfigAnswer::DeviceUnknown) => {
+                    self.trouble("the controller has no config for this device".into()).await;
+                    if asked_uuid.is_none_or(|t| t.elapsed() >= timing::UUID_RECHECK) {
+                        asked_uuid = Some(Instant::now());
+                        if let Ok(answer) = self.client.ask_uuid(self.inputs.device.as_ref()).await
+                            && let Ok(uuid) = answer.uuid.parse::<Uuid>()
+                        {
+                            self.keep_uuid(uuid).await;
+                        }
+                    }
+                }
+                Err(failure) => self.trouble(format!("config: {failure}")).await,
+            }
+            sleep(self.client.timing().next_poll(timing::random())).await;
+        }
+    }
+
+    /// Our UUID: from disk, or by onboarding.
+    async fn become_known(&self) {
+        let kept = self.inputs.known.or_else(|| self.store.load_uuid().ok().flatten());
+        if let Some(uuid) = kept {
+            self.client.set_uuid(uuid);
+            self.tell(SessionEvent::Device(uuid)).await;
+            return;
+        }
+        let events = self.inputs.events.clone();
+        let onboarded = onboard(&self.client, self.inputs.device.as_ref(), |progress| {
+            if let Progress::Failed { step, failure, .. } = progress {
+                let _ = events.try_send(SessionEvent::Trouble(format!("onboarding, {step:?}: {failure}")));
+            }
+        })
+        .await;
+        if let Some(certificates) = self.client.certificates() {
+            let _ = self.store.save_certificates(&certificates);
+        }
+        self.keep_uuid(onboarded.uuid).await;
+    }
+
+    async fn keep_uuid(&self, uuid: Uuid) {
+        if let Err(e) = self.store.save_uuid(uuid) {
+            self.trouble(format!("the device's UUID cannot be stored: {e}; it is asked for again after a reboot"))
+                .await;
+        }
+        self.client.set_uuid(uuid);
+        self.tell(SessionEvent::Device(uuid)).await;
+    }
+
+    /// Attests until it works; returns the token.
+    async fn attest(&self) -> Vec<u8> {
+        let events = self.inputs.events.clone();
+        let attested = attest_until_done(&self.client, self.inputs.device.as_ref(), |state, error| {
+            let _ = events.try_send(SessionEvent::Attestation { state, error: error.to_owned() });
+        })
+        .await;
+        if let Some(error) = &attested.escrow_error {
+            self.trouble(format!("key escrow: {error}")).await;
+        }
+        attested.token
+    }
+
+    /// The sender, and what feeds it.
+    fn spawn_reports(&self, properties: watch::Receiver<Properties>) {
+        let (client, device, reports, events) =
+            (self.client.clone(), self.inputs.device.clone(), self.reports.clone(), self.inputs.events.clone());
+        tokio::task::spawn_local(async move {
+            let never = reports
+                .run(&client, device.as_ref(), |refusal| {
+                    let end = if refusal.dropped { "given up" } else { "sent again later" };
+                    let _ =
+                        events.try_send(SessionEvent::Trouble(format!("{}: {}; {end}", refusal.what, refusal.failure)));
+                })
+                .await;
+            match never {}
+        });
+        let feeder = Feeder {
+            client: self.client.clone(),
+            reports: self.reports.clone(),
+            observed: self.inputs.observed.clone(),
+            properties,
+            logs: self.inputs.logs.clone(),
+            version: self.inputs.boot.release.version.clone(),
+            image: format!("IMG{}", self.inputs.boot.facts.slot),
+            sent: BTreeSet::new(),
+        };
+        tokio::task::spawn_local(feeder.run());
+    }
+}
+
+/// Turns what is observed into messages for the queue.
+struct Feeder {
+    client: Rc<Client>,
+    reports: Rc<ReportQueue>,
+    observed: watch::Receiver<Observed>,
+    properties: watch::Receiver<Properties>,
+    logs: Rc<RefCell<Waiting>>,
+    version: String,
+    image: String,
+    sent: BTreeSet<info::InfoKey>,
+}
+
+impl Feeder {
+    async fn run(mut self) {
+        let mut last = None;
+        let mut device_info_at = Instant::now();
+        let mut metrics_at = Instant::now();
+        let mut logs_at = Instant::now();
+        loop {
+            let changed = tokio::select! {
+                changed = self.observed.changed() => changed.is_ok(),
+                () = sleep(Duration::from_secs(1)) => false,
+            };
+            let now = Instant::now();
+            let timing = self.client.timing();
+            if changed {
+                let observed = self.observed.borrow_and_update().clone();
+                let lasting = without_gauges(&observed);
+                if last.as_ref() != Some(&lasting) {
+                    last = Some(lasting);
+                    self.info(&observed);
+                }
+            }
+            if now.duration_since(device_info_at) >= timing.device_info {
+                device_info_at = now;
+                self.reports.repeat_all();
+                let observed = self.observed.borrow().clone();
+                self.info(&observed);
+            }
+            if now.duration_since(metrics_at) >= timing.metrics {
+                metrics_at = now;
+                let context = metrics::Context {
+                    now: Some(SystemTime::now()),
+                    traffic: self.client.traffic(),
+                    ..metrics::Context::default()
+                };
+                self.reports.metrics(metrics::message(&self.observed.borrow(), &context));
+            }
+            if now.duration_since(logs_at) >= PACK_LOGS {
+                logs_at = now;
+                self.pack_logs();
+            }
+        }
+    }
+
+    fn info(&mut self, observed: &Observed) {
+        let properties = self.properties.borrow().clone();
+        let messages =
+            info::messages(observed, info::Context { now: SystemTime::now(), properties: Some(&properties) });
+        let present: BTreeSet<info::InfoKey> = messages.iter().map(|(key, _)| key.clone()).collect();
+        for key in self.sent.difference(&present) {
+            if let Some(message) = info::gone(key, &observed.device.id, SystemTime::now()) {
+                self.reports.info(key.clone(), message);
+            }
+        }
+        self.sent = present;
+        self.reports.info_all(messages);
+    }
+
+    fn pack_logs(&self) {
+        let mut waiting = self.logs.borrow_mut();
+        let count = waiting.device.len().min(PACK_LINES);
+        let device: Vec<newlog::Line> = waiting.device.drain(..count).map(wire_line).collect();
+        if !device.is_empty() {
+            let uuid = self.client.known_uuid().unwrap_or_default().to_string();
+            self.reports.logs(
+                &newlog::Origin::Device { device: uuid, image: self.image.clone(), version: self.version.clone() },
+                &device,
+            );
+        }
+        let observed = self.observed.borrow();
+        for (app, lines) in &mut waiting.apps {
+            let count = lines.len().min(PACK_LINES);
+            let lines: Vec<newlog::Line> = lines.drain(..count).map(wire_line).collect();
+            if !lines.is_empty() {
+                let name =
+                    observed.apps.iter().find(|a| a.id == *app).map_or_else(|| app.to_string(), |a| a.name.clone());
+                self.reports.logs(&newlog::Origin::App { id: app.to_string(), name }, &lines);
+            }
+        }
+    }
+}
+
+fn wire_line(line: Line) -> newlog::Line {
+    newlog::Line {
+        severity: line.severity.to_owned(),
+        iid: "1".into(),
+        source: line.source,
+        content: line.text,
+        msgid: line.id,
+        timestamp: newlog::Stamp {
+            seconds: i64::try_from(line.at_ns / 1_000_000_000).unwrap_or(0),
+            nanos: i32::try_from(line.at_ns % 1_000_000_000).unwrap_or(0),
+        },
+        ..newlog::Line::default()
+    }
+}
+
+/// The report without what changes all the time: only a change of the rest is worth an info message at once.
+fn without_gauges(observed: &Observed) -> Observed {
+    let mut o = observed.clone();
+    let d = &mut o.device;
+    (d.memory_used_bytes, d.storage_used_bytes, d.uptime_seconds, d.cpu_total_ns, d.boot_time_seconds) =
+        (0, 0, 0, 0, 0);
+    for slot in &mut d.slots {
+        slot.sub_status_progress = slot.sub_status_progress.div_ceil(10) * 10;
+    }
+    for port in &mut o.ports {
+        port.counters = InterfaceCounters::default();
+    }
+    for instance in &mut o.instances {
+        instance.counters = InterfaceCounters::default();
+    }
+    for content in &mut o.contents {
+        content.progress = content.progress / 10 * 10;
+    }
+    for volume in &mut o.volumes {
+        (volume.used_bytes, volume.progress) = (0, volume.progress / 10 * 10);
+    }
+    for app in &mut o.apps {
+        (app.memory_used_bytes, app.cpu_total_ns, app.boot_time_seconds) = (0, 0, app.boot_time_seconds / 60);
+        for interface in &mut app.interfaces {
+            interface.counters = InterfaceCounters::default();
+        }
+    }
+    o
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gauges_alone_are_no_news() {
+        let mut a = Observed::default();
+        a.device.memory_used_bytes = 5;
+        let mut b = a.clone();
+        (b.device.memory_used_bytes, b.device.uptime_seconds) = (6, 7);
+        assert_eq!(without_gauges(&a), without_gauges(&b));
+        b.device.config_revision = "2".into();
+        assert_ne!(without_gauges(&a), without_gauges(&b));
+    }
+}
