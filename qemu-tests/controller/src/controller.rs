@@ -18,6 +18,7 @@ use holdfast_api::proto::info::z_info_msg::InfoContent;
 use holdfast_api::proto::metrics::ZMetricMsg;
 use prost::Message;
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -80,7 +81,9 @@ pub enum ControllerError {
     #[error(transparent)]
     Store(#[from] StoreError),
     /// A port.
-    #[error("{what}: cannot listen on {addr}: {cause}")]
+    #[error(
+        "{what}: cannot listen on {addr}: {cause}; end what uses it, or choose another address"
+    )]
     Listen {
         /// Which server.
         what: &'static str,
@@ -119,6 +122,7 @@ pub struct Controller {
     admin_addr: Option<SocketAddr>,
     artifact_addr: Option<SocketAddr>,
     data_dir: PathBuf,
+    _lock: File,
     stop: watch::Sender<bool>,
     thread: Option<JoinHandle<()>>,
 }
@@ -126,6 +130,7 @@ pub struct Controller {
 impl Controller {
     /// Starts a controller on its own thread.
     pub fn start(options: Options) -> Result<Self, ControllerError> {
+        let lock = store::lock(&options.data_dir)?;
         let pki_options = PkiOptions {
             server_names: options.server_names.clone(),
             intermediate: options.intermediate,
@@ -225,6 +230,7 @@ impl Controller {
             admin_addr,
             artifact_addr,
             data_dir: options.data_dir,
+            _lock: lock,
             stop,
             thread: Some(thread),
         })

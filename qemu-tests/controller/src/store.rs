@@ -1,6 +1,7 @@
 //! Durable state: a folder of small files, each replaced atomically, and log files that only grow.
 //!
 //! ```text
+//! lock                          held by the controller that uses the folder
 //! pki/                          certificates and keys (see `pki`)
 //! onboarding/HASH.json          onboarding certificates with their serials
 //! policy.json                   attestation policy
@@ -19,6 +20,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 /// A growing file is renamed once it passes this size.
@@ -44,6 +46,21 @@ fn fail(path: &Path, action: &'static str, cause: impl ToString) -> StoreError {
     }
 }
 
+/// Takes a data folder for one controller; it is free again when the file is dropped.
+pub fn lock(dir: &Path) -> Result<File, StoreError> {
+    std::fs::create_dir_all(dir).map_err(|e| fail(dir, "create folder", e))?;
+    let path = dir.join("lock");
+    let file = File::create(&path).map_err(|e| fail(&path, "create", e))?;
+    file.try_lock().map_err(|e| {
+        fail(
+            &path,
+            "lock",
+            format!("{e}; does another controller use this folder?"),
+        )
+    })?;
+    Ok(file)
+}
+
 /// Reads a file, `None` if there is none.
 pub fn read_optional(path: &Path) -> Result<Option<Vec<u8>>, StoreError> {
     match std::fs::read(path) {
@@ -63,7 +80,13 @@ pub fn replace(path: &Path, content: &[u8]) -> Result<(), StoreError> {
     name.push(".new");
     let temporary = dir.join(name);
     let write = || -> std::io::Result<()> {
-        let mut file = File::create(&temporary)?;
+        // Keys and tokens are among them: for the owner only.
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&temporary)?;
         file.write_all(content)?;
         file.sync_data()?;
         std::fs::rename(&temporary, path)?;

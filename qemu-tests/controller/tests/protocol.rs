@@ -470,3 +470,36 @@ fn a_revoked_token_or_a_removed_device_is_turned_away() {
         "the serial is free again"
     );
 }
+
+#[test]
+fn a_data_folder_serves_one_controller_at_a_time() {
+    let site = Site::start();
+    let again = || Controller::start(Options::loopback(site.controller.data_dir()));
+    let error = again().err().expect("refused").to_string();
+    assert!(error.contains("another controller"), "{error}");
+}
+
+#[test]
+fn a_wait_that_ends_says_what_was_seen() {
+    let site = Site::start();
+    let error = site
+        .controller
+        .wait_device(Duration::from_millis(50))
+        .expect_err("no device")
+        .to_string();
+    assert!(
+        error.contains("a device to register") && error.contains("none"),
+        "{error}"
+    );
+    let device = site.join("S1");
+    assert_eq!(device.status("info", &device.info_device(1)), 201);
+    let error = site
+        .controller
+        .wait_app_state(device.uuid, "web", "RUNNING", Duration::from_millis(50))
+        .expect_err("no app")
+        .to_string();
+    assert!(
+        error.contains("ZDEVICE_STATE_ONLINE") && error.contains("/info: 201"),
+        "{error}"
+    );
+}
