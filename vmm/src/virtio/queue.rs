@@ -20,6 +20,8 @@ pub struct VirtQueue {
     ram: Arc<GuestRam>,
     kick: Arc<EventFd>,
     interrupts: Arc<Interrupts>,
+    /// Chains were given back since the last [`VirtQueue::notify`].
+    pushed: bool,
 }
 
 impl VirtQueue {
@@ -52,6 +54,7 @@ impl VirtQueue {
             ram,
             kick,
             interrupts,
+            pushed: false,
         })
     }
 
@@ -133,6 +136,7 @@ impl VirtQueue {
     /// When the used ring is not RAM any more (it always is).
     pub fn push(&mut self, head: u16, written: u32) -> Result<(), RingFault> {
         let addr = self.queue.used_ring();
+        self.pushed = true;
         self.queue
             .add_used(&*self.ram, head, written)
             .map_err(|_| RingFault::Ring {
@@ -146,6 +150,9 @@ impl VirtQueue {
     /// # Errors
     /// As [`VirtQueue::push`].
     pub fn notify(&mut self) -> Result<(), RingFault> {
+        if !std::mem::take(&mut self.pushed) {
+            return Ok(());
+        }
         let addr = self.queue.avail_ring();
         let wanted = self
             .queue

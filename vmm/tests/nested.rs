@@ -1,0 +1,201 @@
+//! Boots a host kernel in QEMU (software emulation with SVM), which runs real Linux guests in our VMM.
+//!
+//! The wrong way to see this would be to trust the VMM's exit code alone: every scenario is judged by what the guest
+//! says over its console, by bytes that arrive over TCP, and by the disk image afterwards.
+//!
+//! Needs the kernels that `cargo xtask build` makes (or `HOLDFAST_HOST_KERNEL` and `HOLDFAST_GUEST_KERNEL`) and
+//! `qemu-system-x86_64`; says so and counts as skipped where they are missing.
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+const TARGET: &str = "x86_64-unknown-linux-gnu";
+const LIMIT: Duration = Duration::from_secs(240);
+
+fn main() -> ExitCode {
+    // `cargo test -- --list` and filters of other test programs.
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if arguments.iter().any(|a| a == "--list") {
+        println!("nested: test");
+        return ExitCode::SUCCESS;
+    }
+    if arguments.iter().any(|a| !a.starts_with('-') && !"nested".contains(a.as_str())) {
+        println!("test result: ok. 0 passed; 0 failed; 0 ignored; 0 measured; 1 filtered out");
+        return ExitCode::SUCCESS;
+    }
+    match run() {
+        Ok(Outcome::Skipped(reason)) => {
+            println!("test nested ... ignored, SKIPPED: {reason}");
+            println!("test result: ok. 0 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out");
+            ExitCode::SUCCESS
+        }
+        Ok(Outcome::Ran { passed, failed }) => {
+            let word = if failed == 0 { "ok" } else { "FAILED" };
+            println!("test result: {word}. {passed} passed; {failed} failed; 0 ignored; 0 measured; 0 filtered out");
+            if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+        }
+        Err(reason) => {
+            println!("test nested ... FAILED: {reason}");
+            println!("test result: FAILED. 0 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+enum Outcome {
+    Skipped(String),
+    Ran { passed: usize, failed: usize },
+}
+
+fn run() -> Result<Outcome, String> {
+    let kernels = (kernel("HOLDFAST_HOST_KERNEL", "host", "bzImage"), kernel("HOLDFAST_GUEST_KERNEL", "guest", "vmlinux"));
+    let (Some(host), Some(guest)) = kernels else {
+        return Ok(Outcome::Skipped("host and guest kernels are not built; `cargo xtask build` makes them".into()));
+    };
+    if Command::new("qemu-system-x86_64").arg("--version").stdout(Stdio::null()).status().is_err() {
+        return Ok(Outcome::Skipped("qemu-system-x86_64 is not installed".into()));
+    }
+    let (vmm, nested) = programs()?;
+    let directory = tempfile::tempdir().map_err(|e| e.to_string())?;
+    let initrd = directory.path().join("host.cpio");
+    write_host_initrd(&initrd, &vmm, &nested, &guest)?;
+    boot(&host, &initrd)
+}
+
+/// The kernel named by `variable`, or the newest that the build has cached.
+fn kernel(variable: &str, kind: &str, file: &str) -> Option<PathBuf> {
+    if let Some(path) = std::env::var_os(variable) {
+        return Some(path.into());
+    }
+    let cache = std::env::var_os("XDG_CACHE_HOME")
+        .map(PathBuf::from)
+        .or_else(|| std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache")))?;
+    let entries = std::fs::read_dir(cache.join("holdfast/kernel")).ok()?;
+    entries
+        .flatten()
+        .filter(|e| e.file_name().to_string_lossy().starts_with(&format!("{kind}-")))
+        .map(|e| e.path().join(file))
+        .filter(|path| path.exists())
+        .max_by_key(|path| path.metadata().and_then(|m| m.modified()).ok())
+}
+
+/// Static builds of the VMM and of both inits.
+fn programs() -> Result<(PathBuf, PathBuf), String> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().ok_or("no workspace")?;
+    let status = Command::new(env!("CARGO"))
+        .current_dir(root)
+        .args(["build", "--quiet", "--release", "-p", "holdfast-vmm", "--bin", "vmm", "--example", "nested"])
+        .args(["--target", TARGET])
+        .env("RUSTFLAGS", "-C target-feature=+crt-static")
+        .status()
+        .map_err(|e| format!("cargo: {e}"))?;
+    if !status.success() {
+        return Err("the static build failed".into());
+    }
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
+    let release = target.join(TARGET).join("release");
+    Ok((release.join("vmm"), release.join("examples/nested")))
+}
+
+fn write_host_initrd(to: &Path, vmm: &Path, nested: &Path, guest: &Path) -> Result<(), String> {
+    let read = |path: &Path| std::fs::read(path).map_err(|e| format!("{}: {e}", path.display()));
+    let init = read(nested)?;
+    let mut inner = Cpio::default();
+    inner.add("init", &init);
+    let inner = inner.finish();
+    let mut outer = Cpio::default();
+    outer.add("init", &init);
+    outer.add("vmm", &read(vmm)?);
+    outer.add("guest-kernel", &read(guest)?);
+    outer.add("guest-initrd", &inner);
+    let bzimage = guest.with_file_name("bzImage");
+    if bzimage.exists() {
+        outer.add("guest-bzimage", &read(&bzimage)?);
+    }
+    let mut file = std::fs::File::create(to).map_err(|e| e.to_string())?;
+    file.write_all(&outer.finish()).map_err(|e| e.to_string())
+}
+
+/// Boots, prints the scenarios' lines as they come, counts them.
+fn boot(host: &Path, initrd: &Path) -> Result<Outcome, String> {
+    let mut qemu = Command::new("qemu-system-x86_64")
+        .args(["-machine", "q35", "-cpu", "EPYC", "-accel", "tcg", "-m", "1024", "-nographic", "-no-reboot"])
+        .args(["-nic", "none"])
+        .arg("-kernel")
+        .arg(host)
+        .arg("-initrd")
+        .arg(initrd)
+        .args(["-append", "console=ttyS0 quiet loglevel=3 panic=-1 tsc=reliable rdinit=/init"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .map_err(|e| format!("qemu-system-x86_64: {e}"))?;
+    let output = qemu.stdout.take().ok_or("no output")?;
+    let (sender, lines) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        for line in BufReader::new(output).split(b'\n').map_while(Result::ok) {
+            if sender.send(String::from_utf8_lossy(&line).trim_end().to_string()).is_err() {
+                return;
+            }
+        }
+    });
+    let deadline = Instant::now() + LIMIT;
+    let (mut passed, mut failed, mut all, mut done) = (0, 0, Vec::new(), false);
+    while !done {
+        let Ok(line) = lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) else { break };
+        if let Some(rest) = line.strip_prefix("nested: ok ") {
+            println!("test nested::{rest} ... ok");
+            passed += 1;
+        } else if let Some(rest) = line.strip_prefix("nested: FAILED ") {
+            println!("test nested::{rest} ... FAILED");
+            failed += 1;
+        }
+        done = line == "nested: done";
+        all.push(line);
+    }
+    // Its own power-off, or ours.
+    if !done {
+        let _ = qemu.kill();
+    }
+    let _ = qemu.wait();
+    if !done || failed > 0 || std::env::var_os("NESTED_VERBOSE").is_some() {
+        println!("{}", all.join("\n"));
+    }
+    if !done {
+        return Err(format!("the emulated machine did not finish within {} s", LIMIT.as_secs()));
+    }
+    Ok(Outcome::Ran { passed, failed })
+}
+
+/// A newc archive (Linux Documentation/driver-api/early-userspace/buffer-format.rst) of executable files.
+#[derive(Default)]
+struct Cpio(Vec<u8>);
+
+impl Cpio {
+    fn add(&mut self, name: &str, content: &[u8]) {
+        self.entry(name, 0o100_755, content);
+    }
+
+    fn entry(&mut self, name: &str, mode: u32, content: &[u8]) {
+        let fields = [0, mode, 0, 0, 1, 0, content.len() as u32, 0, 0, 0, 0, name.len() as u32 + 1, 0];
+        self.0.extend_from_slice(b"070701");
+        for field in fields {
+            self.0.extend_from_slice(format!("{field:08x}").as_bytes());
+        }
+        self.0.extend_from_slice(name.as_bytes());
+        self.0.push(0);
+        self.0.resize(self.0.len().next_multiple_of(4), 0);
+        self.0.extend_from_slice(content);
+        self.0.resize(self.0.len().next_multiple_of(4), 0);
+    }
+
+    fn finish(mut self) -> Vec<u8> {
+        for (name, mode) in [("dev", 0o40_755), ("proc", 0o40_755), ("sys", 0o40_755), ("run", 0o40_755)] {
+            self.entry(name, mode, &[]);
+        }
+        self.entry("TRAILER!!!", 0, &[]);
+        self.0
+    }
+}
