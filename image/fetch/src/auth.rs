@@ -53,11 +53,7 @@ impl Challenge {
             }
             rest = behind;
         }
-        (!realm.is_empty()).then_some(Self::Bearer {
-            realm,
-            service,
-            scope,
-        })
+        (!realm.is_empty()).then_some(Self::Bearer { realm, service, scope })
     }
 
     /// The URL to ask for a token; the repository's own scope where the challenge names none.
@@ -87,11 +83,7 @@ pub struct TokenAnswer {
 impl TokenAnswer {
     /// The value of the Authorization header; `None` when it holds no usable token.
     pub fn authorization(&self) -> Option<String> {
-        let token = if self.token.is_empty() {
-            &self.access_token
-        } else {
-            &self.token
-        };
+        let token = if self.token.is_empty() { &self.access_token } else { &self.token };
         let usable = !token.is_empty() && token.bytes().all(|b| b.is_ascii_graphic());
         usable.then(|| format!("Bearer {token}"))
     }
@@ -99,21 +91,14 @@ impl TokenAnswer {
 
 /// The value of the Authorization header for a user and password (RFC 7617).
 pub fn basic(user: &str, password: &str) -> String {
-    format!(
-        "Basic {}",
-        base64::engine::general_purpose::STANDARD.encode(format!("{user}:{password}"))
-    )
+    format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(format!("{user}:{password}")))
 }
 
 /// Any text as a challenge.
 #[doc(hidden)]
 pub fn fuzz_challenge(data: &[u8]) {
     if let Ok(text) = std::str::from_utf8(data)
-        && let Some(Challenge::Bearer {
-            realm,
-            service,
-            scope,
-        }) = Challenge::parse(text)
+        && let Some(Challenge::Bearer { realm, service, scope }) = Challenge::parse(text)
     {
         let _ = Challenge::token_url(&realm, &service, &scope);
     }
@@ -153,30 +138,16 @@ mod tests {
     #[test]
     fn challenges_of_real_registries_are_understood() {
         let bearer = |realm: &str, service: &str, scope: &str| {
-            Some(Challenge::Bearer {
-                realm: realm.into(),
-                service: service.into(),
-                scope: scope.into(),
-            })
+            Some(Challenge::Bearer { realm: realm.into(), service: service.into(), scope: scope.into() })
         };
         for (header, wanted) in [
             ("Basic realm=\"Registry\"", Some(Challenge::Basic)),
             (
                 "Bearer realm=\"https://auth.example/token\",service=\"registry.example\",scope=\"repository:library/nginx:pull\"",
-                bearer(
-                    "https://auth.example/token",
-                    "registry.example",
-                    "repository:library/nginx:pull",
-                ),
+                bearer("https://auth.example/token", "registry.example", "repository:library/nginx:pull"),
             ),
-            (
-                "bearer realm=https://a/t, service=b",
-                bearer("https://a/t", "b", ""),
-            ),
-            (
-                r#"Bearer scope="a,b=\"c\"", realm="https://a""#,
-                bearer("https://a", "", "a,b=\"c\""),
-            ),
+            ("bearer realm=https://a/t, service=b", bearer("https://a/t", "b", "")),
+            (r#"Bearer scope="a,b=\"c\"", realm="https://a""#, bearer("https://a", "", "a,b=\"c\"")),
             ("Bearer service=\"x\"", None),
             ("Negotiate", None),
             ("Bearer realm=\"unterminated", None),
@@ -189,10 +160,7 @@ mod tests {
     #[test]
     fn token_urls_are_encoded() {
         let url = Challenge::token_url("https://a/t?x=1", "my service", "repository:a/b:pull,push");
-        assert_eq!(
-            url,
-            "https://a/t?x=1&service=my%20service&scope=repository:a/b:pull,push"
-        );
+        assert_eq!(url, "https://a/t?x=1&service=my%20service&scope=repository:a/b:pull,push");
     }
 
     proptest! {

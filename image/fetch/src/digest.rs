@@ -33,10 +33,7 @@ impl Digest {
             .filter(|h| !h.bytes().any(|b| b.is_ascii_uppercase()))
             .and_then(Self::from_hex)
             .ok_or_else(|| {
-                Failure::content(format!(
-                    "{what}: expected a digest sha256:<64 hex digits>, found {:?}",
-                    cut(text)
-                ))
+                Failure::content(format!("{what}: expected a digest sha256:<64 hex digits>, found {:?}", cut(text)))
             })
     }
 }
@@ -61,9 +58,7 @@ pub fn expect(what: &str, expected: Digest, found: Digest) -> Result<(), Failure
     if expected == found {
         return Ok(());
     }
-    Err(Failure::content(format!(
-        "{what}: expected {expected}, found {found}"
-    )))
+    Err(Failure::content(format!("{what}: expected {expected}, found {found}")))
 }
 
 /// Hashes what is read through it.
@@ -76,11 +71,7 @@ pub struct HashingReader<R> {
 impl<R: Read> HashingReader<R> {
     /// Over `inner`.
     pub fn new(inner: R) -> Self {
-        Self {
-            inner,
-            hash: Sha256::new(),
-            count: 0,
-        }
+        Self { inner, hash: Sha256::new(), count: 0 }
     }
 
     /// Digest and number of the bytes read so far.
@@ -113,10 +104,7 @@ mod tests {
     #[test]
     fn only_lower_case_sha256_is_an_oci_digest() {
         let hex = "ab".repeat(32);
-        assert_eq!(
-            Digest::from_oci(&format!("sha256:{hex}"), "x").unwrap(),
-            Digest([0xab; 32])
-        );
+        assert_eq!(Digest::from_oci(&format!("sha256:{hex}"), "x").unwrap(), Digest([0xab; 32]));
         for bad in [
             "",
             "sha256:",

@@ -7,7 +7,7 @@ use hyper::StatusCode;
 use hyper::header::{CONTENT_LENGTH, CONTENT_RANGE};
 
 use crate::failure::Failure;
-use crate::http::{Answer, Client, Get};
+use crate::http::{Answer, Client, Get, RequestFailure};
 use crate::job::FailureClass;
 
 /// Attempts in a row without progress.
@@ -15,6 +15,8 @@ pub const ATTEMPTS: u32 = 6;
 /// First pause; doubled each time up to [`PAUSE_MAX`].
 const PAUSE: Duration = Duration::from_millis(500);
 const PAUSE_MAX: Duration = Duration::from_secs(16);
+/// Bytes that count as progress: a server that gives less at a time is counted as failing.
+const PROGRESS: u64 = 64 << 10;
 
 /// Bounds of a transfer.
 #[derive(Debug, Clone, Copy)]
@@ -36,26 +38,16 @@ pub async fn download(
     bounds: Bounds,
     mut sink: impl FnMut(&[u8], u64) -> Result<(), Failure>,
 ) -> Result<u64, Failure> {
-    let mut transfer = Transfer {
-        done: 0,
-        etag: None,
-    };
+    let mut transfer = Transfer { done: 0, etag: None };
     let mut attempt = 0;
     loop {
         let before = transfer.done;
-        let (failure, wait) = match transfer.go_on(client, target, bounds, &mut sink).await {
+        let stopped = match transfer.go_on(client, target, bounds, &mut sink).await {
             Ok(()) => return Ok(transfer.done),
             Err(stopped) => stopped,
         };
-        attempt = if transfer.done > before {
-            1
-        } else {
-            attempt + 1
-        };
-        if failure.class != FailureClass::Transport || attempt >= ATTEMPTS {
-            return Err(failure);
-        }
-        tokio::time::sleep(wait.unwrap_or_else(|| pause(attempt))).await;
+        attempt = if transfer.done >= before + PROGRESS { 1 } else { attempt + 1 };
+        rest(stopped, attempt).await?;
     }
 }
 
@@ -66,24 +58,27 @@ pub async fn download(
 pub async fn fetch_small(client: &Client, get: &Get, max: usize) -> Result<Vec<u8>, Failure> {
     let mut attempt = 0;
     loop {
-        let (failure, wait) = match client.get(get).await {
+        let stopped = match client.get(get).await {
             Ok(mut answer) => match answer.read_all(max).await {
                 Ok(body) => return Ok(body),
-                Err(failure) => (failure, None),
+                Err(failure) => failure.into(),
             },
-            Err(e) => (e.failure, e.wait),
+            Err(stopped) => stopped,
         };
         attempt += 1;
-        if failure.class != FailureClass::Transport || attempt >= ATTEMPTS {
-            return Err(failure);
-        }
-        tokio::time::sleep(wait.unwrap_or_else(|| pause(attempt))).await;
+        rest(stopped, attempt).await?;
     }
 }
 
-/// The pause before the next attempt.
-fn pause(attempt: u32) -> Duration {
-    (PAUSE * 2u32.saturating_pow(attempt.saturating_sub(1))).min(PAUSE_MAX)
+/// Waits for the next attempt, or gives up.
+async fn rest(stopped: RequestFailure, attempt: u32) -> Result<(), Failure> {
+    let transient = stopped.failure.class == FailureClass::Transport && !stopped.hopeless;
+    if !transient || attempt >= ATTEMPTS {
+        return Err(stopped.failure);
+    }
+    let pause = PAUSE * 2u32.saturating_pow(attempt.saturating_sub(1));
+    tokio::time::sleep(stopped.wait.unwrap_or(pause.min(PAUSE_MAX))).await;
+    Ok(())
 }
 
 struct Transfer {
@@ -98,17 +93,10 @@ impl Transfer {
         target: &str,
         bounds: Bounds,
         sink: &mut impl FnMut(&[u8], u64) -> Result<(), Failure>,
-    ) -> Result<(), (Failure, Option<Duration>)> {
-        let get = Get {
-            target: target.into(),
-            offset: self.done,
-            if_range: self.etag.clone(),
-            ..Get::default()
-        };
-        let mut answer = client.get(&get).await.map_err(|e| (e.failure, e.wait))?;
-        self.take(&mut answer, bounds, sink)
-            .await
-            .map_err(|f| (f, None))
+    ) -> Result<(), RequestFailure> {
+        let get = Get { target: target.into(), offset: self.done, if_range: self.etag.clone(), ..Get::default() };
+        let mut answer = client.get(&get).await?;
+        self.take(&mut answer, bounds, sink).await.map_err(RequestFailure::from)
     }
 
     async fn take(
@@ -130,22 +118,12 @@ impl Transfer {
             (_, done) => done,
         };
         self.etag = answer.etag().or(self.etag.take());
-        let length = answer
-            .headers
-            .get(CONTENT_LENGTH)
-            .and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
+        let length = answer.headers.get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
         let total = length.map(|l| l.saturating_add(self.done - skip));
         let too_long = |found: u64| {
             let expected = bounds.exact.unwrap_or(bounds.max);
-            let at_most = if bounds.exact.is_some() {
-                ""
-            } else {
-                "at most "
-            };
-            Failure::content(format!(
-                "{}: expected {at_most}{expected} bytes, found {found}",
-                answer.url
-            ))
+            let at_most = if bounds.exact.is_some() { "" } else { "at most " };
+            Failure::content(format!("{}: expected {at_most}{expected} bytes, found {found}", answer.url))
         };
         let limit = bounds.exact.unwrap_or(bounds.max).min(bounds.max);
         if let Some(total) = total.filter(|t| *t > limit) {
@@ -157,9 +135,7 @@ impl Transfer {
             let fresh = &chunk[usize::try_from(skip).unwrap_or(usize::MAX).min(chunk.len())..];
             skip -= (chunk.len() - fresh.len()) as u64;
             if self.done + fresh.len() as u64 > limit {
-                return Err(Failure::content(format!(
-                    "{url}: expected at most {limit} bytes, more came"
-                )));
+                return Err(Failure::content(format!("{url}: expected at most {limit} bytes, more came")));
             }
             if !fresh.is_empty() {
                 self.done += fresh.len() as u64;
@@ -178,10 +154,5 @@ impl Transfer {
 
 fn range_start(answer: &Answer) -> Option<u64> {
     let range = answer.headers.get(CONTENT_RANGE)?.to_str().ok()?;
-    range
-        .strip_prefix("bytes ")?
-        .split_once('-')?
-        .0
-        .parse()
-        .ok()
+    range.strip_prefix("bytes ")?.split_once('-')?.0.parse().ok()
 }

@@ -41,12 +41,7 @@ pub fn spool(dir: &File) -> Result<File, Failure> {
     let here: &CStr = c".";
     // SAFETY: the path is NUL-terminated, the descriptor open; the result is checked before it is owned.
     let fd = unsafe {
-        libc::openat(
-            dir.as_raw_fd(),
-            here.as_ptr(),
-            libc::O_TMPFILE | libc::O_RDWR | libc::O_CLOEXEC,
-            0o600,
-        )
+        libc::openat(dir.as_raw_fd(), here.as_ptr(), libc::O_TMPFILE | libc::O_RDWR | libc::O_CLOEXEC, 0o600)
     };
     if fd < 0 {
         return Err(Failure::file("spool file")(io::Error::last_os_error()));
@@ -61,8 +56,7 @@ pub fn spool(dir: &File) -> Result<File, Failure> {
 /// The disk's.
 pub fn zero_range(file: &File, offset: u64, length: u64) -> io::Result<()> {
     use std::os::unix::fs::FileExt as _;
-    let as_off =
-        |n: u64| libc::off_t::try_from(n).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput));
+    let as_off = |n: u64| libc::off_t::try_from(n).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput));
     let mode = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
     // SAFETY: numbers and an open descriptor.
     if unsafe { libc::fallocate(file.as_raw_fd(), mode, as_off(offset)?, as_off(length)?) } == 0 {
@@ -71,9 +65,7 @@ pub fn zero_range(file: &File, offset: u64, length: u64) -> io::Result<()> {
     let zeros = vec![0; 128 << 10];
     let (mut at, end) = (offset, offset + length);
     while at < end {
-        let part = zeros
-            .len()
-            .min(usize::try_from(end - at).unwrap_or(usize::MAX));
+        let part = zeros.len().min(usize::try_from(end - at).unwrap_or(usize::MAX));
         file.write_all_at(&zeros[..part], at)?;
         at += part as u64;
     }

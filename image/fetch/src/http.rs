@@ -10,8 +10,8 @@ use bytes::Bytes;
 use http_body_util::{BodyExt as _, Empty};
 use hyper::body::Incoming;
 use hyper::header::{
-    ACCEPT, AUTHORIZATION, ETAG, HOST, HeaderMap, HeaderValue, IF_RANGE, LOCATION, RANGE,
-    RETRY_AFTER, USER_AGENT, WWW_AUTHENTICATE,
+    ACCEPT, AUTHORIZATION, ETAG, HOST, HeaderMap, HeaderValue, IF_RANGE, LOCATION, RANGE, RETRY_AFTER, USER_AGENT,
+    WWW_AUTHENTICATE,
 };
 use hyper::{Request, StatusCode, Uri};
 use hyper_util::rt::TokioIo;
@@ -79,14 +79,13 @@ pub struct RequestFailure {
     pub failure: Failure,
     /// Retry-After, at most a minute.
     pub wait: Option<Duration>,
+    /// Asking again at once gives the same answer: the other side's certificate is not accepted.
+    pub hopeless: bool,
 }
 
 impl From<Failure> for RequestFailure {
     fn from(failure: Failure) -> Self {
-        Self {
-            failure,
-            wait: None,
-        }
+        Self { failure, wait: None, hopeless: false }
     }
 }
 
@@ -102,11 +101,7 @@ impl Client {
             .parse()
             .map_err(|e| Failure::local(format!("server URL {:?}: {e}", server.base_url)))?;
         check_url(&base)?;
-        let tls = if server.ca_pem.is_empty() {
-            None
-        } else {
-            Some(tls_connector(&server.ca_pem)?)
-        };
+        let tls = if server.ca_pem.is_empty() { None } else { Some(tls_connector(&server.ca_pem)?) };
         Ok(Self {
             base,
             user: server.user.clone(),
@@ -131,137 +126,81 @@ impl Client {
     /// # Errors
     /// [`RequestFailure`] naming the URL.
     pub async fn get(&self, get: &Get) -> Result<Answer, RequestFailure> {
-        let target = if get.target.starts_with('/') {
-            self.url(&get.target)
-        } else {
-            get.target.clone()
-        };
+        let target = if get.target.starts_with('/') { self.url(&get.target) } else { get.target.clone() };
         let mut challenged = false;
         loop {
             let answer = self.follow(get, &target).await?;
-            if answer.status != StatusCode::UNAUTHORIZED || challenged || !self.is_own(&answer.url)
-            {
+            if answer.status != StatusCode::UNAUTHORIZED || challenged || !self.is_own(&answer.url) {
                 return check_status(answer);
             }
             challenged = true;
             let found = answer.headers.get_all(WWW_AUTHENTICATE).iter();
-            let challenge = found
-                .filter_map(|v| v.to_str().ok())
-                .find_map(Challenge::parse);
+            let challenge = found.filter_map(|v| v.to_str().ok()).find_map(Challenge::parse);
             let authorization = match challenge {
-                Some(Challenge::Basic) if !self.user.is_empty() => {
-                    basic(&self.user, &self.password)
-                }
-                Some(Challenge::Bearer {
-                    realm,
-                    service,
-                    scope,
-                }) => self.token(&realm, &service, &scope).await?,
+                Some(Challenge::Basic) if !self.user.is_empty() => basic(&self.user, &self.password),
+                Some(Challenge::Bearer { realm, service, scope }) => self.token(&realm, &service, &scope).await?,
                 _ => return check_status(answer),
             };
             *self.authorization.borrow_mut() = Some(authorization);
         }
     }
 
-    async fn token(
-        &self,
-        realm: &str,
-        service: &str,
-        scope: &str,
-    ) -> Result<String, RequestFailure> {
+    async fn token(&self, realm: &str, service: &str, scope: &str) -> Result<String, RequestFailure> {
         let url = Challenge::token_url(realm, service, scope);
-        let uri: Uri = url.parse().map_err(|e| {
-            Failure::refused(format!(
-                "token server {realm:?} named by {}: {e}",
-                self.base
-            ))
-        })?;
+        let uri: Uri =
+            url.parse().map_err(|e| Failure::refused(format!("token server {realm:?} named by {}: {e}", self.base)))?;
         if uri.scheme_str() != Some("https") {
-            let text = format!(
-                "token server {realm:?} named by {}: expected an https URL",
-                self.base
-            );
+            let text = format!("token server {realm:?} named by {}: expected an https URL", self.base);
             return Err(Failure::refused(text).into());
         }
         let credentials = (!self.user.is_empty()).then(|| basic(&self.user, &self.password));
-        let answer = self
-            .send(&uri, &Get::default(), credentials.as_deref())
-            .await?;
+        let answer = self.send(&uri, &Get::default(), credentials.as_deref()).await?;
         let mut answer = check_status(answer)?;
         let body = answer.read_all(TOKEN_MAX).await?;
-        let token: Option<String> = serde_json::from_slice::<TokenAnswer>(&body)
-            .ok()
-            .and_then(|t| t.authorization());
-        Ok(token.ok_or_else(|| {
-            Failure::refused(format!("token server {realm}: its answer holds no token"))
-        })?)
+        let token: Option<String> = serde_json::from_slice::<TokenAnswer>(&body).ok().and_then(|t| t.authorization());
+        Ok(token.ok_or_else(|| Failure::refused(format!("token server {realm}: its answer holds no token")))?)
     }
 
     async fn follow(&self, get: &Get, target: &str) -> Result<Answer, RequestFailure> {
-        let mut uri: Uri = target
-            .parse()
-            .map_err(|e| Failure::local(format!("URL {target:?}: {e}")))?;
+        let mut uri: Uri = target.parse().map_err(|e| Failure::local(format!("URL {target:?}: {e}")))?;
         for _hop in 0..=REDIRECTS {
             check_url(&uri)?;
             // A redirect to elsewhere carries its own authorisation in the URL; ours is not for strangers.
-            let authorization = if self.is_own(&uri.to_string()) {
-                self.authorization.borrow().clone()
-            } else {
-                None
-            };
+            let authorization = if self.is_own(&uri.to_string()) { self.authorization.borrow().clone() } else { None };
             let answer = self.send(&uri, get, authorization.as_deref()).await?;
             if !answer.status.is_redirection() || answer.status == StatusCode::NOT_MODIFIED {
                 return Ok(answer);
             }
-            let location = answer
-                .headers
-                .get(LOCATION)
-                .and_then(|v| v.to_str().ok())
-                .unwrap_or_default();
-            let next = redirect(&uri, location).ok_or_else(|| {
-                Failure::transport(format!(
-                    "{uri}: redirected to {location:?}, which is no URL"
-                ))
-            })?;
+            let location = answer.headers.get(LOCATION).and_then(|v| v.to_str().ok()).unwrap_or_default();
+            let next = redirect(&uri, location)
+                .ok_or_else(|| Failure::transport(format!("{uri}: redirected to {location:?}, which is no URL")))?;
             if uri.scheme_str() == Some("https") && next.scheme_str() != Some("https") {
-                return Err(
-                    Failure::refused(format!("{uri}: redirected from https to {next}")).into(),
-                );
+                return Err(Failure::refused(format!("{uri}: redirected from https to {next}")).into());
             }
             uri = next;
         }
         Err(Failure::transport(format!("{target}: more than {REDIRECTS} redirects")).into())
     }
 
-    async fn send(
-        &self,
-        uri: &Uri,
-        get: &Get,
-        authorization: Option<&str>,
-    ) -> Result<Answer, Failure> {
+    async fn send(&self, uri: &Uri, get: &Get, authorization: Option<&str>) -> Result<Answer, RequestFailure> {
         let failed = |what: &str, e: String| Failure::transport(format!("{uri}: {what}: {e}"));
-        let host = uri
-            .host()
-            .unwrap_or_default()
-            .trim_matches(['[', ']'])
-            .to_owned();
+        let host = uri.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
         let https = uri.scheme_str() == Some("https");
         let port = uri.port_u16().unwrap_or(if https { 443 } else { 80 });
-        let tcp = connect(&host, port)
-            .await
-            .map_err(|e| failed("connect", e))?;
+        let tcp = connect(&host, port).await.map_err(|e| failed("connect", e))?;
         let io: Box<dyn Stream> = if https {
             let tls = self.tls.as_ref().ok_or_else(|| {
-                Failure::local(format!(
-                    "{uri}: no certificate authority is configured for this server"
-                ))
+                Failure::local(format!("{uri}: no certificate authority is configured for this server"))
             })?;
-            let name = ServerName::try_from(host.clone())
-                .map_err(|e| failed("host name", e.to_string()))?;
+            let name = ServerName::try_from(host.clone()).map_err(|e| failed("host name", e.to_string()))?;
             let handshake = timeout(CONNECT_LIMIT, tls.connect(name, tcp)).await;
             let stream = handshake
                 .map_err(|_| failed("TLS handshake", format!("no end within {CONNECT_LIMIT:?}")))?
-                .map_err(|e| failed("TLS handshake", e.to_string()))?;
+                .map_err(|e| RequestFailure {
+                    failure: failed("TLS handshake", e.to_string()),
+                    wait: None,
+                    hopeless: e.kind() == std::io::ErrorKind::InvalidData,
+                })?;
             Box::new(stream)
         } else {
             Box::new(tcp)
@@ -277,9 +216,7 @@ impl Client {
 
         let path = uri.path_and_query().map_or("/", |p| p.as_str());
         let authority = uri.authority().map(|a| a.as_str()).unwrap_or_default();
-        let mut request = Request::get(path)
-            .header(HOST, authority)
-            .header(USER_AGENT, "holdfast-fetch");
+        let mut request = Request::get(path).header(HOST, authority).header(USER_AGENT, "holdfast-fetch");
         if !get.accept.is_empty() {
             request = request.header(ACCEPT, get.accept);
         }
@@ -290,31 +227,21 @@ impl Client {
             }
         }
         if let Some(value) = authorization {
-            let mut value =
-                HeaderValue::try_from(value).map_err(|e| failed("credentials", e.to_string()))?;
+            let mut value = HeaderValue::try_from(value).map_err(|e| failed("credentials", e.to_string()))?;
             value.set_sensitive(true);
             request = request.header(AUTHORIZATION, value);
         }
-        let request = request
-            .body(Empty::<Bytes>::new())
-            .map_err(|e| failed("request", e.to_string()))?;
+        let request = request.body(Empty::<Bytes>::new()).map_err(|e| failed("request", e.to_string()))?;
         let answer = timeout(ANSWER_LIMIT, sender.send_request(request)).await;
         let answer = answer
             .map_err(|_| failed("answer", format!("none within {ANSWER_LIMIT:?}")))?
             .map_err(|e| failed("answer", error_chain(&e)))?;
         let (head, body) = answer.into_parts();
-        Ok(Answer {
-            url: uri.to_string(),
-            status: head.status,
-            headers: head.headers,
-            body,
-        })
+        Ok(Answer { url: uri.to_string(), status: head.status, headers: head.headers, body })
     }
 
     fn is_own(&self, url: &str) -> bool {
-        url.parse::<Uri>().is_ok_and(|u| {
-            u.scheme() == self.base.scheme() && u.authority() == self.base.authority()
-        })
+        url.parse::<Uri>().is_ok_and(|u| u.scheme() == self.base.scheme() && u.authority() == self.base.authority())
     }
 }
 
@@ -326,19 +253,12 @@ impl Answer {
     pub async fn chunk(&mut self) -> Result<Option<Bytes>, Failure> {
         loop {
             let frame = timeout(STALL_LIMIT, self.body.frame()).await.map_err(|_| {
-                Failure::transport(format!(
-                    "{}: expected more bytes, none came within {STALL_LIMIT:?}",
-                    self.url
-                ))
+                Failure::transport(format!("{}: expected more bytes, none came within {STALL_LIMIT:?}", self.url))
             })?;
             match frame {
                 None => return Ok(None),
                 Some(Err(e)) => {
-                    return Err(Failure::transport(format!(
-                        "{}: transfer broken: {}",
-                        self.url,
-                        error_chain(&e)
-                    )));
+                    return Err(Failure::transport(format!("{}: transfer broken: {}", self.url, error_chain(&e))));
                 }
                 Some(Ok(frame)) => {
                     if let Ok(data) = frame.into_data() {
@@ -357,10 +277,7 @@ impl Answer {
         let mut body = Vec::new();
         while let Some(chunk) = self.chunk().await? {
             if body.len() + chunk.len() > max {
-                return Err(Failure::content(format!(
-                    "{}: expected at most {max} bytes, more came",
-                    self.url
-                )));
+                return Err(Failure::content(format!("{}: expected at most {max} bytes, more came", self.url)));
             }
             body.extend_from_slice(&chunk);
         }
@@ -393,29 +310,22 @@ fn check_status(answer: Answer) -> Result<Answer, RequestFailure> {
         _ if status.is_server_error() => Failure::transport(text),
         _ => Failure::refused(text),
     };
-    Err(RequestFailure { failure, wait })
+    Err(RequestFailure { failure, wait, hopeless: false })
 }
 
 fn check_url(uri: &Uri) -> Result<(), Failure> {
     let known = matches!(uri.scheme_str(), Some("https" | "http"));
     if !known || uri.host().is_none_or(str::is_empty) {
-        return Err(Failure::local(format!(
-            "URL {uri}: expected https://host[:port]/..."
-        )));
+        return Err(Failure::local(format!("URL {uri}: expected https://host[:port]/...")));
     }
     Ok(())
 }
 
 fn redirect(from: &Uri, location: &str) -> Option<Uri> {
     if location.starts_with('/') && !location.starts_with("//") {
-        return format!("{}://{}{location}", from.scheme_str()?, from.authority()?)
-            .parse()
-            .ok();
+        return format!("{}://{}{location}", from.scheme_str()?, from.authority()?).parse().ok();
     }
-    location
-        .parse::<Uri>()
-        .ok()
-        .filter(|u| u.scheme().is_some() && u.authority().is_some())
+    location.parse::<Uri>().ok().filter(|u| u.scheme().is_some() && u.authority().is_some())
 }
 
 async fn connect(host: &str, port: u16) -> Result<TcpStream, String> {
@@ -446,13 +356,11 @@ fn tls_connector(ca_pem: &[String]) -> Result<TlsConnector, Failure> {
     if roots.is_empty() {
         return Err(bad("expected PEM certificates, found none".into()));
     }
-    let config = rustls::ClientConfig::builder_with_provider(Arc::new(
-        rustls::crypto::ring::default_provider(),
-    ))
-    .with_safe_default_protocol_versions()
-    .map_err(|e| bad(e.to_string()))?
-    .with_root_certificates(roots)
-    .with_no_client_auth();
+    let config = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .map_err(|e| bad(e.to_string()))?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
     Ok(TlsConnector::from(Arc::new(config)))
 }
 
@@ -482,23 +390,14 @@ mod tests {
             ("z", None),
             ("", None),
         ] {
-            assert_eq!(
-                redirect(&from, location).map(|u| u.to_string()).as_deref(),
-                wanted,
-                "{location}"
-            );
+            assert_eq!(redirect(&from, location).map(|u| u.to_string()).as_deref(), wanted, "{location}");
         }
     }
 
     #[test]
     fn urls_without_host_or_of_other_schemes_are_refused() {
         for url in ["ftp://a", "/path", "a:80"] {
-            let server = Server {
-                base_url: url.into(),
-                user: String::new(),
-                password: String::new(),
-                ca_pem: vec![],
-            };
+            let server = Server { base_url: url.into(), user: String::new(), password: String::new(), ca_pem: vec![] };
             assert!(Client::new(&server).is_err(), "{url}");
         }
     }

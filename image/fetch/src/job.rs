@@ -35,10 +35,7 @@ pub struct Server {
 impl std::fmt::Debug for Server {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         // The password never reaches a log.
-        f.debug_struct("Server")
-            .field("base_url", &self.base_url)
-            .field("user", &self.user)
-            .finish_non_exhaustive()
+        f.debug_struct("Server").field("base_url", &self.base_url).field("user", &self.user).finish_non_exhaustive()
     }
 }
 

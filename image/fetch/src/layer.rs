@@ -46,13 +46,7 @@ struct Changes {
 impl Flattener {
     /// Nothing yet. Contents go to `contents`, at most `max` bytes of them.
     pub fn new(contents: File, max: u64) -> Self {
-        Self {
-            tree: Tree::new(ENTRIES_MAX),
-            contents,
-            written: 0,
-            max,
-            entries: 0,
-        }
+        Self { tree: Tree::new(ENTRIES_MAX), contents, written: 0, max, entries: 0 }
     }
 
     /// Applies a layer, plain or gzip, and checks its digest unpacked. `name` is for messages; `progress` gets the bytes of
@@ -74,9 +68,7 @@ impl Flattener {
         let stream: Box<dyn Read + '_> = match magic[..got] {
             [0x1f, 0x8b, ..] => Box::new(MultiGzDecoder::new(file)),
             [0x28, 0xb5, 0x2f, 0xfd] => {
-                return Err(Failure::content(format!(
-                    "layer {name}: expected gzip or plain tar, found zstd"
-                )));
+                return Err(Failure::content(format!("layer {name}: expected gzip or plain tar, found zstd")));
             }
             _ => Box::new(file),
         };
@@ -88,9 +80,7 @@ impl Flattener {
         std::io::copy(&mut rest, &mut std::io::sink()).map_err(|e| unreadable(name, e.into()))?;
         let (found, read) = rest.finish();
         if read >= bound {
-            return Err(Failure::content(format!(
-                "layer {name}: expected at most {bound} bytes unpacked, more came"
-            )));
+            return Err(Failure::content(format!("layer {name}: expected at most {bound} bytes unpacked, more came")));
         }
         digest::expect(&format!("layer {name} unpacked (diff_id)"), diff_id, found)?;
         self.merge(changes, name)
@@ -138,14 +128,11 @@ impl Flattener {
                 )));
             }
             loop {
-                let n = tar
-                    .read(&mut buffer)
-                    .map_err(|e| unreadable(name, e.into()))?;
+                let n = tar.read(&mut buffer).map_err(|e| unreadable(name, e.into()))?;
                 if n == 0 {
                     break;
                 }
-                out.write_all(&buffer[..n])
-                    .map_err(Failure::file("spool file"))?;
+                out.write_all(&buffer[..n]).map_err(Failure::file("spool file"))?;
                 self.written += n as u64;
                 progress(self.written)?;
             }
@@ -163,45 +150,25 @@ impl Flattener {
             self.tree.remove(path);
         }
         for (entry, start) in changes.added {
-            let refused =
-                |e: &dyn std::fmt::Display| Failure::content(format!("layer {name}: {e}"));
+            let refused = |e: &dyn std::fmt::Display| Failure::content(format!("layer {name}: {e}"));
             let kind = match entry.kind {
                 EntryKind::HardLink => {
-                    self.tree
-                        .hardlink(&entry.path, &entry.link)
-                        .map_err(|e| refused(&e))?;
+                    self.tree.hardlink(&entry.path, &entry.link).map_err(|e| refused(&e))?;
                     continue;
                 }
                 EntryKind::Dir => Kind::dir(),
                 EntryKind::File if entry.size == 0 => Kind::File(Data::Bytes(Arc::from([]))),
-                EntryKind::File => Kind::File(Data::Spool {
-                    offset: start,
-                    len: entry.size,
-                }),
+                EntryKind::File => Kind::File(Data::Spool { offset: start, len: entry.size }),
                 EntryKind::Symlink => Kind::Symlink(entry.link),
-                EntryKind::Char => Kind::Char {
-                    major: entry.device.0,
-                    minor: entry.device.1,
-                },
-                EntryKind::Block => Kind::Block {
-                    major: entry.device.0,
-                    minor: entry.device.1,
-                },
+                EntryKind::Char => Kind::Char { major: entry.device.0, minor: entry.device.1 },
+                EntryKind::Block => Kind::Block { major: entry.device.0, minor: entry.device.1 },
                 EntryKind::Fifo => Kind::Fifo,
             };
             let mut xattrs = entry.xattrs;
             xattrs.retain(|name, _| XATTRS_KEPT.iter().any(|kept| name.starts_with(kept)));
-            let meta = Meta {
-                mode: entry.mode,
-                uid: entry.uid,
-                gid: entry.gid,
-                mtime: entry.mtime,
-                mtime_nsec: 0,
-                xattrs,
-            };
-            self.tree
-                .insert(&entry.path, meta, kind)
-                .map_err(|e| refused(&e))?;
+            let meta =
+                Meta { mode: entry.mode, uid: entry.uid, gid: entry.gid, mtime: entry.mtime, mtime_nsec: 0, xattrs };
+            self.tree.insert(&entry.path, meta, kind).map_err(|e| refused(&e))?;
         }
         Ok(())
     }
@@ -227,19 +194,14 @@ pub fn fuzz_layer(data: &[u8]) {
 
 fn unreadable(name: &str, e: TarError) -> Failure {
     match &e {
-        TarError::Read(io) if io.raw_os_error().is_some() => {
-            Failure::local(format!("layer {name}: {e}"))
-        }
+        TarError::Read(io) if io.raw_os_error().is_some() => Failure::local(format!("layer {name}: {e}")),
         _ => Failure::content(format!("layer {name}: {e}")),
     }
 }
 
 /// Directory and last component, trailing slashes aside.
 fn split(path: &[u8]) -> (&[u8], &[u8]) {
-    let path = &path[..path
-        .iter()
-        .rposition(|b| *b != b'/')
-        .map_or(0, |last| last + 1)];
+    let path = &path[..path.iter().rposition(|b| *b != b'/').map_or(0, |last| last + 1)];
     match path.iter().rposition(|b| *b == b'/') {
         Some(slash) => (&path[..slash], &path[slash + 1..]),
         None => (&[], path),
@@ -247,11 +209,7 @@ fn split(path: &[u8]) -> (&[u8], &[u8]) {
 }
 
 fn join(parent: &[u8], name: &[u8]) -> Vec<u8> {
-    if parent.is_empty() {
-        name.to_vec()
-    } else {
-        [parent, b"/", name].concat()
-    }
+    if parent.is_empty() { name.to_vec() } else { [parent, b"/", name].concat() }
 }
 
 fn shown(path: &[u8]) -> String {
@@ -295,23 +253,13 @@ mod tests {
         for (i, tar) in layers.iter().enumerate() {
             let tar = [tar.as_slice(), &end()].concat();
             let packed = if i % 2 == 0 { gzip(&tar) } else { tar.clone() };
-            flat.apply(
-                &mut spool(&packed),
-                &i.to_string(),
-                Digest::of(&tar),
-                |_| Ok(()),
-            )?;
+            flat.apply(&mut spool(&packed), &i.to_string(), Digest::of(&tar), |_| Ok(()))?;
         }
         Ok(flat)
     }
 
     fn names(flat: &Flattener) -> Vec<String> {
-        fn walk(
-            tree: &Tree,
-            id: holdfast_format::erofs::NodeId,
-            prefix: &str,
-            out: &mut Vec<String>,
-        ) {
+        fn walk(tree: &Tree, id: holdfast_format::erofs::NodeId, prefix: &str, out: &mut Vec<String>) {
             for (name, child) in tree.children(id).into_iter().flatten() {
                 let path = format!("{prefix}/{}", String::from_utf8_lossy(name));
                 out.push(path.clone());
@@ -348,28 +296,16 @@ mod tests {
 
     #[test]
     fn a_file_replaces_a_directory_and_links_keep_their_node() {
-        let lower = [
-            entry("d/x", b'0', b"1", ""),
-            entry("f", b'0', b"contents", ""),
-        ]
-        .concat();
-        let upper = [
-            entry("d", b'0', b"now a file", ""),
-            entry("g", b'1', b"", "f"),
-            entry("s", b'2', b"", "../../etc"),
-        ]
-        .concat();
+        let lower = [entry("d/x", b'0', b"1", ""), entry("f", b'0', b"contents", "")].concat();
+        let upper =
+            [entry("d", b'0', b"now a file", ""), entry("g", b'1', b"", "f"), entry("s", b'2', b"", "../../etc")]
+                .concat();
         let flat = flatten(&[lower, upper], 1 << 20).unwrap();
         assert_eq!(names(&flat), ["/d", "/f", "/g", "/s"]);
         assert_eq!(flat.tree.lookup(b"f"), flat.tree.lookup(b"g"));
         let file = flat.tree.node(flat.tree.lookup(b"f").unwrap());
-        assert_eq!(
-            (file.meta.mode, file.meta.uid, file.meta.gid),
-            (0o644, 1000, 1001)
-        );
-        let Kind::File(Data::Spool { offset, len }) = file.kind else {
-            panic!("{file:?}")
-        };
+        assert_eq!((file.meta.mode, file.meta.uid, file.meta.gid), (0o644, 1000, 1001));
+        let Kind::File(Data::Spool { offset, len }) = file.kind else { panic!("{file:?}") };
         let mut contents = vec![0; usize::try_from(len).unwrap()];
         std::os::unix::fs::FileExt::read_exact_at(&flat.contents, &mut contents, offset).unwrap();
         assert_eq!(contents, b"contents");
@@ -378,28 +314,15 @@ mod tests {
     #[test]
     fn paths_lead_nowhere_but_into_the_tree() {
         for path in ["../x", "a/../../x", "a/.."] {
-            let error = flatten(&[entry(path, b'0', b"x", "")], 1 << 20)
-                .err()
-                .expect(path)
-                .text;
+            let error = flatten(&[entry(path, b'0', b"x", "")], 1 << 20).err().expect(path).text;
             assert!(error.contains(".."), "{path}: {error}");
         }
         // Through a link that points outside: stays inside.
-        let through = [
-            entry("out", b'2', b"", "/../../etc"),
-            entry("etc/", b'5', b"", ""),
-            entry("out/passwd", b'0', b"x", ""),
-        ]
-        .concat();
-        assert_eq!(
-            names(&flatten(&[through], 1 << 20).unwrap()),
-            ["/etc", "/etc/passwd", "/out"]
-        );
-        let whiteout = [
-            entry("keep", b'0', b"", ""),
-            entry("a/.wh...", b'0', b"", ""),
-        ]
-        .concat();
+        let through =
+            [entry("out", b'2', b"", "/../../etc"), entry("etc/", b'5', b"", ""), entry("out/passwd", b'0', b"x", "")]
+                .concat();
+        assert_eq!(names(&flatten(&[through], 1 << 20).unwrap()), ["/etc", "/etc/passwd", "/out"]);
+        let whiteout = [entry("keep", b'0', b"", ""), entry("a/.wh...", b'0', b"", "")].concat();
         assert_eq!(names(&flatten(&[whiteout], 1 << 20).unwrap()), ["/keep"]);
         assert!(flatten(&[entry("h", b'1', b"", "../../etc/passwd")], 1 << 20).is_err());
     }
@@ -417,31 +340,14 @@ mod tests {
         .concat();
         let flat = flatten(&[tar], 1 << 20).unwrap();
         let node = flat.tree.node(flat.tree.lookup(b"ping").unwrap());
-        assert_eq!(
-            node.meta
-                .xattrs
-                .keys()
-                .map(Vec::as_slice)
-                .collect::<Vec<_>>(),
-            [b"security.capability"]
-        );
+        assert_eq!(node.meta.xattrs.keys().map(Vec::as_slice).collect::<Vec<_>>(), [b"security.capability"]);
     }
 
     #[test]
     fn sizes_are_bounded_before_they_are_taken() {
         let bomb = header(b"bomb", b'0', 1 << 32, b"").to_vec();
-        assert!(
-            flatten(&[bomb], 1 << 20)
-                .err()
-                .unwrap()
-                .text
-                .contains("bomb: expected at most 1048576 bytes")
-        );
-        let two = [
-            entry("a", b'0', &[0; 600], ""),
-            entry("b", b'0', &[0; 600], ""),
-        ]
-        .concat();
+        assert!(flatten(&[bomb], 1 << 20).err().unwrap().text.contains("bomb: expected at most 1048576 bytes"));
+        let two = [entry("a", b'0', &[0; 600], ""), entry("b", b'0', &[0; 600], "")].concat();
         assert!(flatten(std::slice::from_ref(&two), 1200).is_ok());
         assert!(flatten(&[two], 1199).is_err());
     }
@@ -450,26 +356,14 @@ mod tests {
     fn a_layer_that_unpacks_to_something_else_is_refused() {
         let mut flat = Flattener::new(tempfile::tempfile().unwrap(), 1 << 20);
         let tar = [entry("a", b'0', b"x", ""), end()].concat();
-        let error = flat
-            .apply(&mut spool(&tar), "l", Digest([0; 32]), |_| Ok(()))
-            .unwrap_err();
+        let error = flat.apply(&mut spool(&tar), "l", Digest([0; 32]), |_| Ok(())).unwrap_err();
         assert!(error.text.contains("diff_id"), "{error}");
-        let error = flat
-            .apply(
-                &mut spool(&[0x28, 0xb5, 0x2f, 0xfd]),
-                "l",
-                Digest([0; 32]),
-                |_| Ok(()),
-            )
-            .unwrap_err();
+        let error = flat.apply(&mut spool(&[0x28, 0xb5, 0x2f, 0xfd]), "l", Digest([0; 32]), |_| Ok(())).unwrap_err();
         assert!(error.text.contains("zstd"), "{error}");
         let mut broken = gzip(&tar);
         let end = broken.len() - 6;
         broken[end] ^= 1;
-        assert!(
-            flat.apply(&mut spool(&broken), "l", Digest::of(&tar), |_| Ok(()))
-                .is_err()
-        );
+        assert!(flat.apply(&mut spool(&broken), "l", Digest::of(&tar), |_| Ok(())).is_err());
     }
 
     proptest! {

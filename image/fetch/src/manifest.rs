@@ -124,49 +124,32 @@ impl Document {
         let raw: RawDocument = parse(bytes, what, "an image manifest or index")?;
         if raw.schema_version != 2 {
             let found = raw.schema_version;
-            return Err(Failure::content(format!(
-                "{what}: expected schemaVersion 2, found {found}"
-            )));
+            return Err(Failure::content(format!("{what}: expected schemaVersion 2, found {found}")));
         }
         if let Some(manifests) = raw.manifests {
             return Self::of_our_platform(manifests, what);
         }
         let (Some(config), Some(layers)) = (raw.config, raw.layers) else {
-            return Err(Failure::content(format!(
-                "{what}: expected \"manifests\", or \"config\" and \"layers\""
-            )));
+            return Err(Failure::content(format!("{what}: expected \"manifests\", or \"config\" and \"layers\"")));
         };
         if layers.len() > LAYERS_MAX {
             let found = layers.len();
-            return Err(Failure::content(format!(
-                "{what}: expected at most {LAYERS_MAX} layers, found {found}"
-            )));
+            return Err(Failure::content(format!("{what}: expected at most {LAYERS_MAX} layers, found {found}")));
         }
-        if let Some(odd) = layers
-            .iter()
-            .find(|l| !l.media_type.is_empty() && !is_tar_layer(&l.media_type))
-        {
+        if let Some(odd) = layers.iter().find(|l| !l.media_type.is_empty() && !is_tar_layer(&l.media_type)) {
             return Err(Failure::content(format!(
                 "{what}: layer {}: expected a tar layer, plain or gzip, found media type {:?}",
                 cut(&odd.digest),
                 cut(&odd.media_type)
             )));
         }
-        let layers = layers
-            .iter()
-            .map(|l| l.descriptor(what))
-            .collect::<Result<_, _>>()?;
-        Ok(Self::Manifest(Manifest {
-            config: config.descriptor(what)?,
-            layers,
-        }))
+        let layers = layers.iter().map(|l| l.descriptor(what)).collect::<Result<_, _>>()?;
+        Ok(Self::Manifest(Manifest { config: config.descriptor(what)?, layers }))
     }
 
     fn of_our_platform(manifests: Vec<RawDescriptor>, what: &str) -> Result<Self, Failure> {
         let ours = |d: &&RawDescriptor| {
-            d.platform
-                .as_ref()
-                .is_some_and(|p| p.os == "linux" && p.architecture == architecture())
+            d.platform.as_ref().is_some_and(|p| p.os == "linux" && p.architecture == architecture())
         };
         if let Some(found) = manifests.iter().find(ours) {
             return Ok(Self::Index(found.descriptor(what)?));
@@ -180,21 +163,14 @@ impl Document {
         Err(Failure::content(format!(
             "{what}: expected an image for linux/{}, found {}",
             architecture(),
-            if offered.is_empty() {
-                "no platform".to_owned()
-            } else {
-                offered.join(", ")
-            }
+            if offered.is_empty() { "no platform".to_owned() } else { offered.join(", ") }
         )))
     }
 }
 
 impl RawDescriptor {
     fn descriptor(&self, what: &str) -> Result<Descriptor, Failure> {
-        Ok(Descriptor {
-            digest: Digest::from_oci(&self.digest, what)?,
-            size: self.size,
-        })
+        Ok(Descriptor { digest: Digest::from_oci(&self.digest, what)?, size: self.size })
     }
 }
 
@@ -214,12 +190,8 @@ impl Config {
                 cut(&raw.architecture)
             )));
         }
-        let diff_ids: Vec<Digest> = raw
-            .rootfs
-            .diff_ids
-            .iter()
-            .map(|d| Digest::from_oci(d, what))
-            .collect::<Result<_, _>>()?;
+        let diff_ids: Vec<Digest> =
+            raw.rootfs.diff_ids.iter().map(|d| Digest::from_oci(d, what)).collect::<Result<_, _>>()?;
         if diff_ids.len() != layers {
             let found = diff_ids.len();
             return Err(Failure::content(format!(
@@ -248,22 +220,14 @@ pub fn fuzz_manifest(data: &[u8]) {
     let _ = Config::parse(data, "fuzz", 1);
 }
 
-fn parse<'a, T: Deserialize<'a>>(
-    bytes: &'a [u8],
-    what: &str,
-    expected: &str,
-) -> Result<T, Failure> {
-    serde_json::from_slice(bytes)
-        .map_err(|e| Failure::content(format!("{what}: expected {expected}: {e}")))
+fn parse<'a, T: Deserialize<'a>>(bytes: &'a [u8], what: &str, expected: &str) -> Result<T, Failure> {
+    serde_json::from_slice(bytes).map_err(|e| Failure::content(format!("{what}: expected {expected}: {e}")))
 }
 
 fn is_tar_layer(media_type: &str) -> bool {
     let layer = media_type.starts_with("application/vnd.oci.image.layer.")
         || media_type.starts_with("application/vnd.docker.image.rootfs.");
-    layer
-        && (media_type.ends_with("tar")
-            || media_type.ends_with("tar.gzip")
-            || media_type.ends_with("tar+gzip"))
+    layer && (media_type.ends_with("tar") || media_type.ends_with("tar.gzip") || media_type.ends_with("tar+gzip"))
 }
 
 #[cfg(test)]
@@ -287,18 +251,9 @@ mod tests {
             digest("cc"),
             architecture()
         );
-        let wanted = Descriptor {
-            digest: Digest([0xcc; 32]),
-            size: 3,
-        };
-        assert_eq!(
-            Document::parse(json.as_bytes(), "x").unwrap(),
-            Document::Index(wanted)
-        );
-        let foreign = json.replace(
-            &format!("\"architecture\":\"{}\"", architecture()),
-            "\"architecture\":\"mips\"",
-        );
+        let wanted = Descriptor { digest: Digest([0xcc; 32]), size: 3 };
+        assert_eq!(Document::parse(json.as_bytes(), "x").unwrap(), Document::Index(wanted));
+        let foreign = json.replace(&format!("\"architecture\":\"{}\"", architecture()), "\"architecture\":\"mips\"");
         let error = Document::parse(foreign.as_bytes(), "x").unwrap_err().text;
         assert!(error.contains("linux/s390x, linux/mips"), "{error}");
     }
@@ -317,11 +272,7 @@ mod tests {
                 r#"{{"schemaVersion":2,"config":{{"digest":"{0}","size":1}},"layers":[{{"mediaType":"{media_type}","digest":"{0}","size":1}}]}}"#,
                 digest("aa")
             );
-            assert_eq!(
-                Document::parse(json.as_bytes(), "x").is_ok(),
-                good,
-                "{media_type}"
-            );
+            assert_eq!(Document::parse(json.as_bytes(), "x").is_ok(), good, "{media_type}");
         }
     }
 
@@ -333,27 +284,10 @@ mod tests {
             digest("aa")
         );
         let config = Config::parse(json.as_bytes(), "x", 1).unwrap();
-        assert_eq!(
-            config.run,
-            ImageConfig {
-                cmd: vec!["a".into()],
-                user: "1:2".into(),
-                ..ImageConfig::default()
-            }
-        );
-        assert!(
-            Config::parse(json.as_bytes(), "x", 2)
-                .unwrap_err()
-                .text
-                .contains("expected 2 diff_ids")
-        );
+        assert_eq!(config.run, ImageConfig { cmd: vec!["a".into()], user: "1:2".into(), ..ImageConfig::default() });
+        assert!(Config::parse(json.as_bytes(), "x", 2).unwrap_err().text.contains("expected 2 diff_ids"));
         let foreign = json.replace("linux", "windows");
-        assert!(
-            Config::parse(foreign.as_bytes(), "x", 1)
-                .unwrap_err()
-                .text
-                .contains("found windows/")
-        );
+        assert!(Config::parse(foreign.as_bytes(), "x", 1).unwrap_err().text.contains("found windows/"));
     }
 
     proptest! {

@@ -40,11 +40,7 @@ pub struct Pull<'a> {
 ///
 /// # Errors
 /// [`Failure`]; the output is then empty.
-pub async fn pull(
-    client: &Client,
-    job: Pull<'_>,
-    report: &mut Reporter,
-) -> Result<Outcome, Failure> {
+pub async fn pull(client: &Client, job: Pull<'_>, report: &mut Reporter) -> Result<Outcome, Failure> {
     let output = job.output.try_clone().map_err(Failure::file("output"))?;
     let result = pull_into(client, job, report).await;
     if result.is_err() {
@@ -53,30 +49,16 @@ pub async fn pull(
     result
 }
 
-async fn pull_into(
-    client: &Client,
-    job: Pull<'_>,
-    report: &mut Reporter,
-) -> Result<Outcome, Failure> {
+async fn pull_into(client: &Client, job: Pull<'_>, report: &mut Reporter) -> Result<Outcome, Failure> {
     if !client.is_https() {
-        return Err(Failure::local(format!(
-            "registry {}: expected an https URL",
-            client.url("")
-        )));
+        return Err(Failure::local(format!("registry {}: expected an https URL", client.url(""))));
     }
     report.progress(Phase::Resolving, 0, 0)?;
     let repository = Repository::new(client, job.repository)?;
-    let max = if job.max_bytes == 0 {
-        BYTES_MAX
-    } else {
-        job.max_bytes.min(BYTES_MAX)
-    };
+    let max = if job.max_bytes == 0 { BYTES_MAX } else { job.max_bytes.min(BYTES_MAX) };
     let (manifest, manifest_digest) = resolve(&repository, &job).await?;
     let named = |d: &Digest| format!("{}@{d}", job.repository);
-    let total: u64 = manifest
-        .layers
-        .iter()
-        .fold(0, |sum, l| sum.saturating_add(l.size));
+    let total: u64 = manifest.layers.iter().fold(0, |sum, l| sum.saturating_add(l.size));
     if total > max {
         return Err(Failure::content(format!(
             "{}: expected layers of at most {max} bytes, found {total}",
@@ -84,11 +66,7 @@ async fn pull_into(
         )));
     }
     let config = repository.small_blob(&manifest.config).await?;
-    let config = Config::parse(
-        &config,
-        &named(&manifest.config.digest),
-        manifest.layers.len(),
-    )?;
+    let config = Config::parse(&config, &named(&manifest.config.digest), manifest.layers.len())?;
 
     let mut flat = Flattener::new(job.contents_spool, max);
     let mut layer_file = job.layer_spool;
@@ -108,53 +86,32 @@ async fn pull_into(
 
     let (tree, contents) = flat.finish();
     let mut output = job.output;
-    output
-        .set_len(0)
-        .and_then(|()| output.rewind())
-        .map_err(Failure::file("output"))?;
+    output.set_len(0).and_then(|()| output.rewind()).map_err(Failure::file("output"))?;
     let mut uuid = [0; 16];
     uuid.copy_from_slice(&manifest_digest.0[..16]);
     let mut out = BufWriter::with_capacity(256 << 10, &output);
-    let size_bytes = write(
-        &mut out,
-        &tree,
-        &contents,
-        Options {
-            uuid,
-            ..Options::default()
-        },
-    )
-    .map_err(|e| match e {
-        WriteError::Output(e) => Failure::file("output")(e),
-        WriteError::Spool { .. } => Failure::local(e.to_string()),
-        WriteError::Xattr { .. } | WriteError::TooLarge(_) => {
-            Failure::content(format!("{}: {e}", named(&manifest_digest)))
-        }
-    })?;
+    let size_bytes =
+        write(&mut out, &tree, &contents, Options { uuid, ..Options::default() }).map_err(|e| match e {
+            WriteError::Output(e) => Failure::file("output")(e),
+            WriteError::Spool { .. } => Failure::local(e.to_string()),
+            WriteError::Xattr { .. } | WriteError::TooLarge(_) => {
+                Failure::content(format!("{}: {e}", named(&manifest_digest)))
+            }
+        })?;
     out.flush().map_err(Failure::file("output"))?;
     drop(out);
     output.sync_all().map_err(Failure::file("output"))?;
     report.progress(Phase::Verifying, total, total)?;
-    Ok(Outcome::Oci {
-        manifest_sha256: hex::encode(manifest_digest.0),
-        size_bytes,
-        config: config.run,
-    })
+    Ok(Outcome::Oci { manifest_sha256: hex::encode(manifest_digest.0), size_bytes, config: config.run })
 }
 
 /// From tag or digest to the manifest of our platform, each document checked against the digest that names it.
-async fn resolve(
-    repository: &Repository<'_>,
-    job: &Pull<'_>,
-) -> Result<(Manifest, Digest), Failure> {
+async fn resolve(repository: &Repository<'_>, job: &Pull<'_>) -> Result<(Manifest, Digest), Failure> {
     let what = format!("{}:{}", job.repository, job.reference);
     let (body, found) = repository.manifest(job.reference).await?;
     if !job.sha256.is_empty() {
         let expected = Digest::from_hex(job.sha256).ok_or_else(|| {
-            Failure::local(format!(
-                "{what}: expected a SHA-256 in hexadecimal, found {:?}",
-                job.sha256
-            ))
+            Failure::local(format!("{what}: expected a SHA-256 in hexadecimal, found {:?}", job.sha256))
         })?;
         digest::expect(&what, expected, found)?;
     }
@@ -165,9 +122,9 @@ async fn resolve(
             let (body, found) = repository.manifest(&descriptor.digest.to_string()).await?;
             match Document::parse(&body, &what)? {
                 Document::Manifest(manifest) => Ok((manifest, found)),
-                Document::Index(_) => Err(Failure::content(format!(
-                    "{what}: expected a manifest, found another index"
-                ))),
+                Document::Index(_) => {
+                    Err(Failure::content(format!("{what}: expected a manifest, found another index")))
+                }
             }
         }
     }

@@ -26,8 +26,7 @@ impl<'a> Repository<'a> {
     pub fn new(client: &'a Client, name: &'a str) -> Result<Self, Failure> {
         let component = |c: &str| {
             !c.is_empty()
-                && c.bytes()
-                    .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"._-".contains(&b))
+                && c.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"._-".contains(&b))
                 && c.starts_with(|b: char| b.is_ascii_alphanumeric())
                 && c.ends_with(|b: char| b.is_ascii_alphanumeric())
         };
@@ -45,10 +44,7 @@ impl<'a> Repository<'a> {
     /// [`Failure`].
     pub async fn manifest(&self, reference: &str) -> Result<(Vec<u8>, Digest), Failure> {
         let by_digest = match reference.contains(':') {
-            true => Some(
-                Digest::from_oci(reference, "image reference")
-                    .map_err(|f| Failure::local(f.text))?,
-            ),
+            true => Some(Digest::from_oci(reference, "image reference").map_err(|f| Failure::local(f.text))?),
             false if is_tag(reference) => None,
             false => {
                 return Err(Failure::local(format!(
@@ -57,16 +53,9 @@ impl<'a> Repository<'a> {
             }
         };
         let target = format!("/v2/{}/manifests/{reference}", self.name);
-        let body = fetch_small(
-            self.client,
-            &Get {
-                target: target.clone(),
-                accept: ACCEPT,
-                ..Get::default()
-            },
-            DOCUMENT_MAX,
-        )
-        .await?;
+        let body =
+            fetch_small(self.client, &Get { target: target.clone(), accept: ACCEPT, ..Get::default() }, DOCUMENT_MAX)
+                .await?;
         let found = Digest::of(&body);
         if let Some(expected) = by_digest {
             digest::expect(&self.client.url(&target), expected, found)?;
@@ -87,15 +76,7 @@ impl<'a> Repository<'a> {
                 blob.size
             )));
         }
-        let body = fetch_small(
-            self.client,
-            &Get {
-                target: target.clone(),
-                ..Get::default()
-            },
-            DOCUMENT_MAX,
-        )
-        .await?;
+        let body = fetch_small(self.client, &Get { target: target.clone(), ..Get::default() }, DOCUMENT_MAX).await?;
         digest::expect(&self.client.url(&target), blob.digest, Digest::of(&body))?;
         Ok(body)
     }
@@ -112,16 +93,10 @@ impl<'a> Repository<'a> {
         mut progress: impl FnMut(u64) -> Result<(), Failure>,
     ) -> Result<(), Failure> {
         let target = self.blob_path(blob);
-        spool
-            .set_len(0)
-            .and_then(|()| spool.rewind())
-            .map_err(Failure::file("spool file"))?;
+        spool.set_len(0).and_then(|()| spool.rewind()).map_err(Failure::file("spool file"))?;
         let mut hash = Sha256::new();
         let mut out = BufWriter::with_capacity(256 << 10, &mut *spool);
-        let bounds = Bounds {
-            exact: Some(blob.size),
-            max: blob.size,
-        };
+        let bounds = Bounds { exact: Some(blob.size), max: blob.size };
         download(self.client, &target, bounds, |bytes, _total| {
             hash.update(bytes);
             out.write_all(bytes).map_err(Failure::file("spool file"))?;
@@ -130,11 +105,7 @@ impl<'a> Repository<'a> {
         .await?;
         out.flush().map_err(Failure::file("spool file"))?;
         drop(out);
-        digest::expect(
-            &self.client.url(&target),
-            blob.digest,
-            Digest(hash.finalize().into()),
-        )?;
+        digest::expect(&self.client.url(&target), blob.digest, Digest(hash.finalize().into()))?;
         spool.rewind().map_err(Failure::file("spool file"))
     }
 
@@ -155,12 +126,8 @@ mod tests {
 
     #[test]
     fn names_that_would_leave_the_repository_are_refused() {
-        let server = Server {
-            base_url: "http://h".into(),
-            user: String::new(),
-            password: String::new(),
-            ca_pem: vec![],
-        };
+        let server =
+            Server { base_url: "http://h".into(), user: String::new(), password: String::new(), ca_pem: vec![] };
         let client = Client::new(&server).unwrap();
         for (name, good) in [
             ("library/nginx", true),
@@ -175,14 +142,9 @@ mod tests {
         ] {
             assert_eq!(Repository::new(&client, name).is_ok(), good, "{name:?}");
         }
-        for (tag, good) in [
-            ("latest", true),
-            ("1.25-alpine_3", true),
-            ("", false),
-            ("a/b", false),
-            (".x", false),
-            ("a?b", false),
-        ] {
+        for (tag, good) in
+            [("latest", true), ("1.25-alpine_3", true), ("", false), ("a/b", false), (".x", false), ("a?b", false)]
+        {
             assert_eq!(is_tag(tag), good, "{tag:?}");
         }
     }

@@ -27,18 +27,11 @@ impl Reporter {
     /// # Errors
     /// When nobody listens any more: then the job ends, because nobody will use its outputs.
     pub fn progress(&mut self, phase: Phase, bytes: u64, total: u64) -> Result<(), Failure> {
-        if self
-            .last
-            .is_some_and(|(p, at)| p == phase && at.elapsed() < PROGRESS_EVERY)
-        {
+        if self.last.is_some_and(|(p, at)| p == phase && at.elapsed() < PROGRESS_EVERY) {
             return Ok(());
         }
         self.last = Some((phase, Instant::now()));
-        self.line(&Report::Progress {
-            phase,
-            bytes,
-            total,
-        })
+        self.line(&Report::Progress { phase, bytes, total })
     }
 
     /// The last report.
@@ -48,19 +41,13 @@ impl Reporter {
     pub fn finish(&mut self, result: &Result<Outcome, Failure>) -> Result<(), Failure> {
         self.line(&match result {
             Ok(outcome) => Report::Done(outcome.clone()),
-            Err(f) => Report::Failed {
-                class: f.class,
-                text: f.text.clone(),
-            },
+            Err(f) => Report::Failed { class: f.class, text: f.text.clone() },
         })
     }
 
     fn line(&mut self, report: &Report) -> Result<(), Failure> {
-        let mut line =
-            serde_json::to_vec(report).map_err(|e| Failure::local(format!("report: {e}")))?;
+        let mut line = serde_json::to_vec(report).map_err(|e| Failure::local(format!("report: {e}")))?;
         line.push(b'\n');
-        self.out
-            .write_all(&line)
-            .map_err(Failure::file("report descriptor"))
+        self.out.write_all(&line).map_err(Failure::file("report descriptor"))
     }
 }

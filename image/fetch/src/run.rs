@@ -52,26 +52,15 @@ impl Files {
     /// A descriptor that is not there.
     pub fn take(task: &Task) -> Result<Self, Failure> {
         Ok(match task {
-            Task::Oci {
-                output_fd,
-                spool_fd,
-                ..
-            } => {
+            Task::Oci { output_fd, spool_fd, .. } => {
                 let output = fds::take(*output_fd, "output")?;
                 let spool = fds::take(*spool_fd, "spool directory")?;
-                Self::Oci {
-                    output,
-                    layer_spool: fds::spool(&spool)?,
-                    contents_spool: fds::spool(&spool)?,
-                }
+                Self::Oci { output, layer_spool: fds::spool(&spool)?, contents_spool: fds::spool(&spool)? }
             }
-            Task::Update { esp_fd, os_fd, .. } => Self::Update {
-                esp: fds::take(*esp_fd, "ESP")?,
-                os: fds::take(*os_fd, "OS partition")?,
-            },
-            Task::Blob { output_fd, .. } => Self::Blob {
-                output: fds::take(*output_fd, "output")?,
-            },
+            Task::Update { esp_fd, os_fd, .. } => {
+                Self::Update { esp: fds::take(*esp_fd, "ESP")?, os: fds::take(*os_fd, "OS partition")? }
+            }
+            Task::Blob { output_fd, .. } => Self::Blob { output: fds::take(*output_fd, "output")? },
         })
     }
 }
@@ -82,20 +71,17 @@ impl Files {
 /// The failure that was also reported, or that the report itself failed.
 pub fn from_config_fd(fd: RawFd) -> Result<(), Failure> {
     let mut document = Vec::new();
-    fds::take(fd, "job document")?
-        .take(JOB_MAX)
-        .read_to_end(&mut document)
-        .map_err(Failure::file("job document"))?;
-    let job: Job = serde_json::from_slice(&document)
-        .map_err(|e| Failure::local(format!("job document: {e}")))?;
+    fds::take(fd, "job document")?.take(JOB_MAX).read_to_end(&mut document).map_err(Failure::file("job document"))?;
+    let job: Job = serde_json::from_slice(&document).map_err(|e| Failure::local(format!("job document: {e}")))?;
     let mut report = Reporter::new(fds::take(job.report_fd, "report")?);
     let result = Files::take(&job.task).and_then(|files| {
-        sandbox::enter()?;
+        // Before the sandbox: what it opens for itself is then there. It has no threads yet.
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .max_blocking_threads(2)
             .build()
             .map_err(Failure::file("runtime"))?;
+        sandbox::enter()?;
         runtime.block_on(execute(&job, files, &mut report))
     });
     report.finish(&result)?;
@@ -111,95 +97,36 @@ pub async fn execute(job: &Job, files: Files, report: &mut Reporter) -> Result<O
     let work = async {
         match (&job.task, files) {
             (
-                Task::Oci {
-                    repository,
-                    reference,
-                    sha256,
-                    max_bytes,
-                    ..
-                },
-                Files::Oci {
-                    output,
-                    layer_spool,
-                    contents_spool,
-                },
+                Task::Oci { repository, reference, sha256, max_bytes, .. },
+                Files::Oci { output, layer_spool, contents_spool },
             ) => {
                 let max_bytes = *max_bytes;
                 oci::pull(
                     &client,
-                    Pull {
-                        repository,
-                        reference,
-                        sha256,
-                        max_bytes,
-                        output,
-                        layer_spool,
-                        contents_spool,
-                    },
+                    Pull { repository, reference, sha256, max_bytes, output, layer_spool, contents_spool },
                     report,
                 )
                 .await
             }
             (
-                Task::Update {
-                    path,
-                    sha256,
-                    max_bytes,
-                    release_key_pem,
-                    product,
-                    min_epoch,
-                    version,
-                    ..
-                },
+                Task::Update { path, sha256, max_bytes, release_key_pem, product, min_epoch, version, .. },
                 Files::Update { esp, os },
             ) => {
                 let (max_bytes, min_epoch) = (*max_bytes, *min_epoch);
                 update::install(
                     &client,
-                    Install {
-                        path,
-                        sha256,
-                        max_bytes,
-                        release_key_pem,
-                        product,
-                        min_epoch,
-                        version,
-                        esp,
-                        os,
-                    },
+                    Install { path, sha256, max_bytes, release_key_pem, product, min_epoch, version, esp, os },
                     report,
                 )
                 .await
             }
-            (
-                Task::Blob {
-                    path,
-                    sha256,
-                    max_bytes,
-                    ..
-                },
-                Files::Blob { output },
-            ) => {
-                blob::fetch(
-                    &client,
-                    Fetch {
-                        path,
-                        sha256,
-                        max_bytes: *max_bytes,
-                        output,
-                    },
-                    report,
-                )
-                .await
+            (Task::Blob { path, sha256, max_bytes, .. }, Files::Blob { output }) => {
+                blob::fetch(&client, Fetch { path, sha256, max_bytes: *max_bytes, output }, report).await
             }
             _ => Err(Failure::local("the files are not those of the task")),
         }
     };
     tokio::time::timeout(JOB_LIMIT, work)
         .await
-        .unwrap_or_else(|_| {
-            Err(Failure::transport(format!(
-                "the job did not end within {JOB_LIMIT:?}"
-            )))
-        })
+        .unwrap_or_else(|_| Err(Failure::transport(format!("the job did not end within {JOB_LIMIT:?}"))))
 }

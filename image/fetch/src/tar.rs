@@ -95,13 +95,7 @@ struct Pax {
 impl<R: Read> TarReader<R> {
     /// Over `inner`.
     pub fn new(inner: R) -> Self {
-        Self {
-            inner,
-            offset: 0,
-            left: 0,
-            padding: 0,
-            global: Pax::default(),
-        }
+        Self { inner, offset: 0, left: 0, padding: 0, global: Pax::default() }
     }
 
     /// The next entry; what was not read of the last one is skipped. `None` at the end.
@@ -115,10 +109,7 @@ impl<R: Read> TarReader<R> {
             self.skip(self.left + self.padding)?;
             (self.left, self.padding) = (0, 0);
             let at = self.offset;
-            let error = |what: &str| TarError::Header {
-                offset: at,
-                what: what.into(),
-            };
+            let error = |what: &str| TarError::Header { offset: at, what: what.into() };
             let mut block = [0; BLOCK];
             if !self.fill_block(&mut block)? || block == [0; BLOCK] {
                 return Ok(None);
@@ -127,8 +118,7 @@ impl<R: Read> TarReader<R> {
                 return Err(error("its checksum is wrong"));
             }
             let kind = block[156];
-            let mut size =
-                number(&block[124..136]).ok_or_else(|| error("its size is no number"))?;
+            let mut size = number(&block[124..136]).ok_or_else(|| error("its size is no number"))?;
             if matches!(kind, b'x' | b'g' | b'L' | b'K') {
                 if size > EXTENSION_MAX {
                     return Err(error(&format!(
@@ -150,16 +140,8 @@ impl<R: Read> TarReader<R> {
                 continue;
             }
             size = pax.size.unwrap_or(size);
-            let path = pax
-                .path
-                .take()
-                .or(long_path.take())
-                .unwrap_or_else(|| ustar_path(&block));
-            let link = pax
-                .link
-                .take()
-                .or(long_link.take())
-                .unwrap_or_else(|| until_nul(&block[157..257]).to_vec());
+            let path = pax.path.take().or(long_path.take()).unwrap_or_else(|| ustar_path(&block));
+            let link = pax.link.take().or(long_link.take()).unwrap_or_else(|| until_nul(&block[157..257]).to_vec());
             let kind = match kind {
                 // Tars from before ustar mark directories by their name.
                 0 | b'0' if path.ends_with(b"/") => EntryKind::Dir,
@@ -171,15 +153,11 @@ impl<R: Read> TarReader<R> {
                 b'5' => EntryKind::Dir,
                 b'6' => EntryKind::Fifo,
                 other => {
-                    return Err(error(&format!(
-                        "entries of type {:?} are not supported",
-                        char::from(other)
-                    )));
+                    return Err(error(&format!("entries of type {:?} are not supported", char::from(other))));
                 }
             };
             let small = |range: std::ops::Range<usize>, what: &str| -> Result<u32, TarError> {
-                let value = number(&block[range])
-                    .ok_or_else(|| error(&format!("its {what} is no number")))?;
+                let value = number(&block[range]).ok_or_else(|| error(&format!("its {what} is no number")))?;
                 u32::try_from(value).map_err(|_| error(&format!("its {what} is too large")))
             };
             let uid = match pax.uid {
@@ -190,15 +168,11 @@ impl<R: Read> TarReader<R> {
                 Some(gid) => gid,
                 None => small(116..124, "group")?,
             };
-            let mtime = pax
-                .mtime
-                .or_else(|| i64::try_from(number(&block[136..148])?).ok())
-                .unwrap_or(0);
+            let mtime = pax.mtime.or_else(|| i64::try_from(number(&block[136..148])?).ok()).unwrap_or(0);
             let device = match kind {
-                EntryKind::Char | EntryKind::Block => (
-                    small(329..337, "major number")?,
-                    small(337..345, "minor number")?,
-                ),
+                EntryKind::Char | EntryKind::Block => {
+                    (small(329..337, "major number")?, small(337..345, "minor number")?)
+                }
                 _ => (0, 0),
             };
             // Only files have contents; some writers put the linked file's size beside a hard link.
@@ -226,18 +200,13 @@ impl<R: Read> TarReader<R> {
     /// # Errors
     /// The stream's; a stream that ends within the contents is `UnexpectedEof`.
     pub fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let most = buf
-            .len()
-            .min(usize::try_from(self.left).unwrap_or(usize::MAX));
+        let most = buf.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
         if most == 0 {
             return Ok(0);
         }
         let n = self.inner.read(&mut buf[..most])?;
         if n == 0 {
-            return Err(io::Error::new(
-                io::ErrorKind::UnexpectedEof,
-                "the tar ends within a file",
-            ));
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the tar ends within a file"));
         }
         self.left -= n as u64;
         self.offset += n as u64;
@@ -252,9 +221,7 @@ impl<R: Read> TarReader<R> {
     fn skip(&mut self, mut bytes: u64) -> io::Result<()> {
         let mut buffer = [0; 8192];
         while bytes > 0 {
-            let part = buffer
-                .len()
-                .min(usize::try_from(bytes).unwrap_or(usize::MAX));
+            let part = buffer.len().min(usize::try_from(bytes).unwrap_or(usize::MAX));
             self.fill(&mut buffer[..part])?;
             bytes -= part as u64;
         }
@@ -274,10 +241,7 @@ impl<R: Read> TarReader<R> {
             match self.inner.read(&mut block[got..])? {
                 0 if got == 0 => return Ok(false),
                 0 => {
-                    return Err(io::Error::new(
-                        io::ErrorKind::UnexpectedEof,
-                        "the tar ends within a header",
-                    ));
+                    return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the tar ends within a header"));
                 }
                 n => got += n,
             }
@@ -293,9 +257,7 @@ impl Pax {
         while !data.is_empty() {
             let bad = || "a pax record is malformed".to_owned();
             let space = data.iter().position(|b| *b == b' ').ok_or_else(bad)?;
-            let length = decimal(&data[..space])
-                .and_then(|n| usize::try_from(n).ok())
-                .ok_or_else(bad)?;
+            let length = decimal(&data[..space]).and_then(|n| usize::try_from(n).ok()).ok_or_else(bad)?;
             let record = data.get(space + 1..length).ok_or_else(bad)?;
             let (b'\n', record) = record.split_last().ok_or_else(bad)? else {
                 return Err(bad());
@@ -314,12 +276,8 @@ impl Pax {
             b"path" => self.path = Some(value.to_vec()),
             b"linkpath" => self.link = Some(value.to_vec()),
             b"size" => self.size = Some(number()?),
-            b"uid" => {
-                self.uid = Some(u32::try_from(number()?).map_err(|_| "pax uid is too large")?)
-            }
-            b"gid" => {
-                self.gid = Some(u32::try_from(number()?).map_err(|_| "pax gid is too large")?)
-            }
+            b"uid" => self.uid = Some(u32::try_from(number()?).map_err(|_| "pax uid is too large")?),
+            b"gid" => self.gid = Some(u32::try_from(number()?).map_err(|_| "pax gid is too large")?),
             // Fractions are cut off; times before 1970 become 1970.
             b"mtime" => {
                 let whole = value.split(|b| *b == b'.').next().unwrap_or_default();
@@ -369,16 +327,8 @@ fn until_nul(field: &[u8]) -> &[u8] {
 fn ustar_path(block: &[u8; BLOCK]) -> Vec<u8> {
     let name = until_nul(&block[..100]);
     // GNU's own magic ("ustar  ") uses the prefix field for other things.
-    let prefix = if &block[257..263] == b"ustar\0" {
-        until_nul(&block[345..500])
-    } else {
-        &[]
-    };
-    if prefix.is_empty() {
-        name.to_vec()
-    } else {
-        [prefix, b"/", name].concat()
-    }
+    let prefix = if &block[257..263] == b"ustar\0" { until_nul(&block[345..500]) } else { &[] };
+    if prefix.is_empty() { name.to_vec() } else { [prefix, b"/", name].concat() }
 }
 
 fn checksum_fits(block: &[u8; BLOCK]) -> bool {
@@ -445,10 +395,7 @@ pub(crate) mod write {
     pub(crate) fn entry(name: &str, kind: u8, data: &[u8], link: &str) -> Vec<u8> {
         let mut out = header(name.as_bytes(), kind, data.len() as u64, link.as_bytes()).to_vec();
         out.extend(data);
-        out.resize(
-            out.len() + usize::try_from(padding(data.len() as u64)).unwrap(),
-            0,
-        );
+        out.resize(out.len() + usize::try_from(padding(data.len() as u64)).unwrap(), 0);
         out
     }
 
@@ -503,19 +450,10 @@ mod tests {
         let entries = all(&tar).unwrap();
         let kinds: Vec<_> = entries.iter().map(|e| e.kind).collect();
         use EntryKind::{Block, Char, Dir, Fifo, File, HardLink, Symlink};
-        assert_eq!(
-            kinds,
-            [Dir, File, HardLink, Symlink, Char, Block, Fifo, Dir]
-        );
+        assert_eq!(kinds, [Dir, File, HardLink, Symlink, Char, Block, Fifo, Dir]);
         let file = &entries[1];
-        assert_eq!(
-            (file.size, file.mode, file.uid, file.gid, file.mtime),
-            (5, 0o644, 1000, 1001, 15)
-        );
-        assert_eq!(
-            (entries[2].link.as_slice(), entries[4].device),
-            (b"dir/file".as_slice(), (1, 3))
-        );
+        assert_eq!((file.size, file.mode, file.uid, file.gid, file.mtime), (5, 0o644, 1000, 1001, 15));
+        assert_eq!((entries[2].link.as_slice(), entries[4].device), (b"dir/file".as_slice(), (1, 3)));
     }
 
     #[test]
@@ -537,29 +475,14 @@ mod tests {
         .concat();
         let entries = all(&tar).unwrap();
         assert_eq!(entries[0].path, long.as_bytes());
-        assert_eq!(
-            (entries[1].path.as_slice(), entries[1].uid, entries[1].mtime),
-            ("påth".as_bytes(), 70000, 99)
-        );
-        assert_eq!(
-            entries[1].xattrs.get(b"user.a".as_slice()).unwrap(),
-            b"\0=\n"
-        );
-        assert_eq!(
-            (entries[2].uid, entries[2].xattrs.len()),
-            (1000, 0),
-            "a pax header is for one entry"
-        );
+        assert_eq!((entries[1].path.as_slice(), entries[1].uid, entries[1].mtime), ("påth".as_bytes(), 70000, 99));
+        assert_eq!(entries[1].xattrs.get(b"user.a".as_slice()).unwrap(), b"\0=\n");
+        assert_eq!((entries[2].uid, entries[2].xattrs.len()), (1000, 0), "a pax header is for one entry");
     }
 
     #[test]
     fn contents_pass_by_and_what_is_not_read_is_skipped() {
-        let tar = [
-            entry("a", b'0', &[7; 1000], ""),
-            entry("b", b'0', b"second", ""),
-            end(),
-        ]
-        .concat();
+        let tar = [entry("a", b'0', &[7; 1000], ""), entry("b", b'0', b"second", ""), end()].concat();
         let mut reader = TarReader::new(tar.as_slice());
         reader.next_entry().unwrap().unwrap();
         let mut some = [0; 10];
@@ -586,21 +509,9 @@ mod tests {
             ("checksum", wrong.to_vec(), "checksum"),
             ("size", negative.to_vec(), "size is no number"),
             ("type", entry("x", b'S', b"", ""), "type 'S'"),
-            (
-                "cut",
-                header(b"x", b'0', 0, b"")[..100].to_vec(),
-                "within a header",
-            ),
+            ("cut", header(b"x", b'0', 0, b"")[..100].to_vec(), "within a header"),
             ("pax", entry("p", b'x', b"999 path=x\n", ""), "malformed"),
-            (
-                "sparse",
-                [
-                    pax(&[("GNU.sparse.major", b"1")]),
-                    entry("x", b'0', b"", ""),
-                ]
-                .concat(),
-                "sparse",
-            ),
+            ("sparse", [pax(&[("GNU.sparse.major", b"1")]), entry("x", b'0', b"", "")].concat(), "sparse"),
         ] {
             let error = all(&tar).unwrap_err().to_string();
             assert!(error.contains(wanted), "{name}: {error}");

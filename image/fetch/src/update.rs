@@ -43,32 +43,19 @@ pub struct Install<'a> {
 ///
 /// # Errors
 /// [`Failure`]; the slot is then not bootable and must not be tried.
-pub async fn install(
-    client: &Client,
-    job: Install<'_>,
-    report: &mut Reporter,
-) -> Result<Outcome, Failure> {
-    let key = verifying_key(job.release_key_pem)
-        .map_err(|e| Failure::local(format!("release key: {e}")))?;
+pub async fn install(client: &Client, job: Install<'_>, report: &mut Reporter) -> Result<Outcome, Failure> {
+    let key = verifying_key(job.release_key_pem).map_err(|e| Failure::local(format!("release key: {e}")))?;
     let (os_bytes, esp_bytes) = (size(&job.os, "OS partition")?, size(&job.esp, "ESP")?);
     let expected = (!job.sha256.is_empty())
         .then(|| {
             Digest::from_hex(job.sha256).ok_or_else(|| {
-                Failure::local(format!(
-                    "update: expected a SHA-256 in hexadecimal, found {:?}",
-                    job.sha256
-                ))
+                Failure::local(format!("update: expected a SHA-256 in hexadecimal, found {:?}", job.sha256))
             })
         })
         .transpose()?;
-    let max = if job.max_bytes == 0 {
-        (os_bytes + esp_bytes).saturating_mul(2)
-    } else {
-        job.max_bytes
-    };
+    let max = if job.max_bytes == 0 { (os_bytes + esp_bytes).saturating_mul(2) } else { job.max_bytes };
     let url = client.url(job.path);
-    let refused =
-        |e: holdfast_format::payload::PayloadError| Failure::content(format!("{url}: {e}"));
+    let refused = |e: holdfast_format::payload::PayloadError| Failure::content(format!("{url}: {e}"));
 
     let mut reader = Reader::new(Expect {
         product: job.product.to_owned(),
@@ -81,44 +68,32 @@ pub async fn install(
     let mut done = 0;
     let mut version_checked = false;
     report.progress(Phase::Resolving, 0, 0)?;
-    download(
-        client,
-        job.path,
-        Bounds { exact: None, max },
-        |bytes, total| {
-            hash.update(bytes);
-            done += bytes.len() as u64;
-            let mut input = bytes;
-            while let Some(chunk) = reader.next(&mut input).map_err(refused)? {
-                // The first chunk comes after the manifest, and nothing is written before this.
-                if !version_checked {
-                    let found = reader
-                        .manifest()
-                        .map(|m| m.version.as_str())
-                        .unwrap_or_default();
-                    if found != job.version {
-                        let text =
-                            format!("{url}: expected version {:?}, found {found:?}", job.version);
-                        return Err(Failure::content(text));
-                    }
-                    version_checked = true;
+    download(client, job.path, Bounds { exact: None, max }, |bytes, total| {
+        hash.update(bytes);
+        done += bytes.len() as u64;
+        let mut input = bytes;
+        while let Some(chunk) = reader.next(&mut input).map_err(refused)? {
+            // The first chunk comes after the manifest, and nothing is written before this.
+            if !version_checked {
+                let found = reader.manifest().map(|m| m.version.as_str()).unwrap_or_default();
+                if found != job.version {
+                    let text = format!("{url}: expected version {:?}, found {found:?}", job.version);
+                    return Err(Failure::content(text));
                 }
-                let (file, name) = target(&job, chunk.image);
-                write_chunk(file, &chunk).map_err(Failure::file(name))?;
+                version_checked = true;
             }
-            report.progress(Phase::Downloading, done, total)
-        },
-    )
+            let (file, name) = target(&job, chunk.image);
+            write_chunk(file, &chunk).map_err(Failure::file(name))?;
+        }
+        report.progress(Phase::Downloading, done, total)
+    })
     .await?;
     let manifest = reader.finish().map_err(refused)?;
     if let Some(expected) = expected {
         digest::expect(&url, expected, Digest(hash.finalize().into()))?;
     }
     read_back(&job, &manifest, report)?;
-    Ok(Outcome::Update {
-        version: manifest.version,
-        epoch: manifest.epoch,
-    })
+    Ok(Outcome::Update { version: manifest.version, epoch: manifest.epoch })
 }
 
 fn target<'a>(job: &'a Install<'_>, image: ImageKind) -> (&'a File, &'static str) {
@@ -146,11 +121,8 @@ fn read_back(job: &Install<'_>, manifest: &Manifest, report: &mut Reporter) -> R
         let mut buffer = vec![0; 1 << 20];
         let mut at = 0;
         while at < image.size {
-            let part = buffer
-                .len()
-                .min(usize::try_from(image.size - at).unwrap_or(usize::MAX));
-            file.read_exact_at(&mut buffer[..part], at)
-                .map_err(Failure::file(name))?;
+            let part = buffer.len().min(usize::try_from(image.size - at).unwrap_or(usize::MAX));
+            file.read_exact_at(&mut buffer[..part], at).map_err(Failure::file(name))?;
             hash.update(&buffer[..part]);
             at += part as u64;
             done += part as u64;
