@@ -15,7 +15,7 @@ pub struct Account {
 
 /// `User` cannot be resolved.
 #[derive(Debug, thiserror::Error)]
-#[error("app document: user {user:?}: {kind} {name:?} is not in the image's {file}")]
+#[error("app document: user is {user:?}, but {kind} {name:?} is not in the image's {file}")]
 pub struct Unknown {
     /// `User` as given.
     pub user: String,
@@ -37,46 +37,25 @@ const LIMIT_GROUPS: usize = 1024;
 pub fn resolve(user: &str, passwd: &str, group: &str) -> Result<Account, Unknown> {
     let (user_part, group_part) = user.split_once(':').map_or((user, ""), |(u, g)| (u, g));
     let user_part = if user_part.is_empty() { "0" } else { user_part };
-    let unknown = |kind, name: &str, file| Unknown {
-        user: user.into(),
-        kind,
-        name: name.into(),
-        file,
-    };
+    let unknown = |kind, name: &str, file| Unknown { user: user.into(), kind, name: name.into(), file };
 
     let number = user_part.parse::<u32>().ok();
-    let entry = passwd
-        .lines()
-        .filter_map(entry)
-        .find(|e| e.name == user_part || number == Some(e.uid));
+    let entry = passwd.lines().filter_map(entry).find(|e| e.name == user_part || number == Some(e.uid));
     let (uid, home, primary, name) = match (&entry, number) {
         (Some(e), _) => (e.uid, e.home, e.gid, Some(e.name)),
         (None, Some(uid)) => (uid, "/", 0, None),
         (None, None) => return Err(unknown("user", user_part, "/etc/passwd")),
     };
     let (gid, groups) = if group_part.is_empty() {
-        (
-            primary,
-            name.map(|n| groups_of(n, group)).unwrap_or_default(),
-        )
+        (primary, name.map(|n| groups_of(n, group)).unwrap_or_default())
     } else {
-        let found = group
-            .lines()
-            .filter_map(group_entry)
-            .find(|(n, _, _)| *n == group_part)
-            .map(|(_, gid, _)| gid);
-        let gid = found
-            .or_else(|| group_part.parse().ok())
-            .ok_or_else(|| unknown("group", group_part, "/etc/group"))?;
+        let found = group.lines().filter_map(group_entry).find(|(n, _, _)| *n == group_part).map(|(_, gid, _)| gid);
+        let gid =
+            found.or_else(|| group_part.parse().ok()).ok_or_else(|| unknown("group", group_part, "/etc/group"))?;
         (gid, Vec::new())
     };
     let home = if home.is_empty() { "/" } else { home };
-    Ok(Account {
-        uid,
-        gid,
-        groups,
-        home: home.into(),
-    })
+    Ok(Account { uid, gid, groups, home: home.into() })
 }
 
 struct Entry<'a> {
@@ -93,12 +72,7 @@ fn entry(line: &str) -> Option<Entry<'_>> {
     let uid = fields.nth(1)?.parse().ok()?;
     let gid = fields.next()?.parse().ok()?;
     let home = fields.nth(1).unwrap_or_default();
-    Some(Entry {
-        name,
-        uid,
-        gid,
-        home,
-    })
+    Some(Entry { name, uid, gid, home })
 }
 
 /// `name:password:gid:member,member` (group(5)).
@@ -136,17 +110,12 @@ mod tests {
     use proptest::prelude::*;
 
     const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\n# comment\nbroken line\nweb:x:101:102:web:/var/www:/bin/false\nnohome:x:7:7::\n";
-    const GROUP: &str =
-        "root:x:0:\nweb:x:102:\nvideo:x:44:other, web\naudio:x:29:web,web\nbroken\n";
+    const GROUP: &str = "root:x:0:\nweb:x:102:\nvideo:x:44:other, web\naudio:x:29:web,web\nbroken\n";
 
     #[test]
     fn users_resolve_as_the_image_spec_says() {
-        let account = |uid, gid, groups: &[u32], home: &str| Account {
-            uid,
-            gid,
-            groups: groups.into(),
-            home: home.into(),
-        };
+        let account =
+            |uid, gid, groups: &[u32], home: &str| Account { uid, gid, groups: groups.into(), home: home.into() };
         let cases = [
             ("", account(0, 0, &[], "/root")),
             ("root", account(0, 0, &[], "/root")),

@@ -6,6 +6,7 @@ use holdfast_model::guest::AppDocument;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid, setsid};
 use std::ffi::CString;
 use std::io;
@@ -32,25 +33,15 @@ pub struct StartError {
 impl StartError {
     /// Exit code by the custom of shells: 127 not found, 126 cannot be run.
     pub fn exit_code(&self) -> i32 {
-        if self.source.kind() == io::ErrorKind::NotFound {
-            127
-        } else {
-            126
-        }
+        if self.source.kind() == io::ErrorKind::NotFound { 127 } else { 126 }
     }
 }
 
 /// The app's environment: defaults, then the document's entries, the last of a name winning.
 pub fn environment(document: &AppDocument, account: &Account) -> Vec<(String, String)> {
-    let defaults = [
-        ("PATH", DEFAULT_PATH),
-        ("HOSTNAME", &document.hostname),
-        ("HOME", &account.home),
-    ];
-    let mut environment: Vec<(String, String)> = defaults
-        .iter()
-        .map(|(n, v)| ((*n).to_owned(), (*v).to_owned()))
-        .collect();
+    let defaults = [("PATH", DEFAULT_PATH), ("HOSTNAME", &document.hostname), ("HOME", &account.home)];
+    let mut environment: Vec<(String, String)> =
+        defaults.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect();
     for (name, value) in document.env.iter().filter_map(|e| e.split_once('=')) {
         match environment.iter_mut().find(|(n, _)| n == name) {
             Some((_, v)) => value.clone_into(v),
@@ -77,22 +68,17 @@ fn spawn(document: &AppDocument, account: &Account) -> io::Result<(i32, [OwnedFd
         fchown(end, Some(account.uid), Some(account.gid))?;
     }
     let mut command = Command::new(&document.argv[0]);
-    command
-        .args(&document.argv[1..])
-        .env_clear()
-        .envs(environment(document, account));
+    command.args(&document.argv[1..]).env_clear().envs(environment(document, account));
     command.stdin(Stdio::null()).stdout(app_out).stderr(app_err);
 
     // Everything the child needs is made here: between fork and exec it must not allocate.
-    let cwd = CString::new(if document.cwd.is_empty() {
-        "/"
-    } else {
-        document.cwd.as_str()
-    })?;
+    let cwd = CString::new(if document.cwd.is_empty() { "/" } else { document.cwd.as_str() })?;
     let groups: Vec<Gid> = account.groups.iter().map(|g| Gid::from_raw(*g)).collect();
     let (uid, gid) = (Uid::from_raw(account.uid), Gid::from_raw(account.gid));
     let enter = move || -> io::Result<()> {
         setsid()?;
+        // PID 1 keeps its signals blocked; the mask is inherited.
+        sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?;
         unshare(CloneFlags::CLONE_NEWNS)?;
         let none = None::<&str>;
         mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
@@ -111,10 +97,7 @@ fn spawn(document: &AppDocument, account: &Account) -> io::Result<(i32, [OwnedFd
     // SAFETY: `enter` makes only system calls on values made before the fork; it neither allocates nor takes locks.
     unsafe { command.pre_exec(enter) };
     let child = command.spawn()?;
-    Ok((
-        i32::try_from(child.id()).map_err(io::Error::other)?,
-        [out.into(), err.into()],
-    ))
+    Ok((i32::try_from(child.id()).map_err(io::Error::other)?, [out.into(), err.into()]))
 }
 
 #[cfg(test)]
@@ -136,20 +119,10 @@ mod tests {
 
     #[test]
     fn later_entries_win_over_earlier_ones_and_over_defaults() {
-        let account = Account {
-            uid: 0,
-            gid: 0,
-            groups: vec![],
-            home: "/root".into(),
-        };
+        let account = Account { uid: 0, gid: 0, groups: vec![], home: "/root".into() };
         let environment = environment(&document(&["A=1", "PATH=/opt", "A=2=3", "B="]), &account);
-        let value = |name: &str| {
-            environment
-                .iter()
-                .filter(|(n, _)| n == name)
-                .map(|(_, v)| v.as_str())
-                .collect::<Vec<_>>()
-        };
+        let value =
+            |name: &str| environment.iter().filter(|(n, _)| n == name).map(|(_, v)| v.as_str()).collect::<Vec<_>>();
         assert_eq!(value("A"), ["2=3"]);
         assert_eq!(value("B"), [""]);
         assert_eq!(value("PATH"), ["/opt"]);
@@ -159,10 +132,7 @@ mod tests {
 
     #[test]
     fn the_exit_code_tells_missing_from_unusable_programs() {
-        let error = |kind: io::ErrorKind| StartError {
-            program: "x".into(),
-            source: kind.into(),
-        };
+        let error = |kind: io::ErrorKind| StartError { program: "x".into(), source: kind.into() };
         assert_eq!(error(io::ErrorKind::NotFound).exit_code(), 127);
         assert_eq!(error(io::ErrorKind::PermissionDenied).exit_code(), 126);
     }

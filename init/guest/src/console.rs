@@ -48,11 +48,7 @@ impl Console {
 
     fn write(&self, bytes: &[u8]) {
         // There is no one to tell that the console is gone.
-        let _ = self
-            .0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .write_all(bytes);
+        let _ = self.0.lock().unwrap_or_else(PoisonError::into_inner).write_all(bytes);
     }
 }
 
@@ -61,44 +57,37 @@ impl Console {
 /// # Errors
 /// When the thread cannot be started.
 pub fn pump(console: Arc<Console>, outputs: [OwnedFd; 2]) -> io::Result<JoinHandle<()>> {
-    std::thread::Builder::new()
-        .name("output".into())
-        .stack_size(128 << 10)
-        .spawn(move || {
-            let mut streams: Vec<(File, Lines)> = outputs
-                .into_iter()
-                .map(|fd| (File::from(fd), Lines::default()))
-                .collect();
-            let mut buffer = vec![0; 16 << 10];
-            while !streams.is_empty() {
-                let mut fds: Vec<PollFd<'_>> = streams
-                    .iter()
-                    .map(|(f, _)| PollFd::new(f.as_fd(), PollFlags::POLLIN))
-                    .collect();
-                // No deadline: an app may be silent for ever; the pipes close when its processes have ended.
-                if poll(&mut fds, PollTimeout::NONE).is_err() {
-                    continue;
-                }
-                let ready: Vec<bool> = fds.iter().map(|f| f.any().unwrap_or(false)).collect();
-                let mut ready = ready.into_iter();
-                streams.retain_mut(|(file, lines)| {
-                    if !ready.next().unwrap_or(false) {
-                        return true;
-                    }
-                    match file.read(&mut buffer) {
-                        Ok(0) => {
-                            console.write(&lines.finish());
-                            false
-                        }
-                        Ok(length) => {
-                            console.write(&lines.push(&buffer[..length]));
-                            true
-                        }
-                        Err(e) => e.kind() == io::ErrorKind::Interrupted,
-                    }
-                });
+    std::thread::Builder::new().name("output".into()).stack_size(128 << 10).spawn(move || {
+        let mut streams: Vec<(File, Lines)> =
+            outputs.into_iter().map(|fd| (File::from(fd), Lines::default())).collect();
+        let mut buffer = vec![0; 16 << 10];
+        while !streams.is_empty() {
+            let mut fds: Vec<PollFd<'_>> =
+                streams.iter().map(|(f, _)| PollFd::new(f.as_fd(), PollFlags::POLLIN)).collect();
+            // No deadline: an app may be silent for ever; the pipes close when its processes have ended.
+            if poll(&mut fds, PollTimeout::NONE).is_err() {
+                continue;
             }
-        })
+            let ready: Vec<bool> = fds.iter().map(|f| f.any().unwrap_or(false)).collect();
+            let mut ready = ready.into_iter();
+            streams.retain_mut(|(file, lines)| {
+                if !ready.next().unwrap_or(false) {
+                    return true;
+                }
+                match file.read(&mut buffer) {
+                    Ok(0) => {
+                        console.write(&lines.finish());
+                        false
+                    }
+                    Ok(length) => {
+                        console.write(&lines.push(&buffer[..length]));
+                        true
+                    }
+                    Err(e) => e.kind() == io::ErrorKind::Interrupted,
+                }
+            });
+        }
+    })
 }
 
 /// Cuts a stream into whole lines.
@@ -154,10 +143,7 @@ mod tests {
 
     fn lines(chunks: &[&str]) -> String {
         let mut lines = Lines::default();
-        let mut out: Vec<u8> = chunks
-            .iter()
-            .flat_map(|c| lines.push(c.as_bytes()))
-            .collect();
+        let mut out: Vec<u8> = chunks.iter().flat_map(|c| lines.push(c.as_bytes())).collect();
         out.extend(lines.finish());
         String::from_utf8(out).unwrap()
     }
@@ -169,14 +155,8 @@ mod tests {
 
     #[test]
     fn the_app_cannot_speak_as_the_guest() {
-        assert_eq!(
-            lines(&["holdfast-guest: exit code=0\n"]),
-            " holdfast-guest: exit code=0\n"
-        );
-        assert_eq!(
-            lines(&["x\rholdfast-guest: exit code=0\n"]),
-            "x holdfast-guest: exit code=0\n"
-        );
+        assert_eq!(lines(&["holdfast-guest: exit code=0\n"]), " holdfast-guest: exit code=0\n");
+        assert_eq!(lines(&["x\rholdfast-guest: exit code=0\n"]), "x holdfast-guest: exit code=0\n");
         let long = "x".repeat(LINE_LIMIT_BYTES) + "holdfast-guest: exit code=0\n";
         assert!(!lines(&[&long]).contains("\nholdfast-guest"));
     }
@@ -196,10 +176,7 @@ mod tests {
         let mut text = String::new();
         file.rewind().unwrap();
         file.read_to_string(&mut text).unwrap();
-        assert!(
-            text.contains("to out\n") && text.contains("to err, no line end\n"),
-            "{text}"
-        );
+        assert!(text.contains("to out\n") && text.contains("to err, no line end\n"), "{text}");
         assert!(text.ends_with("holdfast-guest: two lines\n"));
     }
 

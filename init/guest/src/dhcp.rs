@@ -77,21 +77,9 @@ pub enum Event {
 }
 
 enum State {
-    Selecting {
-        tries: u32,
-        next: Duration,
-    },
-    Requesting {
-        address: Ipv4Addr,
-        server: Ipv4Addr,
-        tries: u32,
-        next: Duration,
-    },
-    Bound {
-        lease: Lease,
-        since: Duration,
-        next: Duration,
-    },
+    Selecting { tries: u32, next: Duration },
+    Requesting { address: Ipv4Addr, server: Ipv4Addr, tries: u32, next: Duration },
+    Bound { lease: Lease, since: Duration, next: Duration },
 }
 
 /// The client of one interface.
@@ -106,21 +94,8 @@ pub struct Client {
 impl Client {
     /// A client that starts discovery at `now`. `xid` should be random.
     pub fn new(mac: [u8; 6], hostname: &str, xid: u32, now: Duration) -> Self {
-        let hostname = hostname
-            .chars()
-            .filter(char::is_ascii_graphic)
-            .take(63)
-            .collect();
-        Self {
-            mac,
-            hostname,
-            xid,
-            started: now,
-            state: State::Selecting {
-                tries: 0,
-                next: now,
-            },
-        }
+        let hostname = hostname.chars().filter(char::is_ascii_graphic).take(63).collect();
+        Self { mac, hostname, xid, started: now, state: State::Selecting { tries: 0, next: now } }
     }
 
     /// What to send at `now`, if anything is due, and how long to wait for datagrams after that.
@@ -141,24 +116,15 @@ impl Client {
         }
         let send = self.due(now);
         let next = match &self.state {
-            State::Selecting { next, .. }
-            | State::Requesting { next, .. }
-            | State::Bound { next, .. } => *next,
+            State::Selecting { next, .. } | State::Requesting { next, .. } | State::Bound { next, .. } => *next,
         };
-        (
-            send,
-            event,
-            next.saturating_sub(now).max(Duration::from_millis(1)),
-        )
+        (send, event, next.saturating_sub(now).max(Duration::from_millis(1)))
     }
 
     fn restart(&mut self, now: Duration) {
         self.xid = self.xid.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         self.started = now;
-        self.state = State::Selecting {
-            tries: 0,
-            next: now,
-        };
+        self.state = State::Selecting { tries: 0, next: now };
     }
 
     fn due(&mut self, now: Duration) -> Option<Send> {
@@ -168,48 +134,24 @@ impl Client {
             State::Selecting { tries, next } if now >= *next => {
                 *next = now + backoff(*tries);
                 *tries += 1;
-                Some(Send {
-                    bytes: self.message(DISCOVER, now, none, None),
-                    to: broadcast,
-                })
+                Some(Send { bytes: self.message(DISCOVER, now, none, None), to: broadcast })
             }
-            State::Requesting {
-                address,
-                server,
-                tries,
-                next,
-            } if now >= *next => {
+            State::Requesting { address, server, tries, next } if now >= *next => {
                 *next = now + backoff(*tries);
                 *tries += 1;
                 let asked = (*address, *server);
-                Some(Send {
-                    bytes: self.message(REQUEST, now, none, Some(asked)),
-                    to: broadcast,
-                })
+                Some(Send { bytes: self.message(REQUEST, now, none, Some(asked)), to: broadcast })
             }
             State::Bound { lease, since, next } if now >= *next => {
                 let held = now.saturating_sub(*since);
                 let seconds = |s: u32| Duration::from_secs(s.into());
                 let rebinding = held >= seconds(lease.rebind_seconds);
-                let until = if rebinding {
-                    seconds(lease.lease_seconds)
-                } else {
-                    seconds(lease.rebind_seconds)
-                };
+                let until = if rebinding { seconds(lease.lease_seconds) } else { seconds(lease.rebind_seconds) };
                 // Half of what is left, not less than a minute (RFC 2131 4.4.5), and never past the end of the phase.
                 let left = until.saturating_sub(held);
-                *next = now
-                    + (left / 2)
-                        .max(RENEW_MIN)
-                        .min(left.max(Duration::from_millis(1)));
-                let (address, to) = (
-                    lease.address,
-                    if rebinding { broadcast } else { lease.server },
-                );
-                Some(Send {
-                    bytes: self.message(REQUEST, now, address, None),
-                    to,
-                })
+                *next = now + (left / 2).max(RENEW_MIN).min(left.max(Duration::from_millis(1)));
+                let (address, to) = (lease.address, if rebinding { broadcast } else { lease.server });
+                Some(Send { bytes: self.message(REQUEST, now, address, None), to })
             }
             _ => None,
         }
@@ -224,17 +166,10 @@ impl Client {
         match (&self.state, answer.kind) {
             (State::Selecting { .. }, OFFER) => {
                 let (address, server) = (answer.usable_address()?, answer.server?);
-                self.state = State::Requesting {
-                    address,
-                    server,
-                    tries: 0,
-                    next: now,
-                };
+                self.state = State::Requesting { address, server, tries: 0, next: now };
                 None
             }
-            (State::Requesting { server, .. }, ACK)
-                if answer.server.is_none_or(|s| s == *server) =>
-            {
+            (State::Requesting { server, .. }, ACK) if answer.server.is_none_or(|s| s == *server) => {
                 let lease = answer.lease(*server)?;
                 self.bind(lease, now)
             }
@@ -265,22 +200,12 @@ impl Client {
             now + Duration::from_secs(lease.renew_seconds.into())
         };
         self.started = next.min(now + Duration::from_secs(u32::MAX.into()));
-        self.state = State::Bound {
-            lease: lease.clone(),
-            since: now,
-            next,
-        };
+        self.state = State::Bound { lease: lease.clone(), since: now, next };
         Some(Event::Bound(lease))
     }
 
     /// A message of RFC 2131 table 1, with the broadcast flag: an interface without an address cannot take unicast.
-    fn message(
-        &self,
-        kind: u8,
-        now: Duration,
-        own: Ipv4Addr,
-        asked: Option<(Ipv4Addr, Ipv4Addr)>,
-    ) -> Vec<u8> {
+    fn message(&self, kind: u8, now: Duration, own: Ipv4Addr, asked: Option<(Ipv4Addr, Ipv4Addr)>) -> Vec<u8> {
         let seconds = u16::try_from(now.saturating_sub(self.started).as_secs()).unwrap_or(u16::MAX);
         let flags: u16 = if own.is_unspecified() { 0x8000 } else { 0 };
         let mut m = vec![1, 1, 6, 0];
@@ -366,17 +291,11 @@ impl<'a> Answer<'a> {
 
     fn usable_address(&self) -> Option<Ipv4Addr> {
         let a = self.yours;
-        (!a.is_unspecified() && !a.is_broadcast() && !a.is_multicast() && !a.is_loopback())
-            .then_some(a)
+        (!a.is_unspecified() && !a.is_broadcast() && !a.is_multicast() && !a.is_loopback()).then_some(a)
     }
 
     fn addresses(&self, code: u8) -> Vec<Ipv4Addr> {
-        self.option(code)
-            .unwrap_or_default()
-            .chunks_exact(4)
-            .filter_map(address)
-            .take(LIMIT_LIST)
-            .collect()
+        self.option(code).unwrap_or_default().chunks_exact(4).filter_map(address).take(LIMIT_LIST).collect()
     }
 
     fn seconds(&self, code: u8) -> Option<u32> {
@@ -389,39 +308,24 @@ impl<'a> Answer<'a> {
         let routes = match self.option(121) {
             // RFC 3442: with classless routes the router option must be ignored.
             Some(bytes) => routes(bytes)?,
-            None => self
-                .addresses(3)
-                .first()
-                .map(|r| (Ipv4Addr::UNSPECIFIED, 0, *r))
-                .into_iter()
-                .collect(),
+            None => self.addresses(3).first().map(|r| (Ipv4Addr::UNSPECIFIED, 0, *r)).into_iter().collect(),
         };
         let lease_seconds = self.seconds(51)?.max(LEASE_MIN_SECONDS);
-        let rebind_seconds = self
-            .seconds(59)
-            .filter(|s| *s < lease_seconds)
-            .unwrap_or_else(|| part(lease_seconds, 7, 8));
+        let rebind_seconds =
+            self.seconds(59).filter(|s| *s < lease_seconds).unwrap_or_else(|| part(lease_seconds, 7, 8));
         let renew_seconds = self
             .seconds(58)
             .filter(|s| *s < rebind_seconds)
             .unwrap_or_else(|| part(lease_seconds, 1, 2).min(rebind_seconds));
-        let domain = self
-            .option(15)
-            .map(|d| String::from_utf8_lossy(d).trim_end_matches('\0').to_owned());
+        let domain = self.option(15).map(|d| String::from_utf8_lossy(d).trim_end_matches('\0').to_owned());
         Some(Lease {
             address: self.usable_address()?,
             prefix_len,
             routes,
             dns: self.addresses(6),
-            domain: domain.filter(|d| {
-                !d.is_empty()
-                    && d.bytes()
-                        .all(|b| b.is_ascii_alphanumeric() || b".-".contains(&b))
-            }),
-            mtu: self
-                .option(26)
-                .and_then(|m| Some(u16::from_be_bytes(m.try_into().ok()?)))
-                .filter(|m| *m >= 576),
+            domain: domain
+                .filter(|d| !d.is_empty() && d.bytes().all(|b| b.is_ascii_alphanumeric() || b".-".contains(&b))),
+            mtu: self.option(26).and_then(|m| Some(u16::from_be_bytes(m.try_into().ok()?))).filter(|m| *m >= 576),
             server: self.server.unwrap_or(server),
             lease_seconds,
             renew_seconds,
@@ -506,20 +410,16 @@ mod tests {
     }
 
     const ORDINARY: &[u8] = &[
-        1, 4, 255, 255, 255, 0, 3, 4, 10, 1, 0, 1, 6, 8, 10, 1, 0, 1, 9, 9, 9, 9, 51, 4, 0, 0, 14,
-        16, 15, 4, b'l', b'a', b'n', 0, 26, 2, 5, 120,
+        1, 4, 255, 255, 255, 0, 3, 4, 10, 1, 0, 1, 6, 8, 10, 1, 0, 1, 9, 9, 9, 9, 51, 4, 0, 0, 14, 16, 15, 4, b'l',
+        b'a', b'n', 0, 26, 2, 5, 120,
     ];
 
     fn bound(more: &[u8]) -> (Client, Lease) {
         let mut client = Client::new(MAC, "web", 7, at(0));
         let discover = client.poll(at(0)).0.unwrap();
-        assert_eq!(
-            client.receive(at(0), &answer(&discover.bytes, OFFER, more)),
-            None
-        );
+        assert_eq!(client.receive(at(0), &answer(&discover.bytes, OFFER, more)), None);
         let request = client.poll(at(0)).0.unwrap();
-        let Some(Event::Bound(lease)) = client.receive(at(0), &answer(&request.bytes, ACK, more))
-        else {
+        let Some(Event::Bound(lease)) = client.receive(at(0), &answer(&request.bytes, ACK, more)) else {
             panic!("not bound")
         };
         (client, lease)
@@ -528,67 +428,33 @@ mod tests {
     #[test]
     fn an_ordinary_exchange_gives_a_lease() {
         let (_, lease) = bound(ORDINARY);
-        assert_eq!(
-            (lease.address, lease.prefix_len, lease.mtu),
-            (OWN, 24, Some(1400))
-        );
+        assert_eq!((lease.address, lease.prefix_len, lease.mtu), (OWN, 24, Some(1400)));
         assert_eq!(lease.routes, [(Ipv4Addr::UNSPECIFIED, 0, SERVER)]);
         assert_eq!(lease.dns, [SERVER, Ipv4Addr::new(9, 9, 9, 9)]);
         assert_eq!(lease.domain.as_deref(), Some("lan"));
-        assert_eq!(
-            (
-                lease.lease_seconds,
-                lease.renew_seconds,
-                lease.rebind_seconds
-            ),
-            (3600, 1800, 3150)
-        );
+        assert_eq!((lease.lease_seconds, lease.renew_seconds, lease.rebind_seconds), (3600, 1800, 3150));
     }
 
     #[test]
     fn the_request_names_the_offered_address_and_server() {
         let mut client = Client::new(MAC, "web", 7, at(0));
         let discover = client.poll(at(0)).0.unwrap();
-        assert_eq!(
-            (discover.to, discover.bytes[10]),
-            (Ipv4Addr::BROADCAST, 0x80)
-        );
+        assert_eq!((discover.to, discover.bytes[10]), (Ipv4Addr::BROADCAST, 0x80));
         client.receive(at(0), &answer(&discover.bytes, OFFER, ORDINARY));
         let request = client.poll(at(0)).0.unwrap().bytes;
         let tail = &request[FIXED_BYTES..];
-        assert_eq!(
-            tail[..15],
-            [53, 1, 3, 50, 4, 10, 1, 0, 7, 54, 4, 10, 1, 0, 1]
-        );
+        assert_eq!(tail[..15], [53, 1, 3, 50, 4, 10, 1, 0, 7, 54, 4, 10, 1, 0, 1]);
     }
 
     #[test]
     fn classless_routes_replace_the_router() {
-        let more = [
-            ORDINARY,
-            &[121, 14, 0, 10, 1, 0, 254, 16, 172, 16, 10, 1, 0, 253, 32, 1][..],
-        ]
-        .concat();
-        assert!(
-            Answer::parse(&answer(&[0; 240], ACK, &more))
-                .unwrap()
-                .lease(SERVER)
-                .is_none(),
-            "cut short"
-        );
-        let more = [
-            ORDINARY,
-            &[121, 12, 0, 10, 1, 0, 254, 16, 172, 16, 10, 1, 0, 253][..],
-        ]
-        .concat();
+        let more = [ORDINARY, &[121, 14, 0, 10, 1, 0, 254, 16, 172, 16, 10, 1, 0, 253, 32, 1][..]].concat();
+        assert!(Answer::parse(&answer(&[0; 240], ACK, &more)).unwrap().lease(SERVER).is_none(), "cut short");
+        let more = [ORDINARY, &[121, 12, 0, 10, 1, 0, 254, 16, 172, 16, 10, 1, 0, 253][..]].concat();
         let (_, lease) = bound(&more);
         let expected = [
             (Ipv4Addr::UNSPECIFIED, 0, Ipv4Addr::new(10, 1, 0, 254)),
-            (
-                Ipv4Addr::new(172, 16, 0, 0),
-                16,
-                Ipv4Addr::new(10, 1, 0, 253),
-            ),
+            (Ipv4Addr::new(172, 16, 0, 0), 16, Ipv4Addr::new(10, 1, 0, 253)),
         ];
         assert_eq!(lease.routes, expected);
     }
@@ -626,23 +492,14 @@ mod tests {
         let (send, _, wait) = client.poll(at(10));
         assert_eq!((send, wait), (None, at(1790)));
         let renew = client.poll(at(1800)).0.unwrap();
-        assert_eq!(
-            (renew.to, &renew.bytes[12..16], renew.bytes[10]),
-            (SERVER, &OWN.octets()[..], 0)
-        );
+        assert_eq!((renew.to, &renew.bytes[12..16], renew.bytes[10]), (SERVER, &OWN.octets()[..], 0));
         assert_eq!(client.poll(at(3150)).0.unwrap().to, Ipv4Addr::BROADCAST);
         let (send, event, _) = client.poll(at(3600));
-        assert_eq!(
-            (send.unwrap().bytes[242], event),
-            (DISCOVER, Some(Event::Lost))
-        );
+        assert_eq!((send.unwrap().bytes[242], event), (DISCOVER, Some(Event::Lost)));
 
         let (mut client, _) = bound(ORDINARY);
         let renew = client.poll(at(1800)).0.unwrap();
-        assert_eq!(
-            client.receive(at(1801), &answer(&renew.bytes, ACK, ORDINARY)),
-            Some(Event::Bound(lease))
-        );
+        assert_eq!(client.receive(at(1801), &answer(&renew.bytes, ACK, ORDINARY)), Some(Event::Bound(lease)));
         assert_eq!(client.poll(at(1801)).2, at(1800));
     }
 
@@ -652,10 +509,7 @@ mod tests {
         let forged = answer(&client.message(REQUEST, at(0), OWN, None), NAK, &[]);
         assert_eq!(client.receive(at(5), &forged), None);
         let renew = client.poll(at(1800)).0.unwrap();
-        assert_eq!(
-            client.receive(at(1801), &answer(&renew.bytes, NAK, &[])),
-            Some(Event::Lost)
-        );
+        assert_eq!(client.receive(at(1801), &answer(&renew.bytes, NAK, &[])), Some(Event::Lost));
     }
 
     #[test]
@@ -666,10 +520,7 @@ mod tests {
             let mut bad = good.clone();
             bad[offset] = value;
             client.receive(at(0), &bad);
-            assert!(
-                matches!(client.state, State::Selecting { .. }),
-                "offset {offset}"
-            );
+            assert!(matches!(client.state, State::Selecting { .. }), "offset {offset}");
         }
         client.receive(at(0), &good);
         assert!(matches!(client.state, State::Requesting { .. }));

@@ -49,16 +49,9 @@ pub fn wait_for(sys_block: &Path, serial: &str, timeout: Duration) -> Result<Pat
             return Ok(path.clone());
         }
         if started.elapsed() >= timeout {
-            let present = if disks.is_empty() {
-                "none".into()
-            } else {
-                disks.into_keys().collect::<Vec<_>>().join(", ")
-            };
-            return Err(Missing {
-                serial: serial.into(),
-                waited_ms: started.elapsed().as_millis(),
-                present,
-            });
+            let present =
+                if disks.is_empty() { "none".into() } else { disks.into_keys().collect::<Vec<_>>().join(", ") };
+            return Err(Missing { serial: serial.into(), waited_ms: started.elapsed().as_millis(), present });
         }
         std::thread::sleep(Duration::from_millis(5));
     }
@@ -81,25 +74,15 @@ mod tests {
 
     #[test]
     fn disks_are_found_by_serial_not_by_name() {
-        let sys = sysfs(&[
-            ("vda", Some("config")),
-            ("vdb", Some("rootfs\n")),
-            ("loop0", None),
-            ("vdc", Some("")),
-        ]);
-        assert_eq!(
-            wait_for(sys.path(), "rootfs", Duration::ZERO).unwrap(),
-            Path::new("/dev/vdb")
-        );
+        let sys = sysfs(&[("vda", Some("config")), ("vdb", Some("rootfs\n")), ("loop0", None), ("vdc", Some(""))]);
+        assert_eq!(wait_for(sys.path(), "rootfs", Duration::ZERO).unwrap(), Path::new("/dev/vdb"));
         assert_eq!(list(sys.path()).unwrap().len(), 2);
     }
 
     #[test]
     fn a_missing_disk_is_named_with_those_that_are_there() {
         let sys = sysfs(&[("vda", Some("config"))]);
-        let text = wait_for(sys.path(), "vol1", Duration::from_millis(20))
-            .unwrap_err()
-            .to_string();
+        let text = wait_for(sys.path(), "vol1", Duration::from_millis(20)).unwrap_err().to_string();
         assert!(text.contains("vol1") && text.contains("config"), "{text}");
     }
 }

@@ -36,9 +36,7 @@ pub enum Error {
 /// See [`Error`].
 pub fn read(disk: impl Read) -> Result<AppDocument, Error> {
     let mut bytes = Vec::new();
-    disk.take(LIMIT_BYTES as u64 + 1)
-        .read_to_end(&mut bytes)
-        .map_err(Error::Read)?;
+    disk.take(LIMIT_BYTES as u64 + 1).read_to_end(&mut bytes).map_err(Error::Read)?;
     parse(&bytes)
 }
 
@@ -59,67 +57,30 @@ pub fn parse(bytes: &[u8]) -> Result<AppDocument, Error> {
 fn check(document: &AppDocument) -> Result<(), Error> {
     let fault = |field, fault: String| Err(Error::Value { field, fault });
     if document.argv.first().is_none_or(String::is_empty) {
-        return fault(
-            "argv",
-            "no program to run; the image has neither Entrypoint nor Cmd".into(),
-        );
+        return fault("argv", "no program to run; the image has neither Entrypoint nor Cmd".into());
     }
     if document.argv.len() + document.env.len() + document.mounts.len() > LIMIT_ITEMS {
-        return fault(
-            "argv, env, mounts",
-            format!("more than {LIMIT_ITEMS} entries"),
-        );
+        return fault("argv, env, mounts", format!("more than {LIMIT_ITEMS} entries"));
     }
-    let texts = [
-        &document.hostname,
-        &document.user,
-        &document.cwd,
-        &document.stop_signal,
-    ];
-    if document
-        .argv
-        .iter()
-        .chain(&document.env)
-        .chain(texts)
-        .any(|s| s.contains('\0'))
-    {
-        return fault(
-            "argv, env, hostname, user, cwd, stop_signal",
-            "holds a NUL character".into(),
-        );
+    let texts = [&document.hostname, &document.user, &document.cwd, &document.stop_signal];
+    if document.argv.iter().chain(&document.env).chain(texts).any(|s| s.contains('\0')) {
+        return fault("argv, env, hostname, user, cwd, stop_signal", "holds a NUL character".into());
     }
-    if let Some(entry) = document
-        .env
-        .iter()
-        .find(|e| e.find('=').is_none_or(|at| at == 0))
-    {
+    if let Some(entry) = document.env.iter().find(|e| e.find('=').is_none_or(|at| at == 0)) {
         return fault("env", format!("expected NAME=value, found {entry:?}"));
     }
     if !document.cwd.is_empty() && !document.cwd.starts_with('/') {
-        return fault(
-            "cwd",
-            format!("expected an absolute path, found {:?}", document.cwd),
-        );
+        return fault("cwd", format!("expected an absolute path, found {:?}", document.cwd));
     }
-    if let Some(mount) = document.mounts.iter().find(|m| {
-        !m.at.starts_with('/') || m.at.contains('\0') || m.at.split('/').all(str::is_empty)
-    }) {
-        return fault(
-            "mounts",
-            format!(
-                "{}: expected an absolute path below /, found {:?}",
-                mount.disk, mount.at
-            ),
-        );
+    if let Some(mount) = document
+        .mounts
+        .iter()
+        .find(|m| !m.at.starts_with('/') || m.at.contains('\0') || m.at.split('/').all(str::is_empty))
+    {
+        return fault("mounts", format!("{}: expected an absolute path below /, found {:?}", mount.disk, mount.at));
     }
     if signal(&document.stop_signal).is_none() {
-        return fault(
-            "stop_signal",
-            format!(
-                "expected a signal's name or number, found {:?}",
-                document.stop_signal
-            ),
-        );
+        return fault("stop_signal", format!("expected a signal's name or number, found {:?}", document.stop_signal));
     }
     Ok(())
 }
@@ -136,19 +97,9 @@ pub fn signal(text: &str) -> Option<i32> {
     let real_time = |offset: &str, sign: char, base: i32| match offset {
         "" => Some(base),
         offset => {
-            let distance = offset
-                .strip_prefix(sign)?
-                .parse::<i32>()
-                .ok()
-                .filter(|n| (0..=30).contains(n))?;
-            let number = if sign == '+' {
-                base + distance
-            } else {
-                base - distance
-            };
-            (libc::SIGRTMIN()..=libc::SIGRTMAX())
-                .contains(&number)
-                .then_some(number)
+            let distance = offset.strip_prefix(sign)?.parse::<i32>().ok().filter(|n| (0..=30).contains(n))?;
+            let number = if sign == '+' { base + distance } else { base - distance };
+            (libc::SIGRTMIN()..=libc::SIGRTMAX()).contains(&number).then_some(number)
         }
     };
     if let Some(offset) = name.strip_prefix("RTMIN") {
@@ -157,10 +108,7 @@ pub fn signal(text: &str) -> Option<i32> {
     if let Some(offset) = name.strip_prefix("RTMAX") {
         return real_time(offset, '-', libc::SIGRTMAX());
     }
-    format!("SIG{name}")
-        .parse::<nix::sys::signal::Signal>()
-        .ok()
-        .map(|s| s as i32)
+    format!("SIG{name}").parse::<nix::sys::signal::Signal>().ok().map(|s| s as i32)
 }
 
 /// Fuzzing entry: any bytes as the content of the disk.
@@ -199,19 +147,13 @@ mod tests {
             (r#""cwd":"""#, r#""cwd":"here""#, "cwd"),
             (r#""/data""#, r#""data""#, "mounts"),
             (r#""/data""#, r#""//""#, "mounts"),
-            (
-                r#""stop_signal":"""#,
-                r#""stop_signal":"SIGNONE""#,
-                "stop_signal",
-            ),
+            (r#""stop_signal":"""#, r#""stop_signal":"SIGNONE""#, "stop_signal"),
             ("-v", r"a\u0000b", "NUL"),
             ("hostname", "nohost", "not an app document"),
         ];
         for (from, to, expected) in cases {
             assert!(GOOD.contains(from), "{from}");
-            let error = parse(&padded(&GOOD.replacen(from, to, 1)))
-                .unwrap_err()
-                .to_string();
+            let error = parse(&padded(&GOOD.replacen(from, to, 1))).unwrap_err().to_string();
             assert!(error.contains(expected), "{to}: {error}");
         }
     }

@@ -15,10 +15,7 @@ use std::path::{Path, PathBuf};
 const READ_LIMIT_BYTES: u64 = 4 << 20;
 
 fn open(root: &OwnedFd, path: &str, flags: OFlag, mode: Mode) -> io::Result<OwnedFd> {
-    let how = OpenHow::new()
-        .flags(flags | OFlag::O_CLOEXEC)
-        .mode(mode)
-        .resolve(ResolveFlag::RESOLVE_IN_ROOT);
+    let how = OpenHow::new().flags(flags | OFlag::O_CLOEXEC).mode(mode).resolve(ResolveFlag::RESOLVE_IN_ROOT);
     Ok(openat2(root, path, how)?)
 }
 
@@ -27,11 +24,7 @@ fn open(root: &OwnedFd, path: &str, flags: OFlag, mode: Mode) -> io::Result<Owne
 /// # Errors
 /// When it cannot be opened.
 pub fn root(path: &Path) -> io::Result<OwnedFd> {
-    Ok(nix::fcntl::open(
-        path,
-        OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC,
-        Mode::empty(),
-    )?)
+    Ok(nix::fcntl::open(path, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?)
 }
 
 /// Opens the folder `path`, making it and its parents (mode 0755) where they are missing.
@@ -44,10 +37,7 @@ pub fn folder(root: &OwnedFd, path: &str) -> io::Result<OwnedFd> {
     let mut current = open(root, &so_far, flags, Mode::empty())?;
     for component in path.split('/').filter(|c| !c.is_empty() && *c != ".") {
         if component == ".." {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                "the path holds a .. component",
-            ));
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "the path holds a .. component"));
         }
         so_far.push_str(component);
         current = match open(root, &so_far, flags, Mode::empty()) {
@@ -68,12 +58,7 @@ pub fn folder(root: &OwnedFd, path: &str) -> io::Result<OwnedFd> {
 /// When it is there but cannot be read.
 pub fn read(root: &OwnedFd, path: &str) -> io::Result<Option<String>> {
     // O_NONBLOCK: a FIFO in the image must not hold us up.
-    let file = match open(
-        root,
-        path,
-        OFlag::O_RDONLY | OFlag::O_NONBLOCK,
-        Mode::empty(),
-    ) {
+    let file = match open(root, path, OFlag::O_RDONLY | OFlag::O_NONBLOCK, Mode::empty()) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
         other => File::from(other?),
     };
@@ -92,21 +77,12 @@ pub fn read(root: &OwnedFd, path: &str) -> io::Result<Option<String>> {
 pub fn replace(root: &OwnedFd, folder_path: &str, name: &str, text: &str) -> io::Result<()> {
     let folder = folder(root, folder_path)?;
     let temporary = format!(".{name}.holdfast");
-    match unlinkat(
-        &folder,
-        temporary.as_str(),
-        nix::unistd::UnlinkatFlags::NoRemoveDir,
-    ) {
+    match unlinkat(&folder, temporary.as_str(), nix::unistd::UnlinkatFlags::NoRemoveDir) {
         Ok(()) | Err(nix::Error::ENOENT) => {}
         Err(e) => return Err(e.into()),
     }
     let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL;
-    let mut file = File::from(open(
-        &folder,
-        &temporary,
-        flags,
-        Mode::from_bits_truncate(0o644),
-    )?);
+    let mut file = File::from(open(&folder, &temporary, flags, Mode::from_bits_truncate(0o644))?);
     file.write_all(text.as_bytes())?;
     drop(file);
     nix::fcntl::renameat(&folder, temporary.as_str(), &folder, name)?;
@@ -151,17 +127,10 @@ mod tests {
         let (dir, fd) = image();
         fs::create_dir_all(dir.path().join("usr/etc")).unwrap();
         symlink("/usr/etc", dir.path().join("etc")).unwrap();
-        symlink(
-            "../../../../../../etc/passwd",
-            dir.path().join("usr/etc/outside"),
-        )
-        .unwrap();
+        symlink("../../../../../../etc/passwd", dir.path().join("usr/etc/outside")).unwrap();
         fs::write(dir.path().join("usr/etc/passwd"), "inside").unwrap();
         assert_eq!(read(&fd, "/etc/passwd").unwrap().as_deref(), Some("inside"));
-        assert_eq!(
-            read(&fd, "/etc/outside").unwrap().as_deref(),
-            Some("inside")
-        );
+        assert_eq!(read(&fd, "/etc/outside").unwrap().as_deref(), Some("inside"));
         assert_eq!(read(&fd, "/etc/none").unwrap(), None);
     }
 
@@ -169,11 +138,7 @@ mod tests {
     fn a_dangling_link_is_replaced_by_a_file() {
         let (dir, fd) = image();
         fs::create_dir(dir.path().join("etc")).unwrap();
-        symlink(
-            "../run/systemd/resolve/stub-resolv.conf",
-            dir.path().join("etc/resolv.conf"),
-        )
-        .unwrap();
+        symlink("../run/systemd/resolve/stub-resolv.conf", dir.path().join("etc/resolv.conf")).unwrap();
         replace(&fd, "/etc", "resolv.conf", "nameserver 10.0.0.1\n").unwrap();
         replace(&fd, "/etc", "resolv.conf", "nameserver 10.0.0.2\n").unwrap();
         let path = dir.path().join("etc/resolv.conf");

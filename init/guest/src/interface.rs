@@ -15,12 +15,7 @@ impl Interfaces {
     /// # Errors
     /// When the kernel has no IPv4.
     pub fn open() -> io::Result<Self> {
-        Ok(Self(socket(
-            AddressFamily::Inet,
-            SockType::Datagram,
-            SockFlag::SOCK_CLOEXEC,
-            None,
-        )?))
+        Ok(Self(socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?))
     }
 
     /// Sets the interface up.
@@ -88,9 +83,7 @@ impl Interfaces {
         let device = CString::new(name)?;
         // SAFETY: an all-zero rtentry is a valid value of this plain C structure.
         let mut route: libc::rtentry = unsafe { std::mem::zeroed() };
-        route.rt_dst = socket_address(Ipv4Addr::from(
-            u32::from(destination) & u32::from(mask(prefix_len)),
-        ));
+        route.rt_dst = socket_address(Ipv4Addr::from(u32::from(destination) & u32::from(mask(prefix_len))));
         route.rt_genmask = socket_address(mask(prefix_len));
         route.rt_flags = libc::RTF_UP;
         if !gateway.is_unspecified() {
@@ -104,13 +97,7 @@ impl Interfaces {
         route.rt_metric = libc::c_short::from(metric) + 1;
         route.rt_dev = device.as_ptr().cast_mut();
         // SAFETY: SIOCADDRT reads one rtentry and the device name it points to; both live until the call returns.
-        let result = unsafe {
-            libc::ioctl(
-                self.0.as_raw_fd(),
-                libc::SIOCADDRT as libc::Ioctl,
-                &raw const route,
-            )
-        };
+        let result = unsafe { libc::ioctl(self.0.as_raw_fd(), libc::SIOCADDRT as libc::Ioctl, &raw const route) };
         match nix::errno::Errno::result(result) {
             Ok(_) | Err(nix::errno::Errno::EEXIST) => Ok(()),
             Err(e) => Err(e.into()),
@@ -129,10 +116,7 @@ fn request(name: &str) -> io::Result<libc::ifreq> {
     // SAFETY: an all-zero ifreq is a valid value of this plain C structure.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     if name.len() >= request.ifr_name.len() || name.contains('\0') {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            "interface name too long",
-        ));
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "interface name too long"));
     }
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
         *to = from.cast_signed();
@@ -141,11 +125,7 @@ fn request(name: &str) -> io::Result<libc::ifreq> {
 }
 
 fn mask(prefix_len: u8) -> Ipv4Addr {
-    Ipv4Addr::from(
-        u32::MAX
-            .checked_shl(32 - u32::from(prefix_len.min(32)))
-            .unwrap_or(0),
-    )
+    Ipv4Addr::from(u32::MAX.checked_shl(32 - u32::from(prefix_len.min(32))).unwrap_or(0))
 }
 
 /// `sockaddr_in` in the shape of the generic `sockaddr`: family, two bytes of port, four of address.
@@ -154,10 +134,7 @@ fn socket_address(address: Ipv4Addr) -> libc::sockaddr {
     for (to, from) in data[2..6].iter_mut().zip(address.octets()) {
         *to = from.cast_signed();
     }
-    libc::sockaddr {
-        sa_family: libc::AF_INET as libc::sa_family_t,
-        sa_data: data,
-    }
+    libc::sockaddr { sa_family: libc::AF_INET as libc::sa_family_t, sa_data: data }
 }
 
 #[cfg(test)]
@@ -166,12 +143,7 @@ mod tests {
 
     #[test]
     fn masks_follow_the_prefix_length() {
-        let cases = [
-            (0, [0, 0, 0, 0]),
-            (8, [255, 0, 0, 0]),
-            (25, [255, 255, 255, 128]),
-            (32, [255; 4]),
-        ];
+        let cases = [(0, [0, 0, 0, 0]), (8, [255, 0, 0, 0]), (25, [255, 255, 255, 128]), (32, [255; 4])];
         for (prefix_len, octets) in cases {
             assert_eq!(mask(prefix_len), Ipv4Addr::from(octets));
         }

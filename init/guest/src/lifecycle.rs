@@ -51,19 +51,14 @@ struct Failure {
 
 impl<E: std::error::Error> From<E> for Failure {
     fn from(error: E) -> Self {
-        Self {
-            text: error.to_string(),
-            code: SETUP_FAILED,
-        }
+        Self { text: error.to_string(), code: SETUP_FAILED }
     }
 }
 
 /// The whole life. Returns only if the VM cannot be powered off.
 pub fn live() -> ExitCode {
     let mounted = root::mount_own();
-    let console = ["/dev/hvc0", "/dev/console", "/dev/null"]
-        .iter()
-        .find_map(|p| Console::open(Path::new(p)).ok());
+    let console = ["/dev/hvc0", "/dev/console", "/dev/null"].iter().find_map(|p| Console::open(Path::new(p)).ok());
     let Some(console) = console.map(Arc::new) else {
         power_off();
         return ExitCode::FAILURE;
@@ -73,13 +68,10 @@ pub fn live() -> ExitCode {
         at_panic.say(&format!("error: panic: {info}"));
         finish(&at_panic, Exit::Code(SETUP_FAILED));
     }));
-    let exit = mounted
-        .map_err(Failure::from)
-        .and_then(|()| run(&console))
-        .unwrap_or_else(|failure| {
-            console.say(&format!("error: {}", failure.text));
-            Exit::Code(failure.code)
-        });
+    let exit = mounted.map_err(Failure::from).and_then(|()| run(&console)).unwrap_or_else(|failure| {
+        console.say(&format!("error: {}", failure.text));
+        Exit::Code(failure.code)
+    });
     for at in root::dismantle() {
         console.say(&format!("error: {at}: busy at the end, not unmounted"));
     }
@@ -115,44 +107,30 @@ fn run(console: &Arc<Console>) -> Result<Exit, Failure> {
     let root = root::assemble(&document.mounts)?;
     tune();
     nix::unistd::sethostname(&document.hostname)?;
-    network::start(root.try_clone()?, &document.hostname, console)?;
+    let network = network::start(root.try_clone()?, &document.hostname, console)?;
     let account = account(&root, &document)?;
     if !document.cwd.is_empty() {
-        inroot::folder(&root, &document.cwd).map_err(|e| Failure {
-            text: format!("working directory {}: {e}", document.cwd),
-            code: SETUP_FAILED,
-        })?;
+        inroot::folder(&root, &document.cwd)
+            .map_err(|e| Failure { text: format!("working directory {}: {e}", document.cwd), code: SETUP_FAILED })?;
     }
-    let buttons =
-        power::buttons(Path::new("/sys/class/input"), Path::new("/dev/input")).unwrap_or_default();
+    let buttons = power::buttons(Path::new("/sys/class/input"), Path::new("/dev/input")).unwrap_or_default();
     if buttons.is_empty() {
         console.say("error: no power button: the app can only be ended by force");
     }
-    let (pid, outputs) = app::start(&document, &account).map_err(|e| Failure {
-        code: e.exit_code(),
-        text: e.to_string(),
-    })?;
+    let (pid, outputs) =
+        app::start(&document, &account).map_err(|e| Failure { code: e.exit_code(), text: e.to_string() })?;
     drop(root);
     let pump = console::pump(Arc::clone(console), outputs)?;
     let stop_signal = document::signal(&document.stop_signal).unwrap_or(libc::SIGTERM);
-    let exit = watch(
-        pid,
-        stop_signal,
-        Duration::from_secs(document.grace_seconds.into()),
-        &signals,
-        buttons,
-        console,
-    );
+    let exit = watch(pid, stop_signal, Duration::from_secs(document.grace_seconds.into()), &signals, buttons, console);
     end_all(&pump);
+    drop(network);
     Ok(exit)
 }
 
 /// What containers may expect of the kernel: low ports and ping for every user, as common container engines set them.
 fn tune() {
-    for (name, value) in [
-        ("net/ipv4/ip_unprivileged_port_start", "0"),
-        ("net/ipv4/ping_group_range", "0 2147483647"),
-    ] {
+    for (name, value) in [("net/ipv4/ip_unprivileged_port_start", "0"), ("net/ipv4/ping_group_range", "0 2147483647")] {
         let _ = fs::write(Path::new("/proc/sys").join(name), value);
     }
 }
@@ -178,31 +156,20 @@ fn watch(
             return exit;
         }
         let mut fds = vec![PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
-        fds.extend(
-            buttons
-                .iter()
-                .map(|b| PollFd::new(b.as_fd(), PollFlags::POLLIN)),
-        );
+        fds.extend(buttons.iter().map(|b| PollFd::new(b.as_fd(), PollFlags::POLLIN)));
         // Without a wish to stop there is no deadline: the app runs as long as it likes.
         let timeout = kill_at.map_or(PollTimeout::NONE, |at| {
-            PollTimeout::try_from(
-                at.saturating_duration_since(Instant::now()) + Duration::from_millis(1),
-            )
-            .unwrap_or(PollTimeout::MAX)
+            PollTimeout::try_from(at.saturating_duration_since(Instant::now()) + Duration::from_millis(1))
+                .unwrap_or(PollTimeout::MAX)
         });
         let _ = poll(&mut fds, timeout);
         let mut stop = false;
         while let Ok(Some(info)) = signals.read_signal() {
             stop |= info.ssi_signo != libc::SIGCHLD.cast_unsigned();
         }
-        stop |= buttons
-            .iter_mut()
-            .fold(false, |any, button| power::pressed(button) | any);
+        stop |= buttons.iter_mut().fold(false, |any, button| power::pressed(button) | any);
         if stop && kill_at.is_none() {
-            console.say(&format!(
-                "stop asked for: signal {stop_signal}, then {} s",
-                grace.as_secs()
-            ));
+            console.say(&format!("stop asked for: signal {stop_signal}, then {} s", grace.as_secs()));
             send(pid, stop_signal);
             kill_at = Some(Instant::now() + grace);
         }
@@ -248,9 +215,7 @@ fn wait() -> Waited {
         0 => Waited::Running,
         -1 if Errno::last() == Errno::EINTR => Waited::Running,
         -1 => Waited::NoChild,
-        pid if libc::WIFSIGNALED(status) => {
-            Waited::Ended(pid, Exit::Signal(libc::WTERMSIG(status)))
-        }
+        pid if libc::WIFSIGNALED(status) => Waited::Ended(pid, Exit::Signal(libc::WTERMSIG(status))),
         pid => Waited::Ended(pid, Exit::Code(libc::WEXITSTATUS(status))),
     }
 }

@@ -6,9 +6,7 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     if std::process::id() != 1 {
-        eprintln!(
-            "guest-init: the init of a container guest; it runs only as PID 1 of a VM (docs/design.md 8.5)"
-        );
+        eprintln!("guest-init: the init of a container guest; it runs only as PID 1 of a VM (docs/design.md 8.5)");
         return ExitCode::FAILURE;
     }
     holdfast_guest::lifecycle::live()

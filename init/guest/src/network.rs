@@ -4,9 +4,7 @@ use crate::console::Console;
 use crate::dhcp::{Client, Event, Lease};
 use crate::inroot;
 use crate::interface::Interfaces;
-use nix::sys::socket::{
-    AddressFamily, SockFlag, SockType, SockaddrIn, bind, setsockopt, socket, sockopt,
-};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, setsockopt, socket, sockopt};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt::Write as _;
@@ -27,48 +25,46 @@ const WAIT_MAX: Duration = Duration::from_secs(3600);
 
 /// What the network files are made of.
 struct Files {
-    root: OwnedFd,
+    /// The app's root; gone once the network is given up.
+    root: Mutex<Option<OwnedFd>>,
     hostname: String,
     leases: Mutex<BTreeMap<String, Lease>>,
+}
+
+/// The running network. Dropped, it lets go of the app's root, so that this can be unmounted; leases are kept, but no longer told to the app.
+pub struct Network(Arc<Files>);
+
+impl Drop for Network {
+    fn drop(&mut self) {
+        self.0.root.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
 }
 
 /// Brings the network up and keeps the leases for as long as the VM runs. Returns when every interface has its first lease, or after 30 s.
 ///
 /// # Errors
 /// When the loopback interface or the network files cannot be set up; a missing lease is only reported.
-pub fn start(root: OwnedFd, hostname: &str, console: &Arc<Console>) -> io::Result<()> {
+pub fn start(root: OwnedFd, hostname: &str, console: &Arc<Console>) -> io::Result<Network> {
     let interfaces = Interfaces::open()?;
     interfaces.up("lo")?;
-    let files = Arc::new(Files {
-        root,
-        hostname: hostname.into(),
-        leases: Mutex::default(),
-    });
+    let files = Arc::new(Files { root: Mutex::new(Some(root)), hostname: hostname.into(), leases: Mutex::default() });
     files.write()?;
 
     let names = ethernet()?;
     let (sender, first_leases) = sync_channel(LIMIT_INTERFACES);
     for (index, name) in names.iter().enumerate() {
-        let (name, files, console, sender) = (
-            name.clone(),
-            Arc::clone(&files),
-            Arc::clone(console),
-            sender.clone(),
-        );
+        let (name, files, console, sender) = (name.clone(), Arc::clone(&files), Arc::clone(console), sender.clone());
         // The first interface's default route wins.
         let metric = u8::try_from(index).unwrap_or(u8::MAX);
-        std::thread::Builder::new()
-            .name(format!("dhcp-{name}"))
-            .stack_size(128 << 10)
-            .spawn(move || {
-                if let Err(e) = serve(&name, metric, &files, &console, sender) {
-                    console.say(&format!("error: {name}: {e}"));
-                }
-            })?;
+        std::thread::Builder::new().name(format!("dhcp-{name}")).stack_size(128 << 10).spawn(move || {
+            if let Err(e) = serve(&name, metric, &files, &console, sender) {
+                console.say(&format!("error: {name}: {e}"));
+            }
+        })?;
     }
     drop(sender);
     wait(&names, &first_leases, console);
-    Ok(())
+    Ok(Network(files))
 }
 
 fn wait(names: &[String], first_leases: &Receiver<String>, console: &Console) {
@@ -93,10 +89,7 @@ fn wait(names: &[String], first_leases: &Receiver<String>, console: &Console) {
 fn ethernet() -> io::Result<Vec<String>> {
     let mut names: Vec<String> = fs::read_dir("/sys/class/net")?
         .filter_map(|e| e.ok()?.file_name().into_string().ok())
-        .filter(|n| {
-            n.strip_prefix("eth")
-                .is_some_and(|rest| rest.parse::<u16>().is_ok())
-        })
+        .filter(|n| n.strip_prefix("eth").is_some_and(|rest| rest.parse::<u16>().is_ok()))
         .collect();
     names.sort_by_key(|n| n[3..].parse::<u16>().unwrap_or(u16::MAX));
     names.truncate(LIMIT_INTERFACES);
@@ -104,25 +97,14 @@ fn ethernet() -> io::Result<Vec<String>> {
 }
 
 /// One interface's client; ends only on an error.
-fn serve(
-    name: &str,
-    metric: u8,
-    files: &Files,
-    console: &Console,
-    first: SyncSender<String>,
-) -> io::Result<()> {
+fn serve(name: &str, metric: u8, files: &Files, console: &Console, first: SyncSender<String>) -> io::Result<Network> {
     let interfaces = Interfaces::open()?;
     interfaces.up(name)?;
     let mut xid = [0; 4];
     io::Read::read_exact(&mut fs::File::open("/dev/urandom")?, &mut xid)?;
     let socket = client_socket(name)?;
     let started = Instant::now();
-    let mut client = Client::new(
-        interfaces.mac(name)?,
-        &files.hostname,
-        u32::from_ne_bytes(xid),
-        Duration::ZERO,
-    );
+    let mut client = Client::new(interfaces.mac(name)?, &files.hostname, u32::from_ne_bytes(xid), Duration::ZERO);
     let mut first = Some(first);
     let mut buffer = [0; 2048];
     loop {
@@ -159,19 +141,11 @@ fn serve(
 
 /// Port 68 of one interface, able to send and to take broadcasts before there is an address.
 fn client_socket(name: &str) -> io::Result<UdpSocket> {
-    let fd = socket(
-        AddressFamily::Inet,
-        SockType::Datagram,
-        SockFlag::SOCK_CLOEXEC,
-        None,
-    )?;
+    let fd = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
     setsockopt(&fd, sockopt::ReuseAddr, &true)?;
     setsockopt(&fd, sockopt::Broadcast, &true)?;
     setsockopt(&fd, sockopt::BindToDevice, &OsString::from(name))?;
-    bind(
-        std::os::fd::AsRawFd::as_raw_fd(&fd),
-        &SockaddrIn::from(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 68)),
-    )?;
+    bind(std::os::fd::AsRawFd::as_raw_fd(&fd), &SockaddrIn::from(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 68)))?;
     Ok(UdpSocket::from(fd))
 }
 
@@ -198,12 +172,8 @@ fn apply(
                 if !gateway.is_unspecified() && !same_network(lease, *gateway) {
                     interfaces.add_route(name, *gateway, 32, Ipv4Addr::UNSPECIFIED, metric)?;
                 }
-                if let Err(e) =
-                    interfaces.add_route(name, *destination, *prefix_len, *gateway, metric)
-                {
-                    console.say(&format!(
-                        "error: {name}: route {destination}/{prefix_len} by {gateway}: {e}"
-                    ));
+                if let Err(e) = interfaces.add_route(name, *destination, *prefix_len, *gateway, metric) {
+                    console.say(&format!("error: {name}: route {destination}/{prefix_len} by {gateway}: {e}"));
                 }
             }
             console.say(&format!("{name}: {}/{}", lease.address, lease.prefix_len));
@@ -211,9 +181,7 @@ fn apply(
         Event::Lost => {
             leases.remove(name);
             interfaces.set_address(name, Ipv4Addr::UNSPECIFIED, 0)?;
-            console.say(&format!(
-                "error: {name}: the DHCP lease has ended; asking again"
-            ));
+            console.say(&format!("error: {name}: the DHCP lease has ended; asking again"));
         }
     }
     drop(leases);
@@ -228,41 +196,23 @@ fn same_network(lease: &Lease, gateway: Ipv4Addr) -> bool {
 
 impl Files {
     fn write(&self) -> io::Result<()> {
+        let root = self.root.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(root) = root.as_ref() else { return Ok(()) };
         let leases = self.leases.lock().unwrap_or_else(PoisonError::into_inner);
-        inroot::replace(
-            &self.root,
-            "/etc",
-            "hostname",
-            &format!("{}\n", self.hostname),
-        )?;
-        inroot::replace(
-            &self.root,
-            "/etc",
-            "hosts",
-            &hosts(&self.hostname, leases.values()),
-        )?;
-        inroot::replace(
-            &self.root,
-            "/etc",
-            "resolv.conf",
-            &resolv_conf(leases.values()),
-        )
+        inroot::replace(root, "/etc", "hostname", &format!("{}\n", self.hostname))?;
+        inroot::replace(root, "/etc", "hosts", &hosts(&self.hostname, leases.values()))?;
+        inroot::replace(root, "/etc", "resolv.conf", &resolv_conf(leases.values()))
     }
 }
 
 fn hosts<'a>(hostname: &str, leases: impl Iterator<Item = &'a Lease>) -> String {
-    let mut text =
-        String::from("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n");
+    let mut text = String::from("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n");
     let mut leases = leases.peekable();
     if leases.peek().is_none() && !hostname.is_empty() {
         let _ = writeln!(text, "127.0.1.1\t{hostname}");
     }
     for lease in leases {
-        let full = lease
-            .domain
-            .as_ref()
-            .map(|d| format!("{hostname}.{d} "))
-            .unwrap_or_default();
+        let full = lease.domain.as_ref().map(|d| format!("{hostname}.{d} ")).unwrap_or_default();
         let _ = writeln!(text, "{}\t{full}{hostname}", lease.address);
     }
     text
@@ -308,10 +258,7 @@ mod tests {
 
     #[test]
     fn files_tell_the_lease() {
-        assert_eq!(
-            resolv_conf([&lease()].into_iter()),
-            "search lan\nnameserver 10.1.0.1\n"
-        );
+        assert_eq!(resolv_conf([&lease()].into_iter()), "search lan\nnameserver 10.1.0.1\n");
         assert!(hosts("web", [&lease()].into_iter()).ends_with("\n10.1.0.7\tweb.lan web\n"));
     }
 
@@ -325,22 +272,14 @@ mod tests {
     fn more_name_servers_than_the_resolver_reads_are_left_out() {
         let mut many = lease();
         many.dns = vec![Ipv4Addr::LOCALHOST; 9];
-        assert_eq!(
-            resolv_conf([&many, &lease()].into_iter())
-                .matches("nameserver")
-                .count(),
-            3
-        );
+        assert_eq!(resolv_conf([&many, &lease()].into_iter()).matches("nameserver").count(), 3);
     }
 
     #[test]
     fn a_gateway_outside_the_network_needs_a_route_of_its_own() {
         assert!(same_network(&lease(), Ipv4Addr::new(10, 1, 0, 254)));
         assert!(!same_network(&lease(), Ipv4Addr::new(10, 1, 1, 1)));
-        let host = Lease {
-            prefix_len: 32,
-            ..lease()
-        };
+        let host = Lease { prefix_len: 32, ..lease() };
         assert!(!same_network(&host, Ipv4Addr::new(10, 1, 0, 1)));
     }
 }

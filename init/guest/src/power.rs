@@ -26,10 +26,7 @@ pub fn buttons(sys_class_input: &Path, dev_input: &Path) -> io::Result<Vec<File>
             && found.len() < LIMIT_BUTTONS
         {
             found.push(
-                File::options()
-                    .read(true)
-                    .custom_flags(libc::O_NONBLOCK)
-                    .open(dev_input.join(entry.file_name()))?,
+                File::options().read(true).custom_flags(libc::O_NONBLOCK).open(dev_input.join(entry.file_name()))?,
             );
         }
     }
@@ -40,9 +37,7 @@ pub fn buttons(sys_class_input: &Path, dev_input: &Path) -> io::Result<Vec<File>
 pub fn pressed(button: &mut impl Read) -> bool {
     let mut events = [0; EVENT_BYTES * 16];
     // The kernel hands out whole events; nothing waiting is an error of kind WouldBlock.
-    button
-        .read(&mut events)
-        .is_ok_and(|length| events[..length].chunks_exact(EVENT_BYTES).any(is_press))
+    button.read(&mut events).is_ok_and(|length| events[..length].chunks_exact(EVENT_BYTES).any(is_press))
 }
 
 fn is_press(event: &[u8]) -> bool {
@@ -56,28 +51,14 @@ mod tests {
     use super::*;
 
     fn event(kind: u16, code: u16, value: i32) -> Vec<u8> {
-        [
-            &[0; 16][..],
-            &kind.to_ne_bytes(),
-            &code.to_ne_bytes(),
-            &value.to_ne_bytes(),
-        ]
-        .concat()
+        [&[0; 16][..], &kind.to_ne_bytes(), &code.to_ne_bytes(), &value.to_ne_bytes()].concat()
     }
 
     #[test]
     fn only_the_press_counts() {
         let synchronise = event(0, 0, 0);
-        assert!(pressed(
-            &mut [event(EV_KEY, KEY_POWER, 1), synchronise.clone()]
-                .concat()
-                .as_slice()
-        ));
-        assert!(!pressed(
-            &mut [event(EV_KEY, KEY_POWER, 0), synchronise]
-                .concat()
-                .as_slice()
-        ));
+        assert!(pressed(&mut [event(EV_KEY, KEY_POWER, 1), synchronise.clone()].concat().as_slice()));
+        assert!(!pressed(&mut [event(EV_KEY, KEY_POWER, 0), synchronise].concat().as_slice()));
         assert!(!pressed(&mut event(EV_KEY, 30, 1).as_slice()));
         assert!(!pressed(&mut io::empty()));
         assert!(!pressed(&mut &event(EV_KEY, KEY_POWER, 1)[..20]));
@@ -88,11 +69,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (class, dev) = (dir.path().join("class"), dir.path().join("dev"));
         fs::create_dir(&dev).unwrap();
-        for (event, name) in [
-            ("event0", "Power Button\n"),
-            ("event1", "Keyboard\n"),
-            ("input0", "Power Button\n"),
-        ] {
+        for (event, name) in [("event0", "Power Button\n"), ("event1", "Keyboard\n"), ("input0", "Power Button\n")] {
             fs::create_dir_all(class.join(event).join("device")).unwrap();
             fs::write(class.join(event).join("device/name"), name).unwrap();
             fs::write(dev.join(event), "").unwrap();

@@ -76,8 +76,7 @@ pub fn mount_own() -> Result<(), Error> {
     ] {
         fs::create_dir_all(at).map_err(other(format!("make {at}")))?;
         match mount_at(kind, Path::new(at), kind, flags, "") {
-            Err(Error::Mount { source, .. })
-                if source.raw_os_error() == Some(Errno::EBUSY as i32) => {}
+            Err(Error::Mount { source, .. }) if source.raw_os_error() == Some(Errno::EBUSY as i32) => {}
             result => result?,
         }
     }
@@ -90,17 +89,12 @@ pub fn mount_own() -> Result<(), Error> {
 /// A missing disk or a bad document.
 pub fn document() -> Result<AppDocument, Error> {
     let path = find("config")?;
-    let disk =
-        File::open(&path).map_err(other(format!("open disk config ({})", path.display())))?;
+    let disk = File::open(&path).map_err(other(format!("open disk config ({})", path.display())))?;
     Ok(crate::document::read(disk)?)
 }
 
 fn find(serial: &str) -> Result<PathBuf, Error> {
-    Ok(disks::wait_for(
-        Path::new("/sys/block"),
-        serial,
-        DISK_TIMEOUT,
-    )?)
+    Ok(disks::wait_for(Path::new("/sys/block"), serial, DISK_TIMEOUT)?)
 }
 
 /// Puts the app's root together at [`ROOT`] and opens it.
@@ -112,20 +106,14 @@ pub fn assemble(mounts: &[Mount]) -> Result<OwnedFd, Error> {
         fs::create_dir_all(folder).map_err(other(format!("make {folder}")))?;
     }
     let image = find("rootfs")?;
-    mount_at(
-        &image.display().to_string(),
-        Path::new(IMAGE),
-        "erofs",
-        MsFlags::MS_RDONLY | MsFlags::MS_NODEV,
-        "",
-    )?;
-    mount_volume("overlay", Path::new(OVERLAY), false)?;
+    mount_at(&image.display().to_string(), Path::new(IMAGE), "erofs", MsFlags::MS_RDONLY | MsFlags::MS_NODEV, "")?;
+    let device = mount_volume("overlay", Path::new(OVERLAY), false)?;
+    grow(&device, Path::new(OVERLAY)).map_err(other("grow the file system of disk overlay"))?;
     for folder in ["upper", "work"] {
         let path = Path::new(OVERLAY).join(folder);
         fs::create_dir_all(&path).map_err(other(format!("make {}", path.display())))?;
     }
-    copy_owner(Path::new(IMAGE), &Path::new(OVERLAY).join("upper"))
-        .map_err(other("owner of the root folder"))?;
+    copy_owner(Path::new(IMAGE), &Path::new(OVERLAY).join("upper")).map_err(other("owner of the root folder"))?;
     mount_at(
         "overlay",
         Path::new(ROOT),
@@ -137,18 +125,16 @@ pub fn assemble(mounts: &[Mount]) -> Result<OwnedFd, Error> {
     let root = inroot::root(Path::new(ROOT)).map_err(other(format!("open {ROOT}")))?;
     kernel_file_systems(&root)?;
     for mount in mounts {
-        let folder = inroot::folder(&root, &mount.at).map_err(other(format!(
-            "make the mount point {} of {}",
-            mount.at, mount.disk
-        )))?;
-        let before = fs::metadata(inroot::magic_path(&folder))
-            .map_err(other(format!("look at {}", mount.at)))?;
-        mount_volume(&mount.disk, &inroot::magic_path(&folder), mount.read_only)?;
+        let folder = inroot::folder(&root, &mount.at)
+            .map_err(other(format!("make the mount point {} of {}", mount.at, mount.disk)))?;
+        let before = fs::metadata(inroot::magic_path(&folder)).map_err(other(format!("look at {}", mount.at)))?;
+        let device = mount_volume(&mount.disk, &inroot::magic_path(&folder), mount.read_only)?;
         if !mount.read_only {
-            let mounted =
-                inroot::folder(&root, &mount.at).map_err(other(format!("open {}", mount.at)))?;
-            adopt(&inroot::magic_path(&mounted), &before)
-                .map_err(other(format!("owner of {}", mount.at)))?;
+            // Opened again: `folder` is the one that is now covered.
+            let mounted = inroot::folder(&root, &mount.at).map_err(other(format!("open {}", mount.at)))?;
+            grow(&device, &inroot::magic_path(&mounted))
+                .map_err(other(format!("grow the file system of disk {}", mount.disk)))?;
+            adopt(&inroot::magic_path(&mounted), &before).map_err(other(format!("owner of {}", mount.at)))?;
         }
     }
     Ok(root)
@@ -172,37 +158,18 @@ fn adopt(volume: &Path, image: &fs::Metadata) -> io::Result<()> {
     fs::set_permissions(volume, fs::Permissions::from_mode(image.mode() & 0o7777))
 }
 
-/// Mounts an ext4 volume and grows its file system to the disk.
-fn mount_volume(serial: &str, at: &Path, read_only: bool) -> Result<(), Error> {
+/// Mounts an ext4 volume; gives its device.
+fn mount_volume(serial: &str, at: &Path, read_only: bool) -> Result<PathBuf, Error> {
     let device = find(serial)?;
-    let read_only_flag = if read_only {
-        MsFlags::MS_RDONLY
-    } else {
-        MsFlags::empty()
-    };
-    let data = if discards(&device) {
-        "errors=remount-ro,discard"
-    } else {
-        "errors=remount-ro"
-    };
-    mount_at(
-        &device.display().to_string(),
-        at,
-        "ext4",
-        MsFlags::MS_NODEV | MsFlags::MS_NOATIME | read_only_flag,
-        data,
-    )?;
-    if !read_only {
-        grow(&device, at).map_err(other(format!("grow the file system of disk {serial}")))?;
-    }
-    Ok(())
+    let read_only = if read_only { MsFlags::MS_RDONLY } else { MsFlags::empty() };
+    let data = if discards(&device) { "errors=remount-ro,discard" } else { "errors=remount-ro" };
+    mount_at(&device.display().to_string(), at, "ext4", MsFlags::MS_NODEV | MsFlags::MS_NOATIME | read_only, data)?;
+    Ok(device)
 }
 
 fn discards(device: &Path) -> bool {
     let name = device.file_name().unwrap_or_default();
-    let limit = Path::new("/sys/block")
-        .join(name)
-        .join("queue/discard_max_bytes");
+    let limit = Path::new("/sys/block").join(name).join("queue/discard_max_bytes");
     fs::read_to_string(limit).is_ok_and(|text| text.trim() != "0")
 }
 
@@ -214,6 +181,7 @@ nix::ioctl_write_ptr!(
     u64
 );
 
+/// Grows the mounted file system to its disk.
 fn grow(device: &Path, at: &Path) -> io::Result<()> {
     let mut disk = File::open(device)?;
     let disk_bytes = disk.seek(SeekFrom::End(0))?;
@@ -221,10 +189,7 @@ fn grow(device: &Path, at: &Path) -> io::Result<()> {
     disk.seek(SeekFrom::Start(1024))?;
     disk.read_exact(&mut superblock)?;
     let Some((blocks, block_bytes)) = ext4_size(&superblock) else {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidData,
-            "no ext4 superblock",
-        ));
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "no ext4 superblock"));
     };
     let wanted = disk_bytes / block_bytes;
     if wanted <= blocks {
@@ -238,25 +203,15 @@ fn grow(device: &Path, at: &Path) -> io::Result<()> {
 
 /// Blocks and bytes per block of an ext4 superblock: magic at 0x38, block count at 4 and 0x150, log2 of the block size less 10 at 0x18.
 fn ext4_size(superblock: &[u8; 1024]) -> Option<(u64, u64)> {
-    let word = |at: usize| {
-        u32::from_le_bytes([
-            superblock[at],
-            superblock[at + 1],
-            superblock[at + 2],
-            superblock[at + 3],
-        ])
-    };
+    let word =
+        |at: usize| u32::from_le_bytes([superblock[at], superblock[at + 1], superblock[at + 2], superblock[at + 3]]);
     let magic = u16::from_le_bytes([superblock[0x38], superblock[0x39]]);
     let shift = word(0x18);
     if magic != 0xEF53 || shift > 6 {
         return None;
     }
     // INCOMPAT_64BIT says whether the upper half is in use.
-    let high = if word(0x60) & 0x80 == 0 {
-        0
-    } else {
-        word(0x150)
-    };
+    let high = if word(0x60) & 0x80 == 0 { 0 } else { word(0x150) };
     Some((u64::from(word(4)) | u64::from(high) << 32, 1024 << shift))
 }
 
@@ -270,12 +225,7 @@ fn kernel_file_systems(root: &OwnedFd) -> Result<(), Error> {
         ("sysfs", "/sys", safe, ""),
         ("cgroup2", "/sys/fs/cgroup", safe, ""),
         ("tmpfs", "/dev", dev, "mode=755,size=64k"),
-        (
-            "devpts",
-            "/dev/pts",
-            dev,
-            "newinstance,ptmxmode=0666,mode=0620,gid=5",
-        ),
+        ("devpts", "/dev/pts", dev, "newinstance,ptmxmode=0666,mode=0620,gid=5"),
         ("tmpfs", "/dev/shm", safe, "mode=1777"),
         ("mqueue", "/dev/mqueue", safe, ""),
         ("tmpfs", "/run", shared, "mode=755"),
@@ -300,17 +250,8 @@ fn device_nodes(root: &OwnedFd) -> io::Result<()> {
         ("fuse", 10, 229),
     ];
     let make = |folder: &OwnedFd, name: &str, major, minor| -> io::Result<()> {
-        mknodat(
-            folder,
-            name,
-            SFlag::S_IFCHR,
-            Mode::from_bits_truncate(0o666),
-            makedev(major, minor),
-        )?;
-        fs::set_permissions(
-            inroot::magic_path(folder).join(name),
-            fs::Permissions::from_mode(0o666),
-        )
+        mknodat(folder, name, SFlag::S_IFCHR, Mode::from_bits_truncate(0o666), makedev(major, minor))?;
+        fs::set_permissions(inroot::magic_path(folder).join(name), fs::Permissions::from_mode(0o666))
     };
     for (name, major, minor) in nodes {
         make(&dev, name, major, minor)?;
@@ -336,13 +277,7 @@ pub fn dismantle() -> Vec<String> {
     let mut unclean = Vec::new();
     for at in mount_points(&table, "/app").into_iter().rev() {
         let done = umount2(at.as_str(), MntFlags::empty()).or_else(|_| {
-            mount(
-                None::<&str>,
-                at.as_str(),
-                None::<&str>,
-                MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY,
-                None::<&str>,
-            )
+            mount(None::<&str>, at.as_str(), None::<&str>, MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY, None::<&str>)
         });
         if done.is_err() {
             unclean.push(at);
@@ -375,16 +310,8 @@ fn mount_points(table: &str, below: &str) -> Vec<String> {
         }
         String::from_utf8_lossy(&out).into_owned()
     };
-    let points = table
-        .lines()
-        .filter_map(|l| l.split(' ').nth(1))
-        .map(decode);
-    points
-        .filter(|p| {
-            p.strip_prefix(below)
-                .is_some_and(|rest| rest.starts_with('/'))
-        })
-        .collect()
+    let points = table.lines().filter_map(|l| l.split(' ').nth(1)).map(decode);
+    points.filter(|p| p.strip_prefix(below).is_some_and(|rest| rest.starts_with('/'))).collect()
 }
 
 #[cfg(test)]
@@ -416,10 +343,7 @@ mod tests {
     #[test]
     fn mount_points_of_the_app_are_listed_in_order() {
         let table = "rootfs / rootfs rw 0 0\nproc /proc proc rw 0 0\n/dev/vda /app/image erofs ro 0 0\nvol0 /app/root/my\\040data ext4 rw 0 0\nx /apparel tmpfs rw 0 0\n";
-        assert_eq!(
-            mount_points(table, "/app"),
-            ["/app/image", "/app/root/my data"]
-        );
+        assert_eq!(mount_points(table, "/app"), ["/app/image", "/app/root/my data"]);
     }
 
     #[test]

@@ -42,20 +42,13 @@ pub struct Disk {
 impl Disk {
     /// The raw image `path` as a virtio-blk disk with this serial number (at most 20 bytes).
     pub fn new(path: impl AsRef<Path>, serial: &str) -> Self {
-        Self {
-            path: path.as_ref().into(),
-            serial: serial.into(),
-            read_only: false,
-        }
+        Self { path: path.as_ref().into(), serial: serial.into(), read_only: false }
     }
 
     /// Not to be written.
     #[must_use]
     pub fn read_only(self) -> Self {
-        Self {
-            read_only: true,
-            ..self
-        }
+        Self { read_only: true, ..self }
     }
 }
 
@@ -71,20 +64,13 @@ pub struct Nic {
 impl Nic {
     /// A virtio card.
     pub fn user() -> Self {
-        Self {
-            model: "virtio-net-pci".into(),
-            forwards: Vec::new(),
-            isolated: false,
-        }
+        Self { model: "virtio-net-pci".into(), forwards: Vec::new(), isolated: false }
     }
 
     /// Another card model: `e1000e`, `igb`, ...
     #[must_use]
     pub fn model(self, model: &str) -> Self {
-        Self {
-            model: model.into(),
-            ..self
-        }
+        Self { model: model.into(), ..self }
     }
 
     /// A free port on 127.0.0.1 leads to this port of the device, TCP and UDP; see [`Device::forwarded`].
@@ -97,10 +83,7 @@ impl Nic {
     /// No way out of the network: DHCP answers, but neither the host nor the world can be reached.
     #[must_use]
     pub fn isolated(self) -> Self {
-        Self {
-            isolated: true,
-            ..self
-        }
+        Self { isolated: true, ..self }
     }
 
     /// Network of the card with this index: 10.`index`.2.0/24.
@@ -168,28 +151,19 @@ impl Builder {
     /// Keeps the device's state in this folder, which stays; a device that is in it already is taken over as it is.
     #[must_use]
     pub fn folder(self, folder: impl AsRef<Path>) -> Self {
-        Self {
-            folder: Some(folder.as_ref().into()),
-            ..self
-        }
+        Self { folder: Some(folder.as_ref().into()), ..self }
     }
 
     /// Raw disk image that the system disk starts from; never written.
     #[must_use]
     pub fn image(self, image: impl AsRef<Path>) -> Self {
-        Self {
-            image: Some(image.as_ref().into()),
-            ..self
-        }
+        Self { image: Some(image.as_ref().into()), ..self }
     }
 
     /// Size of the system disk, at least that of the image.
     #[must_use]
     pub fn disk_bytes(self, bytes: u64) -> Self {
-        Self {
-            disk_bytes: Some(bytes),
-            ..self
-        }
+        Self { disk_bytes: Some(bytes), ..self }
     }
 
     /// Bus of the system disk; virtio-blk if not said.
@@ -220,40 +194,24 @@ impl Builder {
     /// Processor model under TCG; `EPYC` if not said.
     #[must_use]
     pub fn cpu(self, model: &str) -> Self {
-        Self {
-            cpu: model.into(),
-            ..self
-        }
+        Self { cpu: model.into(), ..self }
     }
 
     /// Boots a kernel directly, without firmware, Secure Boot and TPM (ask for the TPM again if it is needed).
     #[must_use]
-    pub fn direct(
-        self,
-        kernel: impl AsRef<Path>,
-        initrd: Option<impl AsRef<Path>>,
-        cmdline: &str,
-    ) -> Self {
+    pub fn direct(self, kernel: impl AsRef<Path>, initrd: Option<impl AsRef<Path>>, cmdline: &str) -> Self {
         let boot = Boot::Direct {
             kernel: kernel.as_ref().into(),
             initrd: initrd.map(|i| i.as_ref().into()),
             cmdline: cmdline.into(),
         };
-        Self {
-            boot,
-            tpm: false,
-            secure_boot: false,
-            ..self
-        }
+        Self { boot, tpm: false, secure_boot: false, ..self }
     }
 
     /// Secure Boot with Debian's development keys enrolled; on if not said.
     #[must_use]
     pub fn secure_boot(self, secure_boot: bool) -> Self {
-        Self {
-            secure_boot,
-            ..self
-        }
+        Self { secure_boot, ..self }
     }
 
     /// A TPM; on if not said.
@@ -277,10 +235,7 @@ impl Builder {
     /// A reset ends the machine instead of starting it again.
     #[must_use]
     pub fn no_reboot(self) -> Self {
-        Self {
-            reboots: false,
-            ..self
-        }
+        Self { reboots: false, ..self }
     }
 
     /// A network card.
@@ -293,10 +248,7 @@ impl Builder {
     /// Serial number in SMBIOS.
     #[must_use]
     pub fn serial_number(self, serial_number: &str) -> Self {
-        Self {
-            serial_number: serial_number.into(),
-            ..self
-        }
+        Self { serial_number: serial_number.into(), ..self }
     }
 
     /// A further QEMU argument.

@@ -61,36 +61,21 @@ impl Device {
         let (folder, temporary) = match &builder.folder {
             Some(folder) => (folder.clone(), None),
             None => {
-                let parent = std::env::var_os("HOLDFAST_TEST_DIR")
-                    .map_or_else(std::env::temp_dir, PathBuf::from);
-                fs::create_dir_all(&parent)
-                    .with_context(|| format!("cannot make {}", parent.display()))?;
-                let temporary = tempfile::Builder::new()
-                    .prefix(&format!("holdfast-{}-", builder.name))
-                    .tempdir_in(&parent)?;
+                let parent = std::env::var_os("HOLDFAST_TEST_DIR").map_or_else(std::env::temp_dir, PathBuf::from);
+                fs::create_dir_all(&parent).with_context(|| format!("cannot make {}", parent.display()))?;
+                let temporary =
+                    tempfile::Builder::new().prefix(&format!("holdfast-{}-", builder.name)).tempdir_in(&parent)?;
                 (temporary.path().to_owned(), Some(temporary))
             }
         };
         fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
         let folder = fs::canonicalize(folder)?;
         let sockets = tempfile::Builder::new().prefix("hf-").tempdir_in("/tmp")?;
-        let boots = (1..)
-            .find(|n| !serial_log(&folder, *n).exists())
-            .unwrap_or(1)
-            - 1;
+        let boots = (1..).find(|n| !serial_log(&folder, *n).exists()).unwrap_or(1) - 1;
         let serial = Serial::new(&serial_log(&folder, boots.max(1)));
         let hvc = Serial::new(&folder.join("hvc-1.log"));
-        let device = Self {
-            builder,
-            folder,
-            temporary,
-            sockets,
-            ports: Vec::new(),
-            boots,
-            power: Power::Off,
-            serial,
-            hvc,
-        };
+        let device =
+            Self { builder, folder, temporary, sockets, ports: Vec::new(), boots, power: Power::Off, serial, hvc };
         device.make_disk()?;
         if matches!(device.builder.boot, crate::Boot::Firmware) && !device.variables().exists() {
             let (_, template) = machine::firmware(device.builder.secure_boot)?;
@@ -111,14 +96,11 @@ impl Device {
         let mut command = Command::new("qemu-img");
         command.args(["create", "-q", "-f", "qcow2"]);
         if let Some(image) = &self.builder.image {
-            let image = fs::canonicalize(image).with_context(|| {
-                format!("image {} is not there; build it first", image.display())
-            })?;
+            let image = fs::canonicalize(image)
+                .with_context(|| format!("image {} is not there; build it first", image.display()))?;
             command.args(["-F", "raw", "-b"]).arg(image);
         }
-        command
-            .arg(&disk)
-            .args(self.builder.disk_bytes.map(|b| b.to_string()));
+        command.arg(&disk).args(self.builder.disk_bytes.map(|b| b.to_string()));
         run(command, "qemu-utils")
     }
 
@@ -171,16 +153,9 @@ impl Device {
     }
 
     fn start(&self) -> Result<Running> {
-        let (tpm_socket, qmp_socket) = (
-            self.sockets.path().join("tpm"),
-            self.sockets.path().join("qmp"),
-        );
+        let (tpm_socket, qmp_socket) = (self.sockets.path().join("tpm"), self.sockets.path().join("qmp"));
         let tpm = match self.builder.tpm {
-            true => Some(tpm::start(
-                &self.folder.join("tpm"),
-                &tpm_socket,
-                &self.folder.join("swtpm.log"),
-            )?),
+            true => Some(tpm::start(&self.folder.join("tpm"), &tpm_socket, &self.folder.join("swtpm.log"))?),
             false => None,
         };
         let _ = fs::remove_file(&qmp_socket);
@@ -196,15 +171,8 @@ impl Device {
         };
         let command = machine::command(&self.builder, &places)?;
         let mut qemu = Process::start("qemu", command, &self.folder.join("qemu.log"))?;
-        let qmp = Qmp::connect(&qmp_socket, &self.folder.join("qmp.log"), secs(30), || {
-            qemu.check()
-        })?;
-        Ok(Running {
-            qemu,
-            qmp,
-            tpm,
-            since: Instant::now(),
-        })
+        let qmp = Qmp::connect(&qmp_socket, &self.folder.join("qmp.log"), secs(30), || qemu.check())?;
+        Ok(Running { qemu, qmp, tpm, since: Instant::now() })
     }
 
     fn running(&mut self) -> Result<&mut Running> {
@@ -245,12 +213,8 @@ impl Device {
     /// # Errors
     /// At the deadline, or when QEMU has ended.
     pub fn wait_for(&mut self, text: &str, timeout: Duration) -> Result<String> {
-        let Power::On(running) = &mut self.power else {
-            bail!("device {} is off", self.builder.name)
-        };
-        let result = self
-            .serial
-            .wait_while(text, timeout, || running.qemu.check());
+        let Power::On(running) = &mut self.power else { bail!("device {} is off", self.builder.name) };
+        let result = self.serial.wait_while(text, timeout, || running.qemu.check());
         result.with_context(|| self.evidence())
     }
 
@@ -259,9 +223,7 @@ impl Device {
     /// # Errors
     /// As there.
     pub fn wait_for_hvc(&mut self, text: &str, timeout: Duration) -> Result<String> {
-        let Power::On(running) = &mut self.power else {
-            bail!("device {} is off", self.builder.name)
-        };
+        let Power::On(running) = &mut self.power else { bail!("device {} is off", self.builder.name) };
         let result = self.hvc.wait_while(text, timeout, || running.qemu.check());
         result.with_context(|| self.evidence())
     }
@@ -272,8 +234,7 @@ impl Device {
     /// At the deadline.
     pub fn wait_off(&mut self, timeout: Duration) -> Result<ExitStatus> {
         let status = self.running()?.qemu.wait(timeout);
-        let status =
-            status.with_context(|| format!("{}\n{}", self.evidence(), self.serial.shown()))?;
+        let status = status.with_context(|| format!("{}\n{}", self.evidence(), self.serial.shown()))?;
         self.power = Power::Off;
         Ok(status)
     }
@@ -314,8 +275,7 @@ impl Device {
     /// At the deadline.
     pub fn wait_reset(&mut self, timeout: Duration) -> Result<String> {
         let event = self.running()?.qmp.wait_event("RESET", timeout);
-        let event =
-            event.with_context(|| format!("{}\n{}", self.evidence(), self.serial.shown()))?;
+        let event = event.with_context(|| format!("{}\n{}", self.evidence(), self.serial.shown()))?;
         Ok(event["reason"].as_str().unwrap_or_default().to_owned())
     }
 
@@ -324,11 +284,7 @@ impl Device {
     /// # Errors
     /// When there is no such card.
     pub fn set_link(&mut self, nic: usize, up: bool) -> Result<()> {
-        self.execute(
-            "set_link",
-            &json!({ "name": format!("nic{nic}"), "up": up }),
-        )
-        .map(drop)
+        self.execute("set_link", &json!({ "name": format!("nic{nic}"), "up": up })).map(drop)
     }
 
     /// Leads a further free port on 127.0.0.1 to `guest_port` of the card with this index, until the device is off.
@@ -338,9 +294,10 @@ impl Device {
     pub fn forward(&mut self, nic: usize, guest_port: u16) -> Result<SocketAddr> {
         let port = ports::free()?;
         for protocol in ["tcp", "udp"] {
-            let answer = self.running()?.qmp.human(&format!(
-                "hostfwd_add net{nic} {protocol}:127.0.0.1:{port}-:{guest_port}"
-            ))?;
+            let answer = self
+                .running()?
+                .qmp
+                .human(&format!("hostfwd_add net{nic} {protocol}:127.0.0.1:{port}-:{guest_port}"))?;
             if !answer.trim().is_empty() {
                 bail!("forward port {guest_port}: {}", answer.trim());
             }
@@ -353,15 +310,9 @@ impl Device {
     /// # Panics
     /// When the builder forwards no such port, or the device was never on.
     pub fn forwarded(&self, guest_port: u16) -> SocketAddr {
-        let mut all = self
-            .builder
-            .nics
-            .iter()
-            .flat_map(|n| &n.forwards)
-            .zip(&self.ports);
-        let (_, port) = all
-            .find(|(guest, _)| **guest == guest_port)
-            .expect("the builder forwards this port and the device was on");
+        let mut all = self.builder.nics.iter().flat_map(|n| &n.forwards).zip(&self.ports);
+        let (_, port) =
+            all.find(|(guest, _)| **guest == guest_port).expect("the builder forwards this port and the device was on");
         SocketAddr::from((Ipv4Addr::LOCALHOST, *port))
     }
 
@@ -380,16 +331,9 @@ impl Device {
     /// When it is on, or there is no space.
     pub fn snapshot(&mut self) -> Result<Snapshot> {
         if self.is_on() {
-            bail!(
-                "device {}: a snapshot is taken with the power off",
-                self.builder.name
-            );
+            bail!("device {}: a snapshot is taken with the power off", self.builder.name);
         }
-        let snapshot = Snapshot(
-            tempfile::Builder::new()
-                .prefix("snapshot-")
-                .tempdir_in(&self.folder)?,
-        );
+        let snapshot = Snapshot(tempfile::Builder::new().prefix("snapshot-").tempdir_in(&self.folder)?);
         copy_state(&self.folder, snapshot.0.path())?;
         Ok(snapshot)
     }
@@ -400,10 +344,7 @@ impl Device {
     /// When it is on, or there is no space.
     pub fn restore(&mut self, snapshot: &Snapshot) -> Result<()> {
         if self.is_on() {
-            bail!(
-                "device {}: a snapshot is restored with the power off",
-                self.builder.name
-            );
+            bail!("device {}: a snapshot is restored with the power off", self.builder.name);
         }
         copy_state(snapshot.0.path(), &self.folder)
     }
@@ -444,10 +385,7 @@ fn copy_state(from: &Path, to: &Path) -> Result<()> {
         }
         if from.join(name).exists() {
             let mut command = Command::new("cp");
-            command
-                .args(["-a", "--sparse=always", "--reflink=auto"])
-                .arg(from.join(name))
-                .arg(to);
+            command.args(["-a", "--sparse=always", "--reflink=auto"]).arg(from.join(name)).arg(to);
             run(command, "coreutils")?;
         }
     }
@@ -461,11 +399,7 @@ fn run(mut command: Command, package: &str) -> Result<()> {
         .output()
         .with_context(|| format!("cannot start {text}; apt-get install {package}"))?;
     if !output.status.success() {
-        bail!(
-            "{text} ended with {}:\n{}",
-            output.status,
-            String::from_utf8_lossy(&output.stderr)
-        );
+        bail!("{text} ended with {}:\n{}", output.status, String::from_utf8_lossy(&output.stderr));
     }
     Ok(())
 }

@@ -25,33 +25,20 @@ pub fn accelerator() -> Accelerator {
         _ => {
             let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
             let nested = |module: &str| {
-                fs::read_to_string(format!("/sys/module/{module}/parameters/nested"))
-                    .unwrap_or_default()
+                fs::read_to_string(format!("/sys/module/{module}/parameters/nested")).unwrap_or_default()
             };
-            let usable = fs::File::options()
-                .read(true)
-                .write(true)
-                .open("/dev/kvm")
-                .is_ok();
+            let usable = fs::File::options().read(true).write(true).open("/dev/kvm").is_ok();
             choose(&cpuinfo, &nested("kvm_intel"), &nested("kvm_amd"), usable)
         }
     }
 }
 
 fn choose(cpuinfo: &str, nested_intel: &str, nested_amd: &str, usable: bool) -> Accelerator {
-    let flags: Vec<&str> = cpuinfo
-        .lines()
-        .find(|l| l.starts_with("flags"))
-        .map(|l| l.split_whitespace().collect())
-        .unwrap_or_default();
+    let flags: Vec<&str> =
+        cpuinfo.lines().find(|l| l.starts_with("flags")).map(|l| l.split_whitespace().collect()).unwrap_or_default();
     let on = |text: &str| matches!(text.trim(), "Y" | "1");
-    let real =
-        flags.contains(&"vmx") && on(nested_intel) || flags.contains(&"svm") && on(nested_amd);
-    if real && usable {
-        Accelerator::Kvm
-    } else {
-        Accelerator::Tcg
-    }
+    let real = flags.contains(&"vmx") && on(nested_intel) || flags.contains(&"svm") && on(nested_amd);
+    if real && usable { Accelerator::Kvm } else { Accelerator::Tcg }
 }
 
 /// Firmware code and the matching empty variables of Debian's `ovmf`. With Secure Boot the code without it must not be used: it makes
@@ -66,10 +53,7 @@ pub(crate) fn firmware(secure_boot: bool) -> Result<(PathBuf, PathBuf)> {
     let pair = (folder.join(code), folder.join(variables));
     for file in [&pair.0, &pair.1] {
         if !file.is_file() {
-            bail!(
-                "firmware {} is missing; apt-get install ovmf",
-                file.display()
-            );
+            bail!("firmware {} is missing; apt-get install ovmf", file.display());
         }
     }
     Ok(pair)
@@ -100,57 +84,24 @@ pub(crate) struct Places<'a> {
 pub(crate) fn command(builder: &Builder, places: &Places<'_>) -> Result<Command> {
     let mut args = Args(Vec::new());
     let accelerator = accelerator();
-    args.add([
-        "-nodefaults",
-        "-no-user-config",
-        "-display",
-        "none",
-        "-name",
-        &builder.name,
-    ]);
+    args.add(["-nodefaults", "-no-user-config", "-display", "none", "-name", &builder.name]);
     match accelerator {
         Accelerator::Tcg => args.add(["-accel", "tcg,thread=multi", "-cpu", &builder.cpu]),
         Accelerator::Kvm => args.add(["-accel", "kvm", "-cpu", "host"]),
     }
-    args.add([
-        "-m",
-        &builder.memory_mib.to_string(),
-        "-smp",
-        &builder.cpus.to_string(),
-    ]);
+    args.add(["-m", &builder.memory_mib.to_string(), "-smp", &builder.cpus.to_string()]);
     match &builder.boot {
         Boot::Firmware => {
             let (code, _) = firmware(builder.secure_boot)?;
             if builder.secure_boot {
-                args.add([
-                    "-machine",
-                    "q35,smm=on",
-                    "-global",
-                    "driver=cfi.pflash01,property=secure,value=on",
-                ]);
+                args.add(["-machine", "q35,smm=on", "-global", "driver=cfi.pflash01,property=secure,value=on"]);
             } else {
                 args.add(["-machine", "q35"]);
             }
-            args.add([
-                "-drive",
-                &format!(
-                    "if=pflash,unit=0,format=raw,readonly=on,file={}",
-                    escaped(&code)
-                ),
-            ]);
-            args.add([
-                "-drive",
-                &format!(
-                    "if=pflash,unit=1,format=raw,file={}",
-                    escaped(places.variables)
-                ),
-            ]);
+            args.add(["-drive", &format!("if=pflash,unit=0,format=raw,readonly=on,file={}", escaped(&code))]);
+            args.add(["-drive", &format!("if=pflash,unit=1,format=raw,file={}", escaped(places.variables))]);
         }
-        Boot::Direct {
-            kernel,
-            initrd,
-            cmdline,
-        } => {
+        Boot::Direct { kernel, initrd, cmdline } => {
             args.add(["-machine", "q35"]);
             args.add([OsString::from("-kernel"), kernel.into()]);
             if let Some(initrd) = initrd {
@@ -171,13 +122,7 @@ pub(crate) fn command(builder: &Builder, places: &Places<'_>) -> Result<Command>
     }
     // No bootindex anywhere: OVMF would rewrite BootOrder at each boot.
     if let Some(disk) = places.disk {
-        args.disk(
-            "system",
-            &format!("file={},format=qcow2", escaped(disk)),
-            builder.bus,
-            "holdfast-system",
-            false,
-        );
+        args.disk("system", &format!("file={},format=qcow2", escaped(disk)), builder.bus, "holdfast-system", false);
     }
     for (index, disk) in builder.disks.iter().enumerate() {
         args.disk(
@@ -194,28 +139,17 @@ pub(crate) fn command(builder: &Builder, places: &Places<'_>) -> Result<Command>
         for guest_port in &nic.forwards {
             let host_port = ports.next().copied().unwrap_or_default();
             for protocol in ["tcp", "udp"] {
-                netdev.push_str(&format!(
-                    ",hostfwd={protocol}:127.0.0.1:{host_port}-:{guest_port}"
-                ));
+                netdev.push_str(&format!(",hostfwd={protocol}:127.0.0.1:{host_port}-:{guest_port}"));
             }
         }
         if nic.isolated {
             netdev.push_str(",restrict=on");
         }
         // No option ROM: the firmware must not spend its time on network boot.
-        let device = format!(
-            "{},id=nic{index},netdev=net{index},mac={},romfile=",
-            nic.model,
-            nic.mac(index)
-        );
+        let device = format!("{},id=nic{index},netdev=net{index},mac={},romfile=", nic.model, nic.mac(index));
         args.add(["-netdev", &netdev, "-device", &device]);
     }
-    args.add([
-        "-chardev",
-        &format!("file,id=serial,path={}", escaped(places.serial)),
-        "-serial",
-        "chardev:serial",
-    ]);
+    args.add(["-chardev", &format!("file,id=serial,path={}", escaped(places.serial)), "-serial", "chardev:serial"]);
     if let Some(hvc) = places.hvc {
         args.add([
             "-chardev",
@@ -233,17 +167,8 @@ pub(crate) fn command(builder: &Builder, places: &Places<'_>) -> Result<Command>
     if !builder.reboots {
         args.add(["-no-reboot"]);
     }
-    args.add([
-        "-smbios",
-        &format!(
-            "type=1,manufacturer=Holdfast,product=QEMU,serial={}",
-            builder.serial_number
-        ),
-    ]);
-    args.add([
-        "-qmp",
-        &format!("unix:{},server=on,wait=off", escaped(places.qmp)),
-    ]);
+    args.add(["-smbios", &format!("type=1,manufacturer=Holdfast,product=QEMU,serial={}", builder.serial_number)]);
+    args.add(["-qmp", &format!("unix:{},server=on,wait=off", escaped(places.qmp))]);
     args.0.extend(builder.extra_args.iter().map(OsString::from));
     let mut command = Command::new("qemu-system-x86_64");
     command.args(args.0);
@@ -259,10 +184,7 @@ impl Args {
 
     fn disk(&mut self, id: &str, source: &str, bus: Bus, serial: &str, read_only: bool) {
         let read_only = if read_only { ",readonly=on" } else { "" };
-        self.add([
-            "-drive",
-            &format!("if=none,id={id},{source},discard=unmap{read_only}"),
-        ]);
+        self.add(["-drive", &format!("if=none,id={id},{source},discard=unmap{read_only}")]);
         let device = match bus {
             Bus::VirtioBlk => format!("virtio-blk-pci,drive={id},serial={serial}"),
             Bus::Nvme => format!("nvme,drive={id},serial={serial}"),
@@ -295,11 +217,7 @@ mod tests {
             ("", "", "", true, Accelerator::Tcg),
         ];
         for (cpuinfo, intel, amd, usable, expected) in cases {
-            assert_eq!(
-                choose(cpuinfo, intel, amd, usable),
-                expected,
-                "{cpuinfo} {intel} {amd} {usable}"
-            );
+            assert_eq!(choose(cpuinfo, intel, amd, usable), expected, "{cpuinfo} {intel} {amd} {usable}");
         }
     }
 
@@ -323,10 +241,7 @@ mod tests {
             ports: &[1111, 2222],
         };
         let command = command(&builder, &places).unwrap();
-        let line: Vec<String> = command
-            .get_args()
-            .map(|a| a.to_string_lossy().into_owned())
-            .collect();
+        let line: Vec<String> = command.get_args().map(|a| a.to_string_lossy().into_owned()).collect();
         let line = line.join(" ");
         for expected in [
             "-m 777 -smp 3",
@@ -340,9 +255,6 @@ mod tests {
         ] {
             assert!(line.contains(expected), "{expected} is not in {line}");
         }
-        assert!(
-            !line.contains("bootindex") && !line.contains("pflash"),
-            "{line}"
-        );
+        assert!(!line.contains("bootindex") && !line.contains("pflash"), "{line}");
     }
 }

@@ -36,20 +36,10 @@ impl Process {
             .append(true)
             .open(log)
             .with_context(|| format!("cannot write {}", log.display()))?;
-        command
-            .stdin(Stdio::null())
-            .stdout(file.try_clone()?)
-            .stderr(file)
-            .process_group(0);
+        command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file).process_group(0);
         let program = command.get_program().to_string_lossy().into_owned();
-        let child = spawn(command)
-            .with_context(|| format!("cannot start {program}; is its package installed?"))?;
-        Ok(Self {
-            name: name.into(),
-            child,
-            log: log.into(),
-            ended: None,
-        })
+        let child = spawn(command).with_context(|| format!("cannot start {program}; is its package installed?"))?;
+        Ok(Self { name: name.into(), child, log: log.into(), ended: None })
     }
 
     /// Process id.
@@ -96,12 +86,7 @@ impl Process {
             None => Ok(()),
             Some(status) => {
                 let text = std::fs::read_to_string(&self.log).unwrap_or_default();
-                bail!(
-                    "{} ended with {status}; {}:\n{}",
-                    self.name,
-                    self.log.display(),
-                    last_lines(&text, 10)
-                )
+                bail!("{} ended with {status}; {}:\n{}", self.name, self.log.display(), last_lines(&text, 10))
             }
         }
     }
@@ -134,9 +119,7 @@ fn spawn(command: Command) -> Result<Child> {
                 let parent = std::process::id();
                 let die_with_parent = move || {
                     // SAFETY: prctl with integers only; async-signal-safe.
-                    nix::errno::Errno::result(unsafe {
-                        libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL)
-                    })?;
+                    nix::errno::Errno::result(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) })?;
                     // The parent may have died before the call above.
                     if nix::unistd::getppid().as_raw().cast_unsigned() != parent {
                         return Err(io::ErrorKind::NotConnected.into());
@@ -151,13 +134,8 @@ fn spawn(command: Command) -> Result<Child> {
         sender
     });
     let (answer, result) = channel();
-    spawner
-        .send((command, answer))
-        .ok()
-        .context("the thread that starts processes is gone")?;
-    Ok(result
-        .recv()
-        .context("the thread that starts processes is gone")??)
+    spawner.send((command, answer)).ok().context("the thread that starts processes is gone")?;
+    Ok(result.recv().context("the thread that starts processes is gone")??)
 }
 
 #[cfg(test)]
@@ -177,8 +155,7 @@ mod tests {
     #[test]
     fn a_dropped_process_is_gone() {
         let dir = tempfile::tempdir().unwrap();
-        let process =
-            Process::start("sleep", sh("exec sleep 600"), &dir.path().join("log")).unwrap();
+        let process = Process::start("sleep", sh("exec sleep 600"), &dir.path().join("log")).unwrap();
         let pid = process.id();
         assert!(alive(pid));
         drop(process);
@@ -189,11 +166,8 @@ mod tests {
     fn a_process_outlives_the_thread_that_asked_for_it() {
         let dir = tempfile::tempdir().unwrap();
         let log = dir.path().join("log");
-        let mut process = std::thread::spawn(move || {
-            Process::start("sleep", sh("exec sleep 600"), &log).unwrap()
-        })
-        .join()
-        .unwrap();
+        let mut process =
+            std::thread::spawn(move || Process::start("sleep", sh("exec sleep 600"), &log).unwrap()).join().unwrap();
         std::thread::sleep(Duration::from_millis(100));
         assert!(process.ended().is_none());
     }
@@ -201,37 +175,24 @@ mod tests {
     #[test]
     fn an_early_end_is_told_with_its_messages() {
         let dir = tempfile::tempdir().unwrap();
-        let mut process = Process::start(
-            "thing",
-            sh("echo no such device >&2; exit 3"),
-            &dir.path().join("log"),
-        )
-        .unwrap();
+        let mut process =
+            Process::start("thing", sh("echo no such device >&2; exit 3"), &dir.path().join("log")).unwrap();
         process.wait(Duration::from_secs(5)).unwrap();
         let text = process.check().unwrap_err().to_string();
-        assert!(
-            text.contains("thing") && text.contains("no such device") && text.contains("log"),
-            "{text}"
-        );
+        assert!(text.contains("thing") && text.contains("no such device") && text.contains("log"), "{text}");
     }
 
     #[test]
     fn waiting_has_a_deadline() {
         let dir = tempfile::tempdir().unwrap();
-        let mut process =
-            Process::start("sleep", sh("exec sleep 600"), &dir.path().join("log")).unwrap();
+        let mut process = Process::start("sleep", sh("exec sleep 600"), &dir.path().join("log")).unwrap();
         assert!(process.wait(Duration::from_millis(50)).is_err());
     }
 
     #[test]
     fn a_missing_program_is_named() {
         let dir = tempfile::tempdir().unwrap();
-        let error = Process::start(
-            "x",
-            Command::new("no-such-program"),
-            &dir.path().join("log"),
-        )
-        .unwrap_err();
+        let error = Process::start("x", Command::new("no-such-program"), &dir.path().join("log")).unwrap_err();
         assert!(error.to_string().contains("no-such-program"));
     }
 }

@@ -43,11 +43,7 @@ impl Qmp {
                     alive()?;
                     if started.elapsed() >= timeout {
                         return Err(e).with_context(|| {
-                            format!(
-                                "QEMU did not open {} within {} s",
-                                socket.display(),
-                                timeout.as_secs()
-                            )
+                            format!("QEMU did not open {} within {} s", socket.display(), timeout.as_secs())
                         });
                     }
                     std::thread::sleep(Duration::from_millis(10));
@@ -60,17 +56,9 @@ impl Qmp {
             .open(log_path)
             .with_context(|| format!("cannot write {}", log_path.display()))?;
         let reader = BufReader::new(stream.try_clone()?);
-        let mut qmp = Self {
-            writer: stream,
-            reader,
-            events: Vec::new(),
-            log,
-            log_path: log_path.into(),
-            partial: Vec::new(),
-        };
-        let greeting = qmp
-            .message(Instant::now() + ANSWER_TIMEOUT)?
-            .context("QMP: no greeting")?;
+        let mut qmp =
+            Self { writer: stream, reader, events: Vec::new(), log, log_path: log_path.into(), partial: Vec::new() };
+        let greeting = qmp.message(Instant::now() + ANSWER_TIMEOUT)?.context("QMP: no greeting")?;
         if greeting.get("QMP").is_none() {
             bail!("QMP: expected a greeting, found {greeting}");
         }
@@ -83,14 +71,9 @@ impl Qmp {
     /// # Errors
     /// When QEMU refuses it, does not answer in time or is gone.
     pub fn execute(&mut self, command: &str, arguments: &Value) -> Result<Value> {
-        let line = format!(
-            "{}\n",
-            json!({ "execute": command, "arguments": arguments })
-        );
+        let line = format!("{}\n", json!({ "execute": command, "arguments": arguments }));
         self.log.write_all(line.as_bytes())?;
-        self.writer
-            .write_all(line.as_bytes())
-            .with_context(|| format!("QMP {command}: QEMU is gone"))?;
+        self.writer.write_all(line.as_bytes()).with_context(|| format!("QMP {command}: QEMU is gone"))?;
         let deadline = Instant::now() + ANSWER_TIMEOUT;
         loop {
             let message = self.message(deadline)?.with_context(|| {
@@ -106,10 +89,7 @@ impl Qmp {
             if let Some(error) = message.get("error") {
                 bail!(
                     "QMP {command} {arguments}: {}",
-                    error
-                        .get("desc")
-                        .and_then(Value::as_str)
-                        .unwrap_or("refused without a reason")
+                    error.get("desc").and_then(Value::as_str).unwrap_or("refused without a reason")
                 );
             }
             self.events.push(message);
@@ -161,29 +141,20 @@ impl Qmp {
     /// The next object; `None` at the deadline.
     fn message(&mut self, deadline: Instant) -> Result<Option<Value>> {
         loop {
-            let left = deadline
-                .saturating_duration_since(Instant::now())
-                .max(Duration::from_millis(1));
+            let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
             self.reader.get_ref().set_read_timeout(Some(left))?;
             match self.reader.read_until(b'\n', &mut self.partial) {
-                Ok(0) => bail!(
-                    "QMP: QEMU has closed the connection; see {}",
-                    self.log_path.display()
-                ),
+                Ok(0) => bail!("QMP: QEMU has closed the connection; see {}", self.log_path.display()),
                 Ok(_) if self.partial.ends_with(b"\n") => {
                     let line = std::mem::take(&mut self.partial);
                     self.log.write_all(&line)?;
-                    return Ok(Some(serde_json::from_slice(&line).with_context(|| {
-                        format!("QMP: not JSON: {}", String::from_utf8_lossy(&line))
-                    })?));
+                    return Ok(Some(
+                        serde_json::from_slice(&line)
+                            .with_context(|| format!("QMP: not JSON: {}", String::from_utf8_lossy(&line)))?,
+                    ));
                 }
                 Ok(_) => {}
-                Err(e)
-                    if matches!(
-                        e.kind(),
-                        std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut
-                    ) =>
-                {
+                Err(e) if matches!(e.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut) => {
                     if Instant::now() >= deadline {
                         return Ok(None);
                     }
@@ -221,12 +192,7 @@ mod tests {
             }
             reader.read_line(&mut line).ok();
         });
-        let qmp = Qmp::connect(
-            &socket,
-            &dir.path().join("log"),
-            Duration::from_secs(5),
-            || Ok(()),
-        );
+        let qmp = Qmp::connect(&socket, &dir.path().join("log"), Duration::from_secs(5), || Ok(()));
         (dir, qmp)
     }
 
@@ -236,42 +202,25 @@ mod tests {
             "{\"event\": \"RESET\", \"data\": {\"guest\": true}}\n{\"event\": \"STOP\"}\n{\"return\": {\"status\": \"running\"}}",
         ]);
         let mut qmp = qmp.unwrap();
-        assert_eq!(
-            qmp.execute("query-status", &json!({})).unwrap()["status"],
-            "running"
-        );
-        assert_eq!(
-            qmp.wait_event("RESET", Duration::ZERO).unwrap()["guest"],
-            true
-        );
+        assert_eq!(qmp.execute("query-status", &json!({})).unwrap()["status"], "running");
+        assert_eq!(qmp.wait_event("RESET", Duration::ZERO).unwrap()["guest"], true);
         assert!(qmp.wait_event("RESET", Duration::from_millis(20)).is_err());
         qmp.wait_event("STOP", Duration::ZERO).unwrap();
     }
 
     #[test]
     fn a_refusal_is_told_in_qemus_words() {
-        let (_dir, qmp) =
-            fake(&["{\"error\": {\"class\": \"GenericError\", \"desc\": \"no such link\"}}"]);
-        let text = qmp
-            .unwrap()
-            .execute("set_link", &json!({}))
-            .unwrap_err()
-            .to_string();
-        assert!(
-            text.contains("set_link") && text.contains("no such link"),
-            "{text}"
-        );
+        let (_dir, qmp) = fake(&["{\"error\": {\"class\": \"GenericError\", \"desc\": \"no such link\"}}"]);
+        let text = qmp.unwrap().execute("set_link", &json!({})).unwrap_err().to_string();
+        assert!(text.contains("set_link") && text.contains("no such link"), "{text}");
     }
 
     #[test]
     fn a_qemu_that_dies_before_its_socket_is_there_ends_the_wait() {
         let dir = tempfile::tempdir().unwrap();
-        let error = Qmp::connect(
-            &dir.path().join("none"),
-            &dir.path().join("log"),
-            Duration::from_secs(60),
-            || bail!("qemu ended"),
-        )
+        let error = Qmp::connect(&dir.path().join("none"), &dir.path().join("log"), Duration::from_secs(60), || {
+            bail!("qemu ended")
+        })
         .unwrap_err();
         assert!(error.to_string().contains("qemu ended"));
     }

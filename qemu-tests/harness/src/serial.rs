@@ -18,10 +18,7 @@ pub struct Serial {
 impl Serial {
     /// The capture in `path`, from its beginning.
     pub fn new(path: &Path) -> Self {
-        Self {
-            path: path.into(),
-            cursor: 0,
-        }
+        Self { path: path.into(), cursor: 0 }
     }
 
     /// The file.
@@ -76,17 +73,10 @@ impl Serial {
                 if let Some(line) = self.find(text) {
                     return Ok(line);
                 }
-                bail!(
-                    "waiting for {text:?} on the console: {e:#}\n{}",
-                    self.shown()
-                );
+                bail!("waiting for {text:?} on the console: {e:#}\n{}", self.shown());
             }
             if started.elapsed() >= timeout {
-                bail!(
-                    "{text:?} did not come within {} s\n{}",
-                    timeout.as_secs(),
-                    self.shown()
-                );
+                bail!("{text:?} did not come within {} s\n{}", timeout.as_secs(), self.shown());
             }
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -102,11 +92,7 @@ impl Serial {
 
     /// The end of the capture with its file's name, for error messages.
     pub fn shown(&self) -> String {
-        format!(
-            "the console ends with ({}):\n{}",
-            self.path.display(),
-            last_lines(&self.text(), LINES_SHOWN)
-        )
+        format!("the console ends with ({}):\n{}", self.path.display(), last_lines(&self.text(), LINES_SHOWN))
     }
 }
 
@@ -120,16 +106,10 @@ fn plain(text: &str) -> String {
             '\u{1b}' => {
                 if chars.next_if_eq(&'[').is_some() {
                     // Parameters, then one final character of 0x40 to 0x7e.
-                    while chars
-                        .next()
-                        .is_some_and(|c| !('\u{40}'..='\u{7e}').contains(&c))
-                    {}
+                    while chars.next().is_some_and(|c| !('\u{40}'..='\u{7e}').contains(&c)) {}
                 } else {
                     // Character set selection has an intermediate character of 0x20 to 0x2f first.
-                    while chars
-                        .next()
-                        .is_some_and(|c| ('\u{20}'..='\u{2f}').contains(&c))
-                    {}
+                    while chars.next().is_some_and(|c| ('\u{20}'..='\u{2f}').contains(&c)) {}
                 }
             }
             c => out.push(c),
@@ -165,37 +145,21 @@ mod tests {
     #[test]
     fn a_wait_ends_at_its_deadline_with_the_end_of_the_console() {
         let (_dir, mut serial) = capture("last words\n");
-        let text = serial
-            .wait_for("hello", Duration::from_millis(30))
-            .unwrap_err()
-            .to_string();
-        assert!(
-            text.contains("hello") && text.contains("last words") && text.contains("serial.log"),
-            "{text}"
-        );
+        let text = serial.wait_for("hello", Duration::from_millis(30)).unwrap_err().to_string();
+        assert!(text.contains("hello") && text.contains("last words") && text.contains("serial.log"), "{text}");
     }
 
     #[test]
     fn a_dead_device_ends_the_wait_at_once_but_not_its_last_words() {
         let (_dir, mut serial) = capture("goodbye\n");
-        assert!(
-            serial
-                .wait_while("goodbye", Duration::from_secs(60), || bail!("gone"))
-                .is_ok()
-        );
-        let text = serial
-            .wait_while("hello", Duration::from_secs(60), || bail!("gone"))
-            .unwrap_err()
-            .to_string();
+        assert!(serial.wait_while("goodbye", Duration::from_secs(60), || bail!("gone")).is_ok());
+        let text = serial.wait_while("hello", Duration::from_secs(60), || bail!("gone")).unwrap_err().to_string();
         assert!(text.contains("gone"), "{text}");
     }
 
     #[test]
     fn control_sequences_do_not_hide_text() {
-        assert_eq!(
-            plain("\u{1b}[2J\u{1b}[01;01HBdsDxe: \u{1b}[37mloading\u{1b}(B\r\n"),
-            "BdsDxe: loading\n"
-        );
+        assert_eq!(plain("\u{1b}[2J\u{1b}[01;01HBdsDxe: \u{1b}[37mloading\u{1b}(B\r\n"), "BdsDxe: loading\n");
         assert_eq!(plain("cut \u{1b}["), "cut ");
     }
 }

@@ -21,13 +21,7 @@ pub fn manufacture(state: &Path) -> Result<()> {
     fs::create_dir_all(state).with_context(|| format!("cannot make {}", state.display()))?;
     let authority = authority()?;
     let output = Command::new("swtpm_setup")
-        .args([
-            "--tpm2",
-            "--create-ek-cert",
-            "--pcr-banks",
-            "sha256",
-            "--tpmstate",
-        ])
+        .args(["--tpm2", "--create-ek-cert", "--pcr-banks", "sha256", "--tpmstate"])
         .arg(state)
         .arg("--config")
         .arg(&authority.config)
@@ -52,13 +46,11 @@ struct Authority {
 }
 
 fn authority() -> Result<Authority> {
-    let folder =
-        std::env::temp_dir().join(format!("holdfast-tpm-authority-{}", nix::unistd::geteuid()));
+    let folder = std::env::temp_dir().join(format!("holdfast-tpm-authority-{}", nix::unistd::geteuid()));
     fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
     // swtpm_localca does not expect company while it makes its key or counts serial numbers.
     let lock = File::create(folder.join("lock"))?;
-    lock.lock()
-        .context("cannot lock the TPM certificate authority")?;
+    lock.lock().context("cannot lock the TPM certificate authority")?;
     let path = |name: &str| folder.join(name).display().to_string();
     fs::write(
         folder.join("swtpm-localca.conf"),
@@ -81,10 +73,7 @@ fn authority() -> Result<Authority> {
         path("swtpm-localca.options")
     );
     fs::write(&config, text)?;
-    Ok(Authority {
-        config,
-        _lock: lock,
-    })
+    Ok(Authority { config, _lock: lock })
 }
 
 /// Starts the TPM with the state in `state` (made absolute: swtpm fails much later on a relative path); QEMU connects to `socket`.
@@ -92,16 +81,11 @@ fn authority() -> Result<Authority> {
 /// # Errors
 /// When it does not open its socket in time.
 pub fn start(state: &Path, socket: &Path, log: &Path) -> Result<Process> {
-    let state = fs::canonicalize(state)
-        .with_context(|| format!("TPM state {} is not there", state.display()))?;
+    let state = fs::canonicalize(state).with_context(|| format!("TPM state {} is not there", state.display()))?;
     let _ = fs::remove_file(socket);
     let mut command = Command::new("swtpm");
-    command
-        .args(["socket", "--tpm2", "--terminate", "--tpmstate"])
-        .arg(format!("dir={}", state.display()));
-    command
-        .arg("--ctrl")
-        .arg(format!("type=unixio,path={}", socket.display()));
+    command.args(["socket", "--tpm2", "--terminate", "--tpmstate"]).arg(format!("dir={}", state.display()));
+    command.arg("--ctrl").arg(format!("type=unixio,path={}", socket.display()));
     let mut process = Process::start("swtpm", command, log)?;
     let started = Instant::now();
     while !socket.exists() {

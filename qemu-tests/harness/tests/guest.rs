@@ -20,19 +20,12 @@ fn run(program: &str, args: &[&dyn AsRef<std::ffi::OsStr>]) {
         .args(args.iter().map(AsRef::as_ref))
         .output()
         .unwrap_or_else(|e| panic!("{program}: {e}"));
-    assert!(
-        output.status.success(),
-        "{program}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
 /// Path of the static guest init: `$HOLDFAST_GUEST_INIT`, or built now.
 fn guest_init() -> PathBuf {
-    std::env::var_os("HOLDFAST_GUEST_INIT").map_or_else(
-        || xtask::programs::build().unwrap().guest_init,
-        PathBuf::from,
-    )
+    std::env::var_os("HOLDFAST_GUEST_INIT").map_or_else(|| xtask::programs::build().unwrap().guest_init, PathBuf::from)
 }
 
 /// What all tests share: kernel, initramfs, image.
@@ -47,9 +40,7 @@ fn parts() -> &'static Parts {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name);
         let mut archive = Archive::new();
-        archive
-            .dir("dev", 0o755)
-            .char_device("dev/console", 0o600, 5, 1);
+        archive.dir("dev", 0o755).char_device("dev/console", 0o600, 5, 1);
         archive.file("init", 0o755, &fs::read(guest_init()).unwrap());
         fs::write(at("initrd"), archive.finish()).unwrap();
 
@@ -58,21 +49,10 @@ fn parts() -> &'static Parts {
             fs::create_dir_all(image.join(dir)).unwrap();
         }
         symlink("/usr/etc", image.join("etc")).unwrap();
-        symlink(
-            "../run/nowhere/resolv.conf",
-            image.join("usr/etc/resolv.conf"),
-        )
-        .unwrap();
-        fs::write(
-            image.join("usr/etc/passwd"),
-            "root:x:0:0::/root:/bin/sh\napp:x:1000:1000::/home/app:/bin/sh\n",
-        )
-        .unwrap();
-        fs::write(
-            image.join("usr/etc/group"),
-            "root:x:0:\napp:x:1000:\nextra:x:2000:app\n",
-        )
-        .unwrap();
+        symlink("../run/nowhere/resolv.conf", image.join("usr/etc/resolv.conf")).unwrap();
+        fs::write(image.join("usr/etc/passwd"), "root:x:0:0::/root:/bin/sh\napp:x:1000:1000::/home/app:/bin/sh\n")
+            .unwrap();
+        fs::write(image.join("usr/etc/group"), "root:x:0:\napp:x:1000:\nextra:x:2000:app\n").unwrap();
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/probe/app.rs");
         let rustc = std::env::var("RUSTC").unwrap_or_else(|_| "rustc".into());
         run(
@@ -89,20 +69,8 @@ fn parts() -> &'static Parts {
                 &source,
             ],
         );
-        run(
-            "mkfs.erofs",
-            &[
-                &"-T0",
-                &"--force-uid=0",
-                &"--force-gid=0",
-                &at("image.erofs"),
-                &image,
-            ],
-        );
-        let kernel =
-            xtask::kernel::build(xtask::kernel::Kernel::Guest, &|line| eprintln!("{line}"))
-                .unwrap()
-                .vmlinux;
+        run("mkfs.erofs", &[&"-T0", &"--force-uid=0", &"--force-gid=0", &at("image.erofs"), &image]);
+        let kernel = xtask::kernel::build(xtask::kernel::Kernel::Guest, &|line| eprintln!("{line}")).unwrap().vmlinux;
         Parts { folder, kernel }
     })
 }
@@ -136,19 +104,10 @@ impl Guest {
         fs::write(at("config"), config).unwrap();
         for disk in ["overlay", "vol0"] {
             run("mke2fs", &[&"-q", &"-t", &"ext4", &"-F", &at(disk), &"8M"]);
-            fs::File::options()
-                .write(true)
-                .open(at(disk))
-                .unwrap()
-                .set_len(64 << 20)
-                .unwrap();
+            fs::File::options().write(true).open(at(disk)).unwrap().set_len(64 << 20).unwrap();
         }
         let device = Device::builder(name)
-            .direct(
-                &parts.kernel,
-                Some(parts.folder.path().join("initrd")),
-                "console=hvc0 quiet panic=-1",
-            )
+            .direct(&parts.kernel, Some(parts.folder.path().join("initrd")), "console=hvc0 quiet panic=-1")
             .memory_mib(192)
             .cpus(1)
             .watchdog(false)
@@ -177,27 +136,13 @@ impl Guest {
     fn check_disk(&self, name: &str) {
         let disk = self.folder.path().join(name);
         run("e2fsck", &[&"-fn", &disk]);
-        let output = Command::new("dumpe2fs")
-            .arg("-h")
-            .arg(&disk)
-            .output()
-            .unwrap();
+        let output = Command::new("dumpe2fs").arg("-h").arg(&disk).output().unwrap();
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        let field = |name: &str| {
-            text.lines()
-                .find_map(|l| l.strip_prefix(name))
-                .unwrap_or_default()
-                .trim()
-                .to_owned()
-        };
+        let field = |name: &str| text.lines().find_map(|l| l.strip_prefix(name)).unwrap_or_default().trim().to_owned();
         assert_eq!(field("Filesystem state:"), "clean", "{name}");
-        let bytes = field("Block count:").parse::<u64>().unwrap()
-            * field("Block size:").parse::<u64>().unwrap();
+        let bytes = field("Block count:").parse::<u64>().unwrap() * field("Block size:").parse::<u64>().unwrap();
         assert_eq!(bytes, 64 << 20, "{name}");
-        assert!(
-            !text.contains("needs_recovery"),
-            "{name}: was not unmounted"
-        );
+        assert!(!text.contains("needs_recovery"), "{name}: was not unmounted");
     }
 }
 
@@ -211,11 +156,7 @@ fn an_app_finds_an_ordinary_container_and_its_end_is_reported_last() {
         "guest-facts",
         &AppDocument {
             cwd: "/home/app/made/here".into(),
-            mounts: vec![Mount {
-                disk: "vol0".into(),
-                at: "/srv/volume".into(),
-                read_only: false,
-            }],
+            mounts: vec![Mount { disk: "vol0".into(), at: "/srv/volume".into(), read_only: false }],
             ..document(&["app", "facts", "second argument"])
         },
     );
@@ -243,10 +184,7 @@ fn an_app_finds_an_ordinary_container_and_its_end_is_reported_last() {
     ] {
         assert!(text.contains(expected), "{expected} is not in what it said");
     }
-    assert!(
-        text.contains("\n holdfast-guest: exit code=0\n"),
-        "the app's imitation is marked"
-    );
+    assert!(text.contains("\n holdfast-guest: exit code=0\n"), "the app's imitation is marked");
     assert_eq!(last_line(&text), "holdfast-guest: exit code=7");
     assert!(!text.contains("holdfast-guest: error"), "{text}");
     guest.check_disk("overlay");
@@ -254,22 +192,13 @@ fn an_app_finds_an_ordinary_container_and_its_end_is_reported_last() {
 
     // A second start finds what the first left.
     let text = guest.run();
-    assert!(
-        text.contains("fact: boots 1"),
-        "the volume keeps its content"
-    );
+    assert!(text.contains("fact: boots 1"), "the volume keeps its content");
     assert_eq!(last_line(&text), "holdfast-guest: exit code=7");
 }
 
 #[test]
 fn an_app_runs_as_the_user_the_image_names_and_reopens_its_output() {
-    let mut guest = Guest::new(
-        "guest-user",
-        &AppDocument {
-            user: "app".into(),
-            ..document(&["app", "serve"])
-        },
-    );
+    let mut guest = Guest::new("guest-user", &AppDocument { user: "app".into(), ..document(&["app", "serve"]) });
     guest.device.power_on().unwrap();
     guest.device.wait_for_hvc("app: ready", secs(60)).unwrap();
     // Port 80 as an ordinary user, reached over the network.
@@ -295,52 +224,29 @@ fn an_app_runs_as_the_user_the_image_names_and_reopens_its_output() {
 
 #[test]
 fn an_app_that_ignores_the_power_button_is_killed_after_its_grace() {
-    let mut guest = Guest::new(
-        "guest-stubborn",
-        &AppDocument {
-            grace_seconds: 1,
-            ..document(&["/bin/app", "stubborn"])
-        },
-    );
+    let mut guest =
+        Guest::new("guest-stubborn", &AppDocument { grace_seconds: 1, ..document(&["/bin/app", "stubborn"]) });
     guest.device.power_on().unwrap();
     guest.device.wait_for_hvc("app: ready", secs(60)).unwrap();
     guest.device.press_power_button().unwrap();
     guest.device.wait_off(secs(20)).unwrap();
-    assert_eq!(
-        last_line(&guest.device.hvc().text()),
-        "holdfast-guest: exit signal=9"
-    );
+    assert_eq!(last_line(&guest.device.hvc().text()), "holdfast-guest: exit signal=9");
     guest.check_disk("overlay");
 }
 
 #[test]
 fn what_cannot_start_says_why() {
     let cases = [
+        (document(&["no-such-program"]), "error: start no-such-program: ", "exit code=127"),
+        (document(&["/etc/passwd"]), "error: start /etc/passwd: ", "exit code=126"),
         (
-            document(&["no-such-program"]),
-            "error: start no-such-program: ",
-            "exit code=127",
-        ),
-        (
-            document(&["/etc/passwd"]),
-            "error: start /etc/passwd: ",
-            "exit code=126",
-        ),
-        (
-            AppDocument {
-                user: "nobody".into(),
-                ..document(&["app"])
-            },
+            AppDocument { user: "nobody".into(), ..document(&["app"]) },
             "user \"nobody\" is not in the image's /etc/passwd",
             "exit code=125",
         ),
         (
             AppDocument {
-                mounts: vec![Mount {
-                    disk: "vol9".into(),
-                    at: "/x".into(),
-                    read_only: false,
-                }],
+                mounts: vec![Mount { disk: "vol9".into(), at: "/x".into(), read_only: false }],
                 ..document(&["app"])
             },
             "error: disk vol9: not there",

@@ -54,30 +54,17 @@ fn findings(device: &mut Device, console: &str) -> BTreeMap<String, String> {
         _ => device.wait_for("probe: done", secs(60)).unwrap(),
     };
     device.wait_off(secs(20)).unwrap();
-    let text = if console == "hvc" {
-        device.hvc().text()
-    } else {
-        device.serial().text()
-    };
+    let text = if console == "hvc" { device.hvc().text() } else { device.serial().text() };
     eprintln!("{text}");
-    let findings = text
-        .lines()
-        .filter_map(|l| l.split_once("probe: ")?.1.split_once(' '));
-    findings
-        .map(|(name, value)| (name.to_owned(), value.trim().to_owned()))
-        .collect()
+    let findings = text.lines().filter_map(|l| l.split_once("probe: ")?.1.split_once(' '));
+    findings.map(|(name, value)| (name.to_owned(), value.trim().to_owned())).collect()
 }
 
 fn require(found: &BTreeMap<String, String>, name: &str, parts: &[&str]) {
-    let value = found
-        .get(name)
-        .unwrap_or_else(|| panic!("the probe says nothing about {name}"));
+    let value = found.get(name).unwrap_or_else(|| panic!("the probe says nothing about {name}"));
     let words: Vec<&str> = value.split([',', ' ']).collect();
     for part in parts {
-        assert!(
-            words.contains(part),
-            "{name}: expected {part}, found {value}"
-        );
+        assert!(words.contains(part), "{name}: expected {part}, found {value}");
     }
 }
 
@@ -86,11 +73,7 @@ fn the_host_kernel_has_kvm_and_every_device_the_programs_open() {
     let folder = tempfile::tempdir().unwrap();
     let initrd = probe(folder.path());
     let device = Device::builder("host-kernel")
-        .direct(
-            kernel(Kernel::Host).bzimage,
-            Some(&initrd),
-            "console=ttyS0 panic=-1 quiet lockdown=integrity",
-        )
+        .direct(kernel(Kernel::Host).bzimage, Some(&initrd), "console=ttyS0 panic=-1 quiet lockdown=integrity")
         .tpm(true)
         .disk_bytes(64 << 20)
         .memory_mib(512)
@@ -122,17 +105,9 @@ fn the_host_kernel_has_kvm_and_every_device_the_programs_open() {
     }
     assert_eq!(found["kvm-version"], "12");
     assert_eq!(found["modules"], "false");
-    require(
-        &found,
-        "controllers",
-        &["cpuset", "cpu", "io", "memory", "pids"],
-    );
+    require(&found, "controllers", &["cpuset", "cpu", "io", "memory", "pids"]);
     require(&found, "lsm", &["lockdown", "landlock"]);
-    require(
-        &found,
-        "filesystems",
-        &["erofs", "ext4", "overlay", "tmpfs", "cgroup2"],
-    );
+    require(&found, "filesystems", &["erofs", "ext4", "overlay", "tmpfs", "cgroup2"]);
     require(&found, "cards", &["eth0", "eth1", "eth2"]);
     assert!(found["crypto"].contains("aesni"), "{}", found["crypto"]);
 }
@@ -142,10 +117,7 @@ fn the_guest_kernel_boots_from_its_elf_image_and_from_its_bzimage() {
     let folder = tempfile::tempdir().unwrap();
     let initrd = probe(folder.path());
     let disk = folder.path().join("disk");
-    std::fs::File::create(&disk)
-        .unwrap()
-        .set_len(1 << 20)
-        .unwrap();
+    std::fs::File::create(&disk).unwrap().set_len(1 << 20).unwrap();
     let artifacts = kernel(Kernel::Guest);
     for image in [&artifacts.vmlinux, &artifacts.bzimage] {
         let device = Device::builder("guest-kernel")
@@ -159,18 +131,9 @@ fn the_guest_kernel_boots_from_its_elf_image_and_from_its_bzimage() {
             .no_reboot();
         let found = findings(&mut device.start().unwrap(), "hvc");
         for name in ["vda", "hvc0", "hwrng", "net/tun", "mount-cgroup2"] {
-            assert_eq!(
-                found.get(name).map(String::as_str),
-                Some("true"),
-                "{}: {name}",
-                image.display()
-            );
+            assert_eq!(found.get(name).map(String::as_str), Some("true"), "{}: {name}", image.display());
         }
-        require(
-            &found,
-            "filesystems",
-            &["erofs", "ext4", "overlay", "tmpfs", "cgroup2"],
-        );
+        require(&found, "filesystems", &["erofs", "ext4", "overlay", "tmpfs", "cgroup2"]);
         require(&found, "cards", &["eth0", "lo"]);
     }
 }

@@ -57,7 +57,7 @@ fn facts() -> ! {
     eprintln!("fact: stderr true");
     println!("holdfast-guest: exit code=0");
     // A process left behind must not keep the VM up.
-    std::process::Command::new("/bin/app").arg("stubborn").spawn().unwrap();
+    std::process::Command::new("/bin/app").arg("stubborn").stdout(std::process::Stdio::null()).spawn().unwrap();
     print!("fact: unfinished line");
     std::io::stdout().flush().unwrap();
     std::process::exit(7);
