@@ -52,9 +52,7 @@ impl Roots {
     pub fn contains(&self, der: &CertificateDer<'_>, now: UnixTime) -> bool {
         self.0.iter().any(|root| root.as_ref() == der.as_ref())
             && X509Certificate::from_der(der).is_ok_and(|(_, parsed)| {
-                let bound = |time: x509_parser::time::ASN1Time| {
-                    u64::try_from(time.timestamp()).unwrap_or(0)
-                };
+                let bound = |time: x509_parser::time::ASN1Time| u64::try_from(time.timestamp()).unwrap_or(0);
                 let validity = parsed.validity();
                 (bound(validity.not_before)..=bound(validity.not_after)).contains(&now.as_secs())
             })
@@ -62,10 +60,7 @@ impl Roots {
 
     fn anchors(&self) -> Vec<TrustAnchor<'_>> {
         // Each was accepted as an anchor when the roots were read.
-        self.0
-            .iter()
-            .filter_map(|der| webpki::anchor_from_trusted_cert(der).ok())
-            .collect()
+        self.0.iter().filter_map(|der| webpki::anchor_from_trusted_cert(der).ok()).collect()
     }
 }
 
@@ -93,11 +88,7 @@ impl ControllerCertificates {
     ///
     /// # Errors
     /// [`CertificateError`].
-    pub fn from_reply(
-        envelope: &[u8],
-        roots: &Roots,
-        valid: ValidAt,
-    ) -> Result<Self, CertificateError> {
+    pub fn from_reply(envelope: &[u8], roots: &Roots, valid: ValidAt) -> Result<Self, CertificateError> {
         let received = Received::parse(envelope)?;
         let list = ZControllerCert::decode(received.unverified_payload())
             .map_err(|error| CertificateError::Malformed(error.to_string()))?;
@@ -120,18 +111,14 @@ impl ControllerCertificates {
                 _ => continue,
             };
             let leaf = ControllerCertificate::from_pem(&cert.cert, signs);
-            match leaf.and_then(|leaf| {
-                leaf.check_chain(&intermediates, roots, valid)
-                    .map(|()| leaf)
-            }) {
+            match leaf.and_then(|leaf| leaf.check_chain(&intermediates, roots, valid).map(|()| leaf)) {
                 Ok(leaf) => leaves.push(leaf),
                 Err(error) => rejected.push(error.to_string()),
             }
         }
 
-        let signer = leaves
-            .iter()
-            .find(|leaf| leaf.signs && hash::names(received.sender_hash(), &leaf.trimmed_pem_hash));
+        let signer =
+            leaves.iter().find(|leaf| leaf.signs && hash::names(received.sender_hash(), &leaf.trimmed_pem_hash));
         let Some(signer) = signer else {
             return Err(CertificateError::NoSigner {
                 hash: hex::encode(received.sender_hash()),
@@ -139,11 +126,7 @@ impl ControllerCertificates {
             });
         };
         received.verify(signer)?;
-        Ok(Self {
-            leaves,
-            rejected,
-            envelope: envelope.to_vec(),
-        })
+        Ok(Self { leaves, rejected, envelope: envelope.to_vec() })
     }
 
     /// Verifies a reply's envelope against the announced signing certificates and gives its payload.
@@ -152,24 +135,17 @@ impl ControllerCertificates {
     /// [`EnvelopeError`]; on [`EnvelopeError::UnknownSender`] the certificates should be fetched again.
     pub fn open(&self, envelope: &[u8]) -> Result<Vec<u8>, EnvelopeError> {
         let received = Received::parse(envelope)?;
-        match self
-            .leaves
-            .iter()
-            .find(|leaf| leaf.signs && hash::names(received.sender_hash(), &leaf.trimmed_pem_hash))
+        match self.leaves.iter().find(|leaf| leaf.signs && hash::names(received.sender_hash(), &leaf.trimmed_pem_hash))
         {
             Some(signer) => received.verify(signer),
-            None => Err(EnvelopeError::UnknownSender(hex::encode(
-                received.sender_hash(),
-            ))),
+            None => Err(EnvelopeError::UnknownSender(hex::encode(received.sender_hash()))),
         }
     }
 
     /// The leaf named by a hash of 16 or 32 bytes, whatever its type: object encryption may use either.
     #[must_use]
     pub fn by_hash(&self, hash: &[u8]) -> Option<&ControllerCertificate> {
-        self.leaves.iter().find(|leaf| {
-            hash::names(hash, &leaf.trimmed_pem_hash) || hash::names(hash, &leaf.pem_hash)
-        })
+        self.leaves.iter().find(|leaf| hash::names(hash, &leaf.trimmed_pem_hash) || hash::names(hash, &leaf.pem_hash))
     }
 
     /// Leaves that were left out, one reason each.
@@ -200,25 +176,17 @@ pub struct ControllerCertificate {
 
 impl ControllerCertificate {
     fn from_pem(pem: &[u8], signs: bool) -> Result<Self, CertificateError> {
-        let malformed = |reason: String| CertificateError::Leaf {
-            subject: "unreadable certificate".to_owned(),
-            reason,
-        };
-        let der =
-            CertificateDer::from_pem_slice(pem).map_err(|error| malformed(error.to_string()))?;
-        let (_, parsed) =
-            X509Certificate::from_der(&der).map_err(|error| malformed(error.to_string()))?;
+        let malformed =
+            |reason: String| CertificateError::Leaf { subject: "unreadable certificate".to_owned(), reason };
+        let der = CertificateDer::from_pem_slice(pem).map_err(|error| malformed(error.to_string()))?;
+        let (_, parsed) = X509Certificate::from_der(&der).map_err(|error| malformed(error.to_string()))?;
         let subject = parsed.subject().to_string();
         let key = PublicKey::from_certificate(&parsed).ok_or_else(|| CertificateError::Leaf {
             subject: subject.clone(),
             reason: "expected a P-256 or RSA key".to_owned(),
         })?;
-        let seconds =
-            |time: x509_parser::time::ASN1Time| u64::try_from(time.timestamp()).unwrap_or(0);
-        let (not_before, not_after) = (
-            seconds(parsed.validity().not_before),
-            seconds(parsed.validity().not_after),
-        );
+        let seconds = |time: x509_parser::time::ASN1Time| u64::try_from(time.timestamp()).unwrap_or(0);
+        let (not_before, not_after) = (seconds(parsed.validity().not_before), seconds(parsed.validity().not_after));
         Ok(Self {
             subject,
             not_before,
@@ -237,20 +205,13 @@ impl ControllerCertificate {
         roots: &Roots,
         valid: ValidAt,
     ) -> Result<(), CertificateError> {
-        let refused = |reason: String| CertificateError::Leaf {
-            subject: self.subject.clone(),
-            reason,
-        };
+        let refused = |reason: String| CertificateError::Leaf { subject: self.subject.clone(), reason };
         let seconds = match valid {
             ValidAt::Time(time) => time.as_secs(),
             ValidAt::CheckedBefore => newest_start(intermediates).max(self.not_before),
         };
         // A site may trust the controller's certificate itself.
-        if roots
-            .0
-            .iter()
-            .any(|root| root.as_ref() == self.der.as_ref())
-        {
+        if roots.0.iter().any(|root| root.as_ref() == self.der.as_ref()) {
             return if (self.not_before..=self.not_after).contains(&seconds) {
                 Ok(())
             } else {
@@ -336,13 +297,11 @@ impl PublicKey {
         match self {
             Self::P256(point) => {
                 let sec1 = [&[4], point.x.as_slice(), point.y.as_slice()].concat();
-                UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, sec1)
-                    .verify(message, signature)
-                    .is_ok()
+                UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, sec1).verify(message, signature).is_ok()
             }
-            Self::Rsa(der) => UnparsedPublicKey::new(&RSA_PKCS1_2048_8192_SHA256, der)
-                .verify(message, signature)
-                .is_ok(),
+            Self::Rsa(der) => {
+                UnparsedPublicKey::new(&RSA_PKCS1_2048_8192_SHA256, der).verify(message, signature).is_ok()
+            }
         }
     }
 }
@@ -360,9 +319,7 @@ pub enum CertificateError {
     #[error("certificate list of the controller: {0}")]
     Malformed(String),
     /// Too many.
-    #[error(
-        "certificate list of the controller holds {0} certificates: expected at most {MAX_CERTIFICATES}"
-    )]
+    #[error("certificate list of the controller holds {0} certificates: expected at most {MAX_CERTIFICATES}")]
     TooMany(usize),
     /// One certificate.
     #[error("certificate of the controller {subject}: {reason}")]

@@ -6,9 +6,7 @@
 use crate::certs::{ControllerCertificates, PublicKey};
 use crate::hash::{self, sha256};
 use crate::keys::{EcPoint, KeyAgreement, KeyError};
-use crate::proto::common::{
-    CipherBlock, CipherContext, EncryptionBlock, EncryptionScheme, KeyExchangeScheme,
-};
+use crate::proto::common::{CipherBlock, CipherContext, EncryptionBlock, EncryptionScheme, KeyExchangeScheme};
 use cfb_mode::cipher::{AsyncStreamCipher, KeyIvInit};
 use prost::Message;
 use std::cell::RefCell;
@@ -34,11 +32,7 @@ impl<'a> Decryptor<'a> {
     /// For the cipher contexts of a config; without `keys` every block fails with [`CipherError::NoKeys`].
     #[must_use]
     pub fn new(contexts: &'a [CipherContext], keys: Option<Keys<'a>>) -> Self {
-        Self {
-            contexts,
-            keys,
-            made: RefCell::default(),
-        }
+        Self { contexts, keys, made: RefCell::default() }
     }
 
     /// Decrypts a block.
@@ -48,8 +42,7 @@ impl<'a> Decryptor<'a> {
     pub fn decrypt(&self, block: &CipherBlock) -> Result<EncryptionBlock, CipherError> {
         let key = self.key(&block.cipher_context_id)?;
         let clear = decrypt(&key, block)?;
-        EncryptionBlock::decode(clear.as_slice())
-            .map_err(|error| CipherError::ClearText(error.to_string()))
+        EncryptionBlock::decode(clear.as_slice()).map_err(|error| CipherError::ClearText(error.to_string()))
     }
 
     fn key(&self, id: &str) -> Result<[u8; 32], CipherError> {
@@ -57,11 +50,8 @@ impl<'a> Decryptor<'a> {
             return Ok(*key);
         }
         let keys = self.keys.as_ref().ok_or(CipherError::NoKeys)?;
-        let context = self
-            .contexts
-            .iter()
-            .find(|c| c.context_id == id)
-            .ok_or_else(|| CipherError::NoContext(id.to_owned()))?;
+        let context =
+            self.contexts.iter().find(|c| c.context_id == id).ok_or_else(|| CipherError::NoContext(id.to_owned()))?;
         let key = context_key(context, keys)?;
         self.made.borrow_mut().insert(&context.context_id, key);
         Ok(key)
@@ -79,27 +69,20 @@ fn context_key(context: &CipherContext, keys: &Keys<'_>) -> Result<[u8; 32], Cip
             encryption: context.encryption_scheme,
         });
     }
-    if !hash::names_pem(
-        &context.device_cert_hash,
-        keys.agreement.certificate_pem().as_bytes(),
-    ) {
+    if !hash::names_pem(&context.device_cert_hash, keys.agreement.certificate_pem().as_bytes()) {
         return Err(CipherError::OtherDeviceKey {
             context: context.context_id.clone(),
             hash: hex::encode(&context.device_cert_hash),
         });
     }
-    let peer = keys
-        .certificates
-        .by_hash(&context.controller_cert_hash)
-        .ok_or_else(|| CipherError::UnknownCertificate {
+    let peer =
+        keys.certificates.by_hash(&context.controller_cert_hash).ok_or_else(|| CipherError::UnknownCertificate {
             context: context.context_id.clone(),
             hash: hex::encode(&context.controller_cert_hash),
         })?;
     match peer.key() {
         PublicKey::P256(point) => Ok(key_of(&keys.agreement.shared_point(point)?)),
-        PublicKey::Rsa(_) => Err(CipherError::NotAgreeing {
-            subject: peer.subject().to_owned(),
-        }),
+        PublicKey::Rsa(_) => Err(CipherError::NotAgreeing { subject: peer.subject().to_owned() }),
     }
 }
 
@@ -110,18 +93,11 @@ fn key_of(shared: &EcPoint) -> [u8; 32] {
 
 /// AES-256-CFB and the check of the clear text's hash.
 fn decrypt(key: &[u8; 32], block: &CipherBlock) -> Result<Vec<u8>, CipherError> {
-    let iv: &[u8; 16] = block
-        .initial_value
-        .as_slice()
-        .try_into()
-        .map_err(|_| CipherError::InitialValue(block.initial_value.len()))?;
+    let iv: &[u8; 16] =
+        block.initial_value.as_slice().try_into().map_err(|_| CipherError::InitialValue(block.initial_value.len()))?;
     let mut text = block.cipher_data.clone();
     cfb_mode::Decryptor::<aes::Aes256>::new(key.into(), iv.into()).decrypt(&mut text);
-    if sha256(&text).as_slice() == block.clear_text_sha256.as_slice() {
-        Ok(text)
-    } else {
-        Err(CipherError::Hash)
-    }
+    if sha256(&text).as_slice() == block.clear_text_sha256.as_slice() { Ok(text) } else { Err(CipherError::Hash) }
 }
 
 /// A block could not be decrypted.
@@ -146,9 +122,7 @@ pub enum CipherError {
         encryption: i32,
     },
     /// Made for another key of the device.
-    #[error(
-        "cipher context {context:?} is for the device certificate {hash}, which is not the one this device has"
-    )]
+    #[error("cipher context {context:?} is for the device certificate {hash}, which is not the one this device has")]
     OtherDeviceKey {
         /// Context.
         context: String,
@@ -166,9 +140,7 @@ pub enum CipherError {
         hash: String,
     },
     /// A key that cannot do ECDH.
-    #[error(
-        "certificate {subject} of the controller has an RSA key: expected P-256 for key agreement"
-    )]
+    #[error("certificate {subject} of the controller has an RSA key: expected P-256 for key agreement")]
     NotAgreeing {
         /// Subject.
         subject: String,

@@ -61,8 +61,7 @@ impl Received {
     /// [`EnvelopeError`] when the bytes are no envelope, it is encrypted, or it names its sender by a hash that is
     /// neither 16 nor 32 bytes long.
     pub fn parse(bytes: &[u8]) -> Result<Self, EnvelopeError> {
-        let envelope = AuthContainer::decode(bytes)
-            .map_err(|error| EnvelopeError::Malformed(error.to_string()))?;
+        let envelope = AuthContainer::decode(bytes).map_err(|error| EnvelopeError::Malformed(error.to_string()))?;
         let Some(body) = envelope.protected_payload else {
             return Err(if envelope.cipher_data.is_some() {
                 EnvelopeError::Encrypted
@@ -74,11 +73,7 @@ impl Received {
         if !matches!(envelope.sender_cert_hash.len(), 16 | 32) {
             return Err(EnvelopeError::HashLength(envelope.sender_cert_hash.len()));
         }
-        Ok(Self {
-            payload: body.payload,
-            sender_hash: envelope.sender_cert_hash,
-            signature: envelope.signature_hash,
-        })
+        Ok(Self { payload: body.payload, sender_hash: envelope.sender_cert_hash, signature: envelope.signature_hash })
     }
 
     /// The hash by which the envelope names its sender's certificate, 16 or 32 bytes.
@@ -96,9 +91,7 @@ impl Received {
             return Err(EnvelopeError::UnknownSender(hex::encode(&self.sender_hash)));
         }
         if !sender.key().verifies(&self.payload, &self.signature) {
-            return Err(EnvelopeError::BadSignature {
-                sender: sender.subject().to_owned(),
-            });
+            return Err(EnvelopeError::BadSignature { sender: sender.subject().to_owned() });
         }
         Ok(self.payload)
     }
@@ -130,9 +123,7 @@ pub enum EnvelopeError {
     )]
     UnknownSender(String),
     /// The signature does not fit.
-    #[error(
-        "signature of the envelope does not fit the payload and the key of {sender}; the reply is ignored"
-    )]
+    #[error("signature of the envelope does not fit the payload and the key of {sender}; the reply is ignored")]
     BadSignature {
         /// Subject of the certificate.
         sender: String,
@@ -148,13 +139,9 @@ mod tests {
     fn controller_envelope(key: &TestKey, payload: &[u8], hash_length: usize) -> AuthContainer {
         let signature = key.sign_sha256(&sha256(payload)).expect("sign");
         AuthContainer {
-            protected_payload: Some(AuthBody {
-                payload: payload.to_vec(),
-            }),
+            protected_payload: Some(AuthBody { payload: payload.to_vec() }),
             algo: HashAlgorithm::Sha25632bytes.into(),
-            sender_cert_hash: hash::trimmed_pem_hash(key.certificate_pem().as_bytes())
-                [..hash_length]
-                .to_vec(),
+            sender_cert_hash: hash::trimmed_pem_hash(key.certificate_pem().as_bytes())[..hash_length].to_vec(),
             signature_hash: signature.to_vec(),
             ..AuthContainer::default()
         }
@@ -171,10 +158,11 @@ mod tests {
         assert!(envelope.sender_cert.is_empty());
         let public = certificate_for(&key);
         assert!(public.key().verifies(b"payload", &envelope.signature_hash));
-        assert!(!public.key().verifies(
-            &envelope.protected_payload.expect("body").encode_to_vec(),
-            &envelope.signature_hash
-        ));
+        assert!(
+            !public
+                .key()
+                .verifies(&envelope.protected_payload.expect("body").encode_to_vec(), &envelope.signature_hash)
+        );
     }
 
     #[test]
@@ -182,10 +170,7 @@ mod tests {
         let key = TestKey::new("onboard");
         let bytes = seal_registration(vec![1, 2, 3], &key).expect("seal");
         let envelope = AuthContainer::decode(bytes.as_slice()).expect("decode");
-        assert_eq!(
-            STANDARD.decode(envelope.sender_cert).expect("base64"),
-            key.certificate_pem().as_bytes()
-        );
+        assert_eq!(STANDARD.decode(envelope.sender_cert).expect("base64"), key.certificate_pem().as_bytes());
     }
 
     #[test]
@@ -194,16 +179,11 @@ mod tests {
         let certificate = certificate_for(&key);
         for length in [16, 32] {
             let bytes = controller_envelope(&key, b"reply", length).encode_to_vec();
-            let payload = Received::parse(&bytes)
-                .and_then(|e| e.verify(&certificate))
-                .expect("verify");
+            let payload = Received::parse(&bytes).and_then(|e| e.verify(&certificate)).expect("verify");
             assert_eq!(payload, b"reply");
         }
         let bytes = controller_envelope(&key, b"reply", 20).encode_to_vec();
-        assert_eq!(
-            Received::parse(&bytes).expect_err("20 bytes"),
-            EnvelopeError::HashLength(20)
-        );
+        assert_eq!(Received::parse(&bytes).expect_err("20 bytes"), EnvelopeError::HashLength(20));
     }
 
     #[test]
@@ -218,40 +198,21 @@ mod tests {
         let mut short = good.clone();
         short.signature_hash.pop();
         for bad in [payload, signature, short] {
-            let refused =
-                Received::parse(&bad.encode_to_vec()).and_then(|e| e.verify(&certificate));
-            assert!(
-                matches!(refused, Err(EnvelopeError::BadSignature { .. })),
-                "{refused:?}"
-            );
+            let refused = Received::parse(&bad.encode_to_vec()).and_then(|e| e.verify(&certificate));
+            assert!(matches!(refused, Err(EnvelopeError::BadSignature { .. })), "{refused:?}");
         }
         let mut sender = good;
         sender.sender_cert_hash[0] ^= 1;
         let refused = Received::parse(&sender.encode_to_vec()).and_then(|e| e.verify(&certificate));
-        assert!(
-            matches!(refused, Err(EnvelopeError::UnknownSender(_))),
-            "{refused:?}"
-        );
+        assert!(matches!(refused, Err(EnvelopeError::UnknownSender(_))), "{refused:?}");
     }
 
     #[test]
     fn bare_payload_and_encrypted_envelope_are_refused() {
-        assert_eq!(
-            Received::parse(&[]).expect_err("empty"),
-            EnvelopeError::NoPayload
-        );
-        let encrypted = AuthContainer {
-            cipher_data: Some(Default::default()),
-            ..AuthContainer::default()
-        };
-        assert_eq!(
-            Received::parse(&encrypted.encode_to_vec()).expect_err("encrypted"),
-            EnvelopeError::Encrypted
-        );
-        assert!(matches!(
-            Received::parse(&[0xff; 9]),
-            Err(EnvelopeError::Malformed(_))
-        ));
+        assert_eq!(Received::parse(&[]).expect_err("empty"), EnvelopeError::NoPayload);
+        let encrypted = AuthContainer { cipher_data: Some(Default::default()), ..AuthContainer::default() };
+        assert_eq!(Received::parse(&encrypted.encode_to_vec()).expect_err("encrypted"), EnvelopeError::Encrypted);
+        assert!(matches!(Received::parse(&[0xff; 9]), Err(EnvelopeError::Malformed(_))));
     }
 
     proptest! {

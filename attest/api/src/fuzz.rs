@@ -22,9 +22,7 @@ pub fn fuzz_certificates(data: &[u8]) {
     let Ok(roots) = Roots::from_pem(ROOT) else {
         return;
     };
-    let now = ValidAt::Time(UnixTime::since_unix_epoch(Duration::from_secs(
-        1_800_000_000,
-    )));
+    let now = ValidAt::Time(UnixTime::since_unix_epoch(Duration::from_secs(1_800_000_000)));
     let _ = ControllerCertificates::from_reply(data, &roots, now);
     let _ = ControllerCertificates::from_reply(data, &roots, ValidAt::CheckedBefore);
     let _ = Roots::from_pem(data);

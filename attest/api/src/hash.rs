@@ -38,10 +38,7 @@ pub fn names_pem(received: &[u8], pem: &[u8]) -> bool {
 fn trim(text: &[u8]) -> &[u8] {
     let space = |b: &u8| b.is_ascii_whitespace() || *b == 0x0b;
     let start = text.iter().position(|b| !space(b)).unwrap_or(text.len());
-    let end = text
-        .iter()
-        .rposition(|b| !space(b))
-        .map_or(start, |last| last + 1);
+    let end = text.iter().rposition(|b| !space(b)).map_or(start, |last| last + 1);
     &text[start..end]
 }
 
@@ -62,11 +59,7 @@ mod tests {
     fn only_the_first_16_or_all_32_bytes_name_a_certificate() {
         let full = sha256(b"certificate");
         for length in 0..=32 {
-            assert_eq!(
-                names(&full[..length], &full),
-                length == 16 || length == 32,
-                "{length} bytes"
-            );
+            assert_eq!(names(&full[..length], &full), length == 16 || length == 32, "{length} bytes");
         }
         assert!(!names(&[full.as_slice(), &[0]].concat(), &full));
         let mut other = full;

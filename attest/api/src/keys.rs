@@ -41,10 +41,7 @@ impl EcPoint {
     #[must_use]
     pub fn from_sec1(bytes: &[u8]) -> Option<Self> {
         let bytes: &[u8; 65] = bytes.try_into().ok()?;
-        let mut point = Self {
-            x: [0; 32],
-            y: [0; 32],
-        };
+        let mut point = Self { x: [0; 32], y: [0; 32] };
         if bytes[0] != 4 {
             return None;
         }
@@ -75,9 +72,6 @@ impl KeyError {
     /// An error of the key called `key`.
     #[must_use]
     pub fn new(key: impl Into<String>, reason: impl std::fmt::Display) -> Self {
-        Self {
-            key: key.into(),
-            reason: reason.to_string(),
-        }
+        Self { key: key.into(), reason: reason.to_string() }
     }
 }

@@ -2,13 +2,11 @@
 
 use crate::info::MIB;
 use crate::proto::metrics::{
-    AppCpuMetric, AppMemoryMetric, AppMetric, DeviceMemoryMetric, DeviceMetric, DiskMetric,
-    MemoryMetric, NetworkMetric, NetworkStats, UrlcloudMetric, ZMetricMsg, ZMetricNetworkInstance,
-    ZMetricNetworkStats, ZMetricVolume, ZedcloudMetric, z_metric_msg::MetricContent,
+    AppCpuMetric, AppMemoryMetric, AppMetric, DeviceMemoryMetric, DeviceMetric, DiskMetric, MemoryMetric,
+    NetworkMetric, NetworkStats, UrlcloudMetric, ZMetricMsg, ZMetricNetworkInstance, ZMetricNetworkStats,
+    ZMetricVolume, ZedcloudMetric, z_metric_msg::MetricContent,
 };
-use holdfast_model::observed::{
-    AppStatus, InstanceStatus, InterfaceCounters, Observed, VolumeStatus,
-};
+use holdfast_model::observed::{AppStatus, InstanceStatus, InterfaceCounters, Observed, VolumeStatus};
 use prost_types::Timestamp;
 use std::time::SystemTime;
 
@@ -82,21 +80,14 @@ fn device(observed: &Observed, context: &Context) -> DeviceMetric {
     let host_used = mib32(device.memory_used_bytes.saturating_sub(apps_used));
     DeviceMetric {
         memory: Some(memory(device.memory_used_bytes, device.memory_bytes)),
-        network: observed
-            .ports
-            .iter()
-            .map(|port| network(&port.name, &port.interface, &port.counters))
-            .collect(),
+        network: observed.ports.iter().map(|port| network(&port.name, &port.interface, &port.counters)).collect(),
         zedcloud: vec![traffic(&context.traffic)],
         disk: vec![DiskMetric {
             disk: "DATA".to_owned(),
             mount_path: "/data".to_owned(),
             total: device.storage_bytes / MIB,
             used: device.storage_used_bytes / MIB,
-            free: device
-                .storage_bytes
-                .saturating_sub(device.storage_used_bytes)
-                / MIB,
+            free: device.storage_bytes.saturating_sub(device.storage_used_bytes) / MIB,
             ..DiskMetric::default()
         }],
         cpu_metric: Some(cpu(device.cpu_total_ns, device.uptime_seconds)),
@@ -119,11 +110,7 @@ fn app(app: &AppStatus) -> AppMetric {
         app_version: app.version.clone(),
         cpu: Some(cpu(app.cpu_total_ns, 0)),
         memory: Some(memory(app.memory_used_bytes, app.memory_bytes)),
-        network: app
-            .interfaces
-            .iter()
-            .map(|nic| network(&nic.name, &nic.tap, &nic.counters))
-            .collect(),
+        network: app.interfaces.iter().map(|nic| network(&nic.name, &nic.tap, &nic.counters)).collect(),
         app_memory: Some(AppMemoryMetric {
             allocated_mb: mib32(app.memory_bytes),
             used_mb: mib32(app.memory_used_bytes),
@@ -215,10 +202,7 @@ fn network(name: &str, local: &str, counters: &InterfaceCounters) -> NetworkMetr
 /// Processor time: `total` in seconds, `total_ns` in nanoseconds; up time is a duration in a stamp's clothes.
 fn cpu(total_ns: u64, uptime_seconds: u64) -> AppCpuMetric {
     AppCpuMetric {
-        up_time: i64::try_from(uptime_seconds)
-            .ok()
-            .filter(|s| *s > 0)
-            .map(|seconds| Timestamp { seconds, nanos: 0 }),
+        up_time: i64::try_from(uptime_seconds).ok().filter(|s| *s > 0).map(|seconds| Timestamp { seconds, nanos: 0 }),
         total: total_ns / 1_000_000_000,
         system_total: 0,
         total_ns,
@@ -228,11 +212,7 @@ fn cpu(total_ns: u64, uptime_seconds: u64) -> AppCpuMetric {
 fn memory(used: u64, total: u64) -> MemoryMetric {
     let free = total.saturating_sub(used);
     let percent = |part: u64| {
-        if total == 0 {
-            0.0
-        } else {
-            part as f64 * 100.0 / total as f64
-        }
+        if total == 0 { 0.0 } else { part as f64 * 100.0 / total as f64 }
     };
     MemoryMetric {
         used_mem: mib32(used),
@@ -257,43 +237,20 @@ mod tests {
         observed.device.memory_bytes = 1024 * MIB;
         observed.device.memory_used_bytes = 256 * MIB;
         observed.device.cpu_total_ns = 2_500_000_000;
-        let counters = InterfaceCounters {
-            rx_bytes: 7,
-            tx_packets: 3,
-            ..InterfaceCounters::default()
-        };
-        observed.ports.push(PortStatus {
-            name: "eth0".to_owned(),
-            counters,
-            ..PortStatus::default()
-        });
+        let counters = InterfaceCounters { rx_bytes: 7, tx_packets: 3, ..InterfaceCounters::default() };
+        observed.ports.push(PortStatus { name: "eth0".to_owned(), counters, ..PortStatus::default() });
         observed.apps.push(AppStatus {
             cpu_total_ns: 9,
             memory_used_bytes: 64 * MIB,
             memory_bytes: 128 * MIB,
             ..AppStatus::default()
         });
-        observed.instances.push(InstanceStatus {
-            counters,
-            ..InstanceStatus::default()
-        });
-        observed.volumes.push(VolumeStatus {
-            used_bytes: 5,
-            max_size_bytes: 8,
-            ..VolumeStatus::default()
-        });
+        observed.instances.push(InstanceStatus { counters, ..InstanceStatus::default() });
+        observed.volumes.push(VolumeStatus { used_bytes: 5, max_size_bytes: 8, ..VolumeStatus::default() });
 
-        let message = message(
-            &observed,
-            &Context {
-                now: Some(SystemTime::UNIX_EPOCH),
-                ..Context::default()
-            },
-        );
+        let message = message(&observed, &Context { now: Some(SystemTime::UNIX_EPOCH), ..Context::default() });
 
-        let Some(MetricContent::Dm(device)) = message.metric_content else {
-            panic!("no device metric")
-        };
+        let Some(MetricContent::Dm(device)) = message.metric_content else { panic!("no device metric") };
         let memory = device.memory.expect("memory");
         assert_eq!((memory.used_mem, memory.avail_mem), (256, 768));
         assert!((memory.used_percentage - 25.0).abs() < 1e-9);
@@ -302,15 +259,7 @@ mod tests {
         assert_eq!(device.cpu_metric.expect("cpu").total, 2);
         assert_eq!(message.am[0].cpu.expect("cpu").total_ns, 9);
         assert_eq!(message.am[0].memory.expect("memory").used_mem, 64);
-        assert_eq!(
-            message.nm[0]
-                .network_stats
-                .expect("stats")
-                .tx
-                .expect("tx")
-                .total_packets,
-            3
-        );
+        assert_eq!(message.nm[0].network_stats.expect("stats").tx.expect("tx").total_packets, 3);
         assert_eq!(message.vm[0].used_bytes, 5);
     }
 }

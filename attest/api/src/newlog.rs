@@ -106,17 +106,8 @@ pub fn pack(origin: &Origin, lines: &[Line]) -> Vec<Vec<u8>> {
 /// One file, or several when it comes out too large.
 fn compress(origin: &Origin, lines: &[Vec<u8>], files: &mut Vec<Vec<u8>>) {
     let builder = match origin {
-        Origin::Device {
-            device,
-            image,
-            version,
-        } => {
-            let comment = serde_json::to_string(&Comment {
-                device,
-                image,
-                version,
-            })
-            .unwrap_or_default();
+        Origin::Device { device, image, version } => {
+            let comment = serde_json::to_string(&Comment { device, image, version }).unwrap_or_default();
             GzBuilder::new().comment(latin1(&comment))
         }
         Origin::App { name, .. } => GzBuilder::new().filename(latin1(name)),
@@ -139,10 +130,7 @@ fn compress(origin: &Origin, lines: &[Vec<u8>], files: &mut Vec<Vec<u8>>) {
 fn encode(line: &Line) -> Vec<u8> {
     let mut line = line.clone();
     if line.content.len() > MAX_CONTENT_BYTES {
-        let end = (0..=MAX_CONTENT_BYTES)
-            .rev()
-            .find(|end| line.content.is_char_boundary(*end))
-            .unwrap_or(0);
+        let end = (0..=MAX_CONTENT_BYTES).rev().find(|end| line.content.is_char_boundary(*end)).unwrap_or(0);
         line.content.truncate(end);
         line.content.push_str(" [cut]");
     }
@@ -153,14 +141,7 @@ fn encode(line: &Line) -> Vec<u8> {
 
 /// A gzip header string: Latin-1 without NUL (RFC 1952 §2.3.1). What does not fit becomes a question mark.
 fn latin1(text: &str) -> Vec<u8> {
-    text.chars()
-        .map(|c| {
-            u8::try_from(u32::from(c))
-                .ok()
-                .filter(|byte| *byte != 0)
-                .unwrap_or(b'?')
-        })
-        .collect()
+    text.chars().map(|c| u8::try_from(u32::from(c)).ok().filter(|byte| *byte != 0).unwrap_or(b'?')).collect()
 }
 
 #[cfg(test)]
@@ -171,11 +152,7 @@ mod tests {
     use std::io::Read;
 
     fn device() -> Origin {
-        Origin::Device {
-            device: "d".to_owned(),
-            image: "IMGA".to_owned(),
-            version: "1.0".to_owned(),
-        }
+        Origin::Device { device: "d".to_owned(), image: "IMGA".to_owned(), version: "1.0".to_owned() }
     }
 
     fn unpack(file: &[u8]) -> (Option<Vec<u8>>, Option<Vec<u8>>, String) {
@@ -183,30 +160,20 @@ mod tests {
         let mut text = String::new();
         decoder.read_to_string(&mut text).expect("gzip");
         let header = decoder.header().expect("header");
-        (
-            header.comment().map(<[u8]>::to_vec),
-            header.filename().map(<[u8]>::to_vec),
-            text,
-        )
+        (header.comment().map(<[u8]>::to_vec), header.filename().map(<[u8]>::to_vec), text)
     }
 
     #[test]
     fn device_file_names_device_image_and_version_in_its_comment() {
         let line = Line {
             msgid: 7,
-            timestamp: Stamp {
-                seconds: 5,
-                nanos: 6,
-            },
+            timestamp: Stamp { seconds: 5, nanos: 6 },
             content: "hello".to_owned(),
             ..Line::default()
         };
         let files = pack(&device(), &[line]);
         let (comment, name, text) = unpack(&files[0]);
-        assert_eq!(
-            comment.expect("comment"),
-            br#"{"devID":"d","image":"IMGA","eveVersion":"1.0"}"#
-        );
+        assert_eq!(comment.expect("comment"), br#"{"devID":"d","image":"IMGA","eveVersion":"1.0"}"#);
         assert_eq!(name, None);
         assert_eq!(
             text,
@@ -217,10 +184,7 @@ mod tests {
 
     #[test]
     fn app_file_names_the_app_even_when_the_name_does_not_fit_the_header() {
-        let origin = Origin::App {
-            id: "a".to_owned(),
-            name: "caf\u{e9}\0\u{4e2d}".to_owned(),
-        };
+        let origin = Origin::App { id: "a".to_owned(), name: "caf\u{e9}\0\u{4e2d}".to_owned() };
         let (comment, name, _) = unpack(&pack(&origin, &[Line::default()])[0]);
         assert_eq!(comment, None);
         assert_eq!(name.expect("name"), b"caf\xe9??");
@@ -229,15 +193,7 @@ mod tests {
     #[test]
     fn long_line_is_cut_and_stays_under_the_reader_limit() {
         let content = "\u{1}".repeat(40_000);
-        let (_, _, text) = unpack(
-            &pack(
-                &device(),
-                &[Line {
-                    content,
-                    ..Line::default()
-                }],
-            )[0],
-        );
+        let (_, _, text) = unpack(&pack(&device(), &[Line { content, ..Line::default() }])[0]);
         assert!(text.len() < 64 * 1024, "{}", text.len());
         assert!(text.contains("[cut]"));
     }
@@ -246,17 +202,11 @@ mod tests {
     fn incompressible_lines_are_split_into_files_under_the_limit() {
         let mut seed = 1u64;
         let mut noise = || {
-            seed = seed
-                .wrapping_mul(6_364_136_223_846_793_005)
-                .wrapping_add(1_442_695_040_888_963_407);
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             format!("{seed:016x}")
         };
         let lines: Vec<Line> = (0..400)
-            .map(|msgid| Line {
-                msgid,
-                content: (0..40).map(|_| noise()).collect(),
-                ..Line::default()
-            })
+            .map(|msgid| Line { msgid, content: (0..40).map(|_| noise()).collect(), ..Line::default() })
             .collect();
         let files = pack(&device(), &lines);
         assert!(files.len() > 1);

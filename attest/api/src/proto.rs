@@ -24,10 +24,7 @@ package!(hardwarehealth, "org.lfedge.eve.hardwarehealth.rs");
 package!(info, "org.lfedge.eve.info.rs");
 package!(logs, "org.lfedge.eve.logs.rs");
 package!(metrics, "org.lfedge.eve.metrics.rs");
-package!(
-    nestedappinstancemetrics,
-    "org.lfedge.eve.nestedappinstancemetrics.rs"
-);
+package!(nestedappinstancemetrics, "org.lfedge.eve.nestedappinstancemetrics.rs");
 package!(profile, "org.lfedge.eve.profile.rs");
 package!(proxy, "org.lfedge.eve.proxy.rs");
 package!(register, "org.lfedge.eve.register.rs");

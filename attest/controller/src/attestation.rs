@@ -9,16 +9,14 @@
 
 use crate::client::Client;
 use crate::failure::Failure;
-use crate::identity::{
-    AttestationCertificate, CertificateUse, DeviceIdentity, EscrowKey, KeyError, Quote,
-};
+use crate::identity::{AttestationCertificate, CertificateUse, DeviceIdentity, EscrowKey, KeyError, Quote};
 use crate::timing::{ATTESTATION_RESTART, limits};
 use flate2::{Compression, write::GzEncoder};
 use holdfast_api::hash;
 use holdfast_api::proto::attest::{
-    AttestStorageKeys, AttestStorageKeysResponseCode, AttestVersionInfo, AttestVersionType,
-    AttestVolumeKey, AttestVolumeKeyType, TpmHashAlgo, TpmPcrValue, ZAttestQuote, ZAttestReq,
-    ZAttestReqType, ZAttestRespType, ZAttestResponse, ZAttestResponseCode,
+    AttestStorageKeys, AttestStorageKeysResponseCode, AttestVersionInfo, AttestVersionType, AttestVolumeKey,
+    AttestVolumeKeyType, TpmHashAlgo, TpmPcrValue, ZAttestQuote, ZAttestReq, ZAttestReqType, ZAttestRespType,
+    ZAttestResponse, ZAttestResponseCode,
 };
 use holdfast_api::proto::certs::{ZCert, ZCertAttr, ZCertMetaData, ZCertMetaDataType, ZCertType};
 use holdfast_model::observed::AttestationState;
@@ -102,30 +100,15 @@ pub fn advance(step: Step, answer: ZAttestResponse) -> Result<Step, AttestError>
             other => refused("certificates", format!("{other:?}")),
         },
         Step::Nonce => match answer.nonce {
-            Some(nonce) if (1..=MAX_NONCE).contains(&nonce.nonce.len()) => {
-                Ok(Step::Quote(nonce.nonce))
-            }
-            Some(nonce) => refused(
-                "nonce",
-                format!(
-                    "{} bytes (1 to {MAX_NONCE} can be quoted)",
-                    nonce.nonce.len()
-                ),
-            ),
+            Some(nonce) if (1..=MAX_NONCE).contains(&nonce.nonce.len()) => Ok(Step::Quote(nonce.nonce)),
+            Some(nonce) => refused("nonce", format!("{} bytes (1 to {MAX_NONCE} can be quoted)", nonce.nonce.len())),
             None => refused("nonce", "no nonce".to_owned()),
         },
         Step::Quote(_) => match answer.quote_resp {
-            Some(quote)
-                if quote.response() == ZAttestResponseCode::Success
-                    && !quote.integrity_token.is_empty() =>
-            {
+            Some(quote) if quote.response() == ZAttestResponseCode::Success && !quote.integrity_token.is_empty() => {
                 Ok(Step::StoreKeys(Attested {
                     token: quote.integrity_token,
-                    escrowed: quote
-                        .keys
-                        .into_iter()
-                        .map(|key| EscrowKey(key.key))
-                        .collect(),
+                    escrowed: quote.keys.into_iter().map(|key| EscrowKey(key.key)).collect(),
                     escrow_error: None,
                 }))
             }
@@ -164,23 +147,13 @@ pub async fn attest(
                     certs: certificates.iter().map(wire_certificate).collect(),
                     ..ZAttestReq::default()
                 };
-                let answer = client
-                    .attest_step(identity, &request)
-                    .await
-                    .map_err(|failure| {
-                        if failure.class().is_final() {
-                            AttestError::CertificatesRefused(failure)
-                        } else {
-                            failure.into()
-                        }
-                    })?;
+                let answer = client.attest_step(identity, &request).await.map_err(|failure| {
+                    if failure.class().is_final() { AttestError::CertificatesRefused(failure) } else { failure.into() }
+                })?;
                 advance(Step::Certificates, answer)?
             }
             Step::Nonce => {
-                let request = ZAttestReq {
-                    req_type: ZAttestReqType::AttestReqNonce.into(),
-                    ..ZAttestReq::default()
-                };
+                let request = ZAttestReq { req_type: ZAttestReqType::AttestReqNonce.into(), ..ZAttestReq::default() };
                 let answer = client.attest_step(identity, &request).await?;
                 advance(Step::Nonce, answer)?
             }
@@ -197,10 +170,7 @@ pub async fn attest(
                 // What the controller believes does not hang on the escrow: its failure is reported, not fatal.
                 match store_keys(client, identity, &attested, with_tpm).await {
                     Ok(()) => Step::Done(attested),
-                    Err(error) => Step::Done(Attested {
-                        escrow_error: Some(error.to_string()),
-                        ..attested
-                    }),
+                    Err(error) => Step::Done(Attested { escrow_error: Some(error.to_string()), ..attested }),
                 }
             }
             Step::Done(attested) => return Ok(attested),
@@ -266,27 +236,19 @@ fn wire_certificate(certificate: &AttestationCertificate) -> ZCert {
         cert_hash: hash::sha256(certificate.pem.as_bytes())[..16].to_vec(),
         r#type: kind.into(),
         cert: certificate.pem.as_bytes().to_vec(),
-        attributes: Some(ZCertAttr {
-            is_mutable: false,
-            is_tpm: certificate.in_tpm,
-        }),
+        attributes: Some(ZCertAttr { is_mutable: false, is_tpm: certificate.in_tpm }),
         meta_data_items: certificate
             .tpm_public
             .iter()
-            .map(|public| ZCertMetaData {
-                r#type: ZCertMetaDataType::Tpm2Public.into(),
-                meta_data: public.clone(),
-            })
+            .map(|public| ZCertMetaData { r#type: ZCertMetaDataType::Tpm2Public.into(), meta_data: public.clone() })
             .collect(),
     }
 }
 
 /// The quote request; the event log is left out when it would not fit.
 fn quote_request(identity: &dyn DeviceIdentity, quote: Option<Quote>) -> ZAttestReq {
-    let version = |kind: AttestVersionType, text: &str| AttestVersionInfo {
-        version_type: kind.into(),
-        version: text.to_owned(),
-    };
+    let version =
+        |kind: AttestVersionType, text: &str| AttestVersionInfo { version_type: kind.into(), version: text.to_owned() };
     let mut wire = ZAttestQuote {
         versions: vec![
             version(AttestVersionType::Eve, identity.os_version()),
@@ -300,21 +262,13 @@ fn quote_request(identity: &dyn DeviceIdentity, quote: Option<Quote>) -> ZAttest
         wire.pcr_values = quote
             .pcrs
             .into_iter()
-            .map(|(index, value)| TpmPcrValue {
-                index,
-                hash_algo: TpmHashAlgo::Sha256.into(),
-                value: value.to_vec(),
-            })
+            .map(|(index, value)| TpmPcrValue { index, hash_algo: TpmHashAlgo::Sha256.into(), value: value.to_vec() })
             .collect();
         let room = limits::QUOTE_REQUEST - wire.encoded_len().min(limits::QUOTE_REQUEST);
         let log = identity.event_log().and_then(|log| gzip(&log));
         wire.tpm_binary_event_log = log.filter(|log| log.len() < room).unwrap_or_default();
     }
-    ZAttestReq {
-        req_type: ZAttestReqType::AttestReqQuote.into(),
-        quote: Some(wire),
-        ..ZAttestReq::default()
-    }
+    ZAttestReq { req_type: ZAttestReqType::AttestReqQuote.into(), quote: Some(wire), ..ZAttestReq::default() }
 }
 
 fn gzip(bytes: &[u8]) -> Option<Vec<u8>> {
@@ -332,120 +286,57 @@ mod tests {
         let quote = ZAttestQuoteResp {
             response: response.into(),
             integrity_token: token.to_vec(),
-            keys: vec![AttestVolumeKey {
-                key: vec![7],
-                ..AttestVolumeKey::default()
-            }],
+            keys: vec![AttestVolumeKey { key: vec![7], ..AttestVolumeKey::default() }],
         };
-        ZAttestResponse {
-            quote_resp: Some(quote),
-            ..ZAttestResponse::default()
-        }
+        ZAttestResponse { quote_resp: Some(quote), ..ZAttestResponse::default() }
     }
 
     #[test]
     fn good_answers_lead_from_certificates_to_done() {
-        let certificates = ZAttestResponse {
-            resp_type: ZAttestRespType::AttestRespCert.into(),
-            ..ZAttestResponse::default()
-        };
+        let certificates =
+            ZAttestResponse { resp_type: ZAttestRespType::AttestRespCert.into(), ..ZAttestResponse::default() };
         let step = advance(Step::Certificates, certificates).expect("certificates");
         assert_eq!(step, Step::Nonce);
         let nonce = ZAttestResponse {
-            nonce: Some(ZAttestNonceResp {
-                nonce: b"0123456789ab".to_vec(),
-            }),
+            nonce: Some(ZAttestNonceResp { nonce: b"0123456789ab".to_vec() }),
             ..ZAttestResponse::default()
         };
         let step = advance(step, nonce).expect("nonce");
         assert_eq!(step, Step::Quote(b"0123456789ab".to_vec()));
         let step = advance(step, verdict(ZAttestResponseCode::Success, b"token")).expect("quote");
-        let Step::StoreKeys(attested) = &step else {
-            panic!("{step:?}")
-        };
+        let Step::StoreKeys(attested) = &step else { panic!("{step:?}") };
         assert_eq!(
             (attested.token.as_slice(), attested.escrowed.as_slice()),
             (b"token".as_slice(), [EscrowKey(vec![7])].as_slice())
         );
-        let stored = AttestStorageKeysResp {
-            response: AttestStorageKeysResponseCode::Success.into(),
-        };
-        let step = advance(
-            step,
-            ZAttestResponse {
-                storage_keys_resp: Some(stored),
-                ..ZAttestResponse::default()
-            },
-        )
-        .expect("stored");
+        let stored = AttestStorageKeysResp { response: AttestStorageKeysResponseCode::Success.into() };
+        let step = advance(step, ZAttestResponse { storage_keys_resp: Some(stored), ..ZAttestResponse::default() })
+            .expect("stored");
         assert_eq!(step.state(), AttestationState::Complete);
     }
 
     #[test]
     fn every_other_answer_is_a_refusal_that_says_which() {
-        let mismatch = AttestStorageKeysResp {
-            response: AttestStorageKeysResponseCode::ItokenMismatch.into(),
-        };
-        let attested = Attested {
-            token: vec![1],
-            escrowed: Vec::new(),
-            escrow_error: None,
-        };
+        let mismatch = AttestStorageKeysResp { response: AttestStorageKeysResponseCode::ItokenMismatch.into() };
+        let attested = Attested { token: vec![1], escrowed: Vec::new(), escrow_error: None };
         let long = ZAttestNonceResp { nonce: vec![0; 65] };
         let cases = [
-            (
-                Step::Certificates,
-                ZAttestResponse::default(),
-                "AttestRespNone",
-            ),
+            (Step::Certificates, ZAttestResponse::default(), "AttestRespNone"),
             (Step::Nonce, ZAttestResponse::default(), "no nonce"),
+            (Step::Nonce, ZAttestResponse { nonce: Some(long), ..ZAttestResponse::default() }, "65 bytes"),
             (
                 Step::Nonce,
-                ZAttestResponse {
-                    nonce: Some(long),
-                    ..ZAttestResponse::default()
-                },
-                "65 bytes",
-            ),
-            (
-                Step::Nonce,
-                ZAttestResponse {
-                    nonce: Some(ZAttestNonceResp::default()),
-                    ..ZAttestResponse::default()
-                },
+                ZAttestResponse { nonce: Some(ZAttestNonceResp::default()), ..ZAttestResponse::default() },
                 "0 bytes",
             ),
-            (
-                Step::Quote(vec![1]),
-                ZAttestResponse::default(),
-                "no verdict",
-            ),
-            (
-                Step::Quote(vec![1]),
-                verdict(ZAttestResponseCode::Success, b""),
-                "without a token",
-            ),
-            (
-                Step::Quote(vec![1]),
-                verdict(ZAttestResponseCode::NonceMismatch, b"t"),
-                "NonceMismatch",
-            ),
-            (
-                Step::Quote(vec![1]),
-                verdict(ZAttestResponseCode::NoCertFound, b"t"),
-                "NoCertFound",
-            ),
-            (
-                Step::Quote(vec![1]),
-                verdict(ZAttestResponseCode::QuoteFailed, b"t"),
-                "QuoteFailed",
-            ),
+            (Step::Quote(vec![1]), ZAttestResponse::default(), "no verdict"),
+            (Step::Quote(vec![1]), verdict(ZAttestResponseCode::Success, b""), "without a token"),
+            (Step::Quote(vec![1]), verdict(ZAttestResponseCode::NonceMismatch, b"t"), "NonceMismatch"),
+            (Step::Quote(vec![1]), verdict(ZAttestResponseCode::NoCertFound, b"t"), "NoCertFound"),
+            (Step::Quote(vec![1]), verdict(ZAttestResponseCode::QuoteFailed, b"t"), "QuoteFailed"),
             (
                 Step::StoreKeys(attested),
-                ZAttestResponse {
-                    storage_keys_resp: Some(mismatch),
-                    ..ZAttestResponse::default()
-                },
+                ZAttestResponse { storage_keys_resp: Some(mismatch), ..ZAttestResponse::default() },
                 "ItokenMismatch",
             ),
         ];

@@ -75,11 +75,7 @@ pub enum Failure {
 }
 
 fn quoted(text: &str) -> String {
-    if text.is_empty() {
-        String::new()
-    } else {
-        format!(": {text:?}")
-    }
+    if text.is_empty() { String::new() } else { format!(": {text:?}") }
 }
 
 /// What a failure means.
@@ -112,17 +108,12 @@ impl Failure {
     #[must_use]
     pub fn class(&self) -> Class {
         match self {
-            Self::NoAnswer {
-                temporary: true, ..
-            } => Class::Temporary,
-            Self::NoAnswer {
-                temporary: false, ..
-            } => Class::NoContact,
+            Self::NoAnswer { temporary: true, .. } => Class::Temporary,
+            Self::NoAnswer { temporary: false, .. } => Class::NoContact,
             Self::Status { status, .. } => Class::of_status(*status),
-            Self::TooLarge { .. }
-            | Self::Envelope { .. }
-            | Self::Certificates(_)
-            | Self::Malformed { .. } => Class::BadAnswer,
+            Self::TooLarge { .. } | Self::Envelope { .. } | Self::Certificates(_) | Self::Malformed { .. } => {
+                Class::BadAnswer
+            }
             Self::Key(_) => Class::Local,
         }
     }
@@ -152,19 +143,13 @@ impl Class {
     /// True when another uplink may fare better.
     #[must_use]
     pub fn next_uplink_may_help(self) -> bool {
-        matches!(
-            self,
-            Self::NoContact | Self::Refused | Self::ServerError | Self::Temporary
-        )
+        matches!(self, Self::NoContact | Self::Refused | Self::ServerError | Self::Temporary)
     }
 
     /// True when sending the same again cannot succeed: a 4xx other than 429.
     #[must_use]
     pub fn is_final(self) -> bool {
-        matches!(
-            self,
-            Self::Unknown | Self::Unauthorized | Self::Forbidden | Self::Refused
-        )
+        matches!(self, Self::Unknown | Self::Unauthorized | Self::Forbidden | Self::Refused)
     }
 }
 

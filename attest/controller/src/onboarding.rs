@@ -47,10 +47,9 @@ pub fn next(step: Step, failure: Option<Class>) -> Next {
         (Step::Certificates, Some(_)) => Next::AfterBackoff(Step::Certificates),
         (Step::Register, _) => Next::Now(Step::Uuid),
         (Step::Uuid, None) => Next::Done,
-        (
-            Step::Uuid,
-            Some(Class::Unauthorized | Class::Unknown | Class::Forbidden | Class::Refused),
-        ) => Next::AfterBackoff(Step::Register),
+        (Step::Uuid, Some(Class::Unauthorized | Class::Unknown | Class::Forbidden | Class::Refused)) => {
+            Next::AfterBackoff(Step::Register)
+        }
         (Step::Uuid, Some(Class::BadAnswer)) => Next::AfterBackoff(Step::Certificates),
         (Step::Uuid, Some(_)) => Next::AfterBackoff(Step::Uuid),
     }
@@ -107,11 +106,7 @@ pub async fn onboard(
         };
         match &result {
             Ok(_) => report(Progress::Did(step)),
-            Err(failure) => report(Progress::Failed {
-                step,
-                failure,
-                wait,
-            }),
+            Err(failure) => report(Progress::Failed { step, failure, wait }),
         }
         if let (Next::Done, Ok(Some(answer))) = (following, result) {
             return onboarded(answer);
@@ -154,28 +149,15 @@ mod tests {
     fn uuid_is_asked_after_register_whatever_it_answered() {
         assert_eq!(next(Step::Register, None), Next::Now(Step::Uuid));
         for class in ALL {
-            assert_eq!(
-                next(Step::Register, Some(class)),
-                Next::Now(Step::Uuid),
-                "{class:?}"
-            );
+            assert_eq!(next(Step::Register, Some(class)), Next::Now(Step::Uuid), "{class:?}");
         }
     }
 
     #[test]
     fn device_that_is_not_known_registers_again() {
-        assert_eq!(
-            next(Step::Uuid, Some(Class::Unauthorized)),
-            Next::AfterBackoff(Step::Register)
-        );
-        assert_eq!(
-            next(Step::Uuid, Some(Class::NoContact)),
-            Next::AfterBackoff(Step::Uuid)
-        );
-        assert_eq!(
-            next(Step::Uuid, Some(Class::BadAnswer)),
-            Next::AfterBackoff(Step::Certificates)
-        );
+        assert_eq!(next(Step::Uuid, Some(Class::Unauthorized)), Next::AfterBackoff(Step::Register));
+        assert_eq!(next(Step::Uuid, Some(Class::NoContact)), Next::AfterBackoff(Step::Uuid));
+        assert_eq!(next(Step::Uuid, Some(Class::BadAnswer)), Next::AfterBackoff(Step::Certificates));
     }
 
     #[test]

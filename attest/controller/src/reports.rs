@@ -56,15 +56,8 @@ impl ReportQueue {
     /// Empty.
     #[must_use]
     pub fn new() -> Self {
-        let queues = Queues {
-            info: InfoQueue::default(),
-            metrics: None,
-            logs: LogQueue::new(now()),
-        };
-        Self {
-            queues: Mutex::new(queues),
-            wake: Notify::new(),
-        }
+        let queues = Queues { info: InfoQueue::default(), metrics: None, logs: LogQueue::new(now()) };
+        Self { queues: Mutex::new(queues), wake: Notify::new() }
     }
 
     /// Adds an info message, replacing an older one of its key. What the controller has already is not sent again.
@@ -102,10 +95,7 @@ impl ReportQueue {
         let files = newlog::pack(origin, lines);
         let mut queues = self.queues();
         for gzip in files {
-            queues.logs.put(LogFile {
-                origin: origin.clone(),
-                gzip,
-            });
+            queues.logs.put(LogFile { origin: origin.clone(), gzip });
         }
         drop(queues);
         self.wake.notify_one();
@@ -135,25 +125,15 @@ impl ReportQueue {
                 Job::Info(taken) => {
                     let result = client.send_info(identity, &taken.message).await;
                     let failure = result.as_ref().err();
-                    self.queues()
-                        .info
-                        .settle(&taken, failure.map(Failure::class), now());
+                    self.queues().info.settle(&taken, failure.map(Failure::class), now());
                     if let Some(failure) = failure {
                         let what = format!("info {:?} {}", taken.key.kind, taken.key.id);
-                        report(Refusal {
-                            what,
-                            failure,
-                            dropped: failure.class().is_final(),
-                        });
+                        report(Refusal { what, failure, dropped: failure.class().is_final() });
                     }
                 }
                 Job::Metrics(message) => {
                     if let Err(failure) = client.send_metrics(identity, &message).await {
-                        report(Refusal {
-                            what: "metrics".to_owned(),
-                            failure: &failure,
-                            dropped: true,
-                        });
+                        report(Refusal { what: "metrics".to_owned(), failure: &failure, dropped: true });
                     }
                 }
                 Job::Logs(file) => {
@@ -161,19 +141,10 @@ impl ReportQueue {
                     let failure = result.as_ref().err();
                     let before = self.queues().logs.dropped();
                     let fast = client.timing().fast_logs;
-                    self.queues().logs.settle(
-                        failure.map(Failure::class),
-                        now(),
-                        fast,
-                        timing::random(),
-                    );
+                    self.queues().logs.settle(failure.map(Failure::class), now(), fast, timing::random());
                     if let Some(failure) = failure {
                         let dropped = self.queues().logs.dropped() > before;
-                        report(Refusal {
-                            what: format!("logs {:?}", file.origin),
-                            failure,
-                            dropped,
-                        });
+                        report(Refusal { what: format!("logs {:?}", file.origin), failure, dropped });
                     }
                 }
                 Job::Wait(Some(until)) => tokio::select! {
@@ -198,12 +169,7 @@ impl ReportQueue {
         if let Some(file) = queues.logs.take(now) {
             return Job::Logs(file.clone());
         }
-        Job::Wait(
-            [queues.info.next_time(), queues.logs.next_time()]
-                .into_iter()
-                .flatten()
-                .min(),
-        )
+        Job::Wait([queues.info.next_time(), queues.logs.next_time()].into_iter().flatten().min())
     }
 
     fn queues(&self) -> MutexGuard<'_, Queues> {

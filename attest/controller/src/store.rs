@@ -77,10 +77,7 @@ impl ConfigStore {
     /// # Errors
     /// [`StoreError::Io`]; what was kept before is still there.
     pub fn save_config(&self, config: &ReceivedConfig) -> Result<(), StoreError> {
-        self.replace(
-            CONFIG,
-            &encode(config.certificates.envelope(), &config.envelope),
-        )
+        self.replace(CONFIG, &encode(config.certificates.envelope(), &config.envelope))
     }
 
     /// The last config, verified against the roots of the site; `None` when there is none.
@@ -90,23 +87,11 @@ impl ConfigStore {
     ///
     /// # Errors
     /// [`StoreError`] when a file is there but neither it nor the backup can be used.
-    pub fn load_config(
-        &self,
-        roots: &Roots,
-        after_crash: bool,
-    ) -> Result<Option<ReceivedConfig>, StoreError> {
-        let order = if after_crash {
-            [BACKUP, CONFIG]
-        } else {
-            [CONFIG, BACKUP]
-        };
+    pub fn load_config(&self, roots: &Roots, after_crash: bool) -> Result<Option<ReceivedConfig>, StoreError> {
+        let order = if after_crash { [BACKUP, CONFIG] } else { [CONFIG, BACKUP] };
         let mut failed = None;
         for name in order {
-            match self.read(name).and_then(|bytes| {
-                bytes
-                    .map(|bytes| self.decode(name, &bytes, roots))
-                    .transpose()
-            }) {
+            match self.read(name).and_then(|bytes| bytes.map(|bytes| self.decode(name, &bytes, roots)).transpose()) {
                 Ok(Some(config)) => return Ok(Some(config)),
                 Ok(None) => {}
                 Err(error) => failed = failed.or(Some(error)),
@@ -137,10 +122,7 @@ impl ConfigStore {
     ///
     /// # Errors
     /// [`StoreError::Io`].
-    pub fn save_certificates(
-        &self,
-        certificates: &ControllerCertificates,
-    ) -> Result<(), StoreError> {
+    pub fn save_certificates(&self, certificates: &ControllerCertificates) -> Result<(), StoreError> {
         self.replace(CERTIFICATES, certificates.envelope())
     }
 
@@ -148,10 +130,7 @@ impl ConfigStore {
     ///
     /// # Errors
     /// [`StoreError`].
-    pub fn load_certificates(
-        &self,
-        roots: &Roots,
-    ) -> Result<Option<ControllerCertificates>, StoreError> {
+    pub fn load_certificates(&self, roots: &Roots) -> Result<Option<ControllerCertificates>, StoreError> {
         let Some(bytes) = self.read(CERTIFICATES)? else {
             return Ok(None);
         };
@@ -177,39 +156,21 @@ impl ConfigStore {
             return Ok(None);
         };
         let text = String::from_utf8_lossy(&bytes);
-        Uuid::try_parse(text.trim())
-            .map(Some)
-            .map_err(|error| self.content(UUID, error))
+        Uuid::try_parse(text.trim()).map(Some).map_err(|error| self.content(UUID, error))
     }
 
-    fn decode(
-        &self,
-        name: &str,
-        bytes: &[u8],
-        roots: &Roots,
-    ) -> Result<ReceivedConfig, StoreError> {
+    fn decode(&self, name: &str, bytes: &[u8], roots: &Roots) -> Result<ReceivedConfig, StoreError> {
         let (certificates, envelope) =
             split(bytes).ok_or_else(|| self.content(name, "damaged or of another format"))?;
-        let certificates =
-            ControllerCertificates::from_reply(certificates, roots, ValidAt::CheckedBefore)
-                .map_err(|error| self.content(name, error))?;
-        let payload = certificates
-            .open(envelope)
+        let certificates = ControllerCertificates::from_reply(certificates, roots, ValidAt::CheckedBefore)
             .map_err(|error| self.content(name, error))?;
-        let response = ConfigResponse::decode(payload.as_slice())
-            .map_err(|error| self.content(name, error))?;
-        Ok(ReceivedConfig {
-            envelope: envelope.to_vec(),
-            certificates: Arc::new(certificates),
-            response,
-        })
+        let payload = certificates.open(envelope).map_err(|error| self.content(name, error))?;
+        let response = ConfigResponse::decode(payload.as_slice()).map_err(|error| self.content(name, error))?;
+        Ok(ReceivedConfig { envelope: envelope.to_vec(), certificates: Arc::new(certificates), response })
     }
 
     fn content(&self, name: &str, reason: impl ToString) -> StoreError {
-        StoreError::Content {
-            path: self.dir.join(name),
-            reason: reason.to_string(),
-        }
+        StoreError::Content { path: self.dir.join(name), reason: reason.to_string() }
     }
 
     fn read(&self, name: &str) -> Result<Option<Vec<u8>>, StoreError> {
@@ -220,9 +181,7 @@ impl ConfigStore {
             Err(error) => return Err(io_error(&path, "open")(error)),
         };
         let mut bytes = Vec::new();
-        file.take(MAX_FILE)
-            .read_to_end(&mut bytes)
-            .map_err(io_error(&path, "read"))?;
+        file.take(MAX_FILE).read_to_end(&mut bytes).map_err(io_error(&path, "read"))?;
         Ok(Some(bytes))
     }
 
@@ -234,19 +193,13 @@ impl ConfigStore {
         file.write_all(bytes).map_err(io_error(&beside, "write"))?;
         file.sync_all().map_err(io_error(&beside, "sync"))?;
         fs::rename(&beside, &path).map_err(io_error(&path, "rename"))?;
-        File::open(&self.dir)
-            .and_then(|dir| dir.sync_all())
-            .map_err(io_error(&self.dir, "sync directory"))
+        File::open(&self.dir).and_then(|dir| dir.sync_all()).map_err(io_error(&self.dir, "sync directory"))
     }
 }
 
 fn io_error(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> StoreError {
     let path = path.to_owned();
-    move |source| StoreError::Io {
-        path,
-        action,
-        source,
-    }
+    move |source| StoreError::Io { path, action, source }
 }
 
 fn encode(certificates: &[u8], envelope: &[u8]) -> Vec<u8> {
@@ -338,12 +291,6 @@ mod tests {
         let dir = tempfile::tempdir().expect("directory");
         let store = ConfigStore::open(dir.path()).expect("store");
         fs::write(dir.path().join("uuid"), b"nonsense").expect("write");
-        assert!(
-            store
-                .load_uuid()
-                .expect_err("nonsense")
-                .to_string()
-                .contains("uuid")
-        );
+        assert!(store.load_uuid().expect_err("nonsense").to_string().contains("uuid"));
     }
 }

@@ -87,18 +87,13 @@ impl Backoff {
     /// From `first` to `longest` seconds.
     #[must_use]
     pub const fn new(first: u64, longest: u64) -> Self {
-        Self {
-            first: Duration::from_secs(first),
-            longest: Duration::from_secs(longest),
-        }
+        Self { first: Duration::from_secs(first), longest: Duration::from_secs(longest) }
     }
 
     /// The wait after the failure number `failures` (1 = the first).
     #[must_use]
     pub fn after(self, failures: u32) -> Duration {
-        self.first
-            .saturating_mul(2u32.saturating_pow(failures.saturating_sub(1)))
-            .min(self.longest)
+        self.first.saturating_mul(2u32.saturating_pow(failures.saturating_sub(1))).min(self.longest)
     }
 }
 
@@ -134,9 +129,8 @@ impl Timing {
     #[must_use]
     pub fn from_properties(properties: &Properties) -> Self {
         let seconds = |value: u32| Duration::from_secs(value.into());
-        let or_default = |value: u32, default: u64| {
-            Duration::from_secs(if value == 0 { default } else { value.into() })
-        };
+        let or_default =
+            |value: u32, default: u64| Duration::from_secs(if value == 0 { default } else { value.into() });
         Self {
             send: or_default(properties.send_timeout_seconds, 120),
             dial: or_default(properties.dial_timeout_seconds, 10),

@@ -17,22 +17,15 @@ pub(crate) fn settings(roots: &Roots, clock: Clock) -> Result<ClientConfig, rust
     for root in roots.certificates() {
         store.add(root.clone())?;
     }
-    let chains =
-        WebPkiServerVerifier::builder_with_provider(Arc::new(store), Arc::clone(&provider))
-            .build()
-            .map_err(|error| rustls::Error::General(error.to_string()))?;
-    let verifier = SiteVerifier {
-        chains,
-        roots: roots.clone(),
-        provider: Arc::clone(&provider),
-    };
-    Ok(
-        ClientConfig::builder_with_details(provider, Arc::new(clock))
-            .with_safe_default_protocol_versions()?
-            .dangerous() // the verifier below is stricter than the name of this method suggests
-            .with_custom_certificate_verifier(Arc::new(verifier))
-            .with_no_client_auth(),
-    )
+    let chains = WebPkiServerVerifier::builder_with_provider(Arc::new(store), Arc::clone(&provider))
+        .build()
+        .map_err(|error| rustls::Error::General(error.to_string()))?;
+    let verifier = SiteVerifier { chains, roots: roots.clone(), provider: Arc::clone(&provider) };
+    Ok(ClientConfig::builder_with_details(provider, Arc::new(clock))
+        .with_safe_default_protocol_versions()?
+        .dangerous() // the verifier below is stricter than the name of this method suggests
+        .with_custom_certificate_verifier(Arc::new(verifier))
+        .with_no_client_auth())
 }
 
 /// Wall time that is never believed to be earlier than a moment known to have passed, such as the build of the image.
@@ -44,10 +37,7 @@ pub(crate) struct Clock {
 impl Clock {
     pub(crate) fn now(&self) -> UnixTime {
         let now = SystemTime::now().max(self.floor);
-        UnixTime::since_unix_epoch(
-            now.duration_since(SystemTime::UNIX_EPOCH)
-                .unwrap_or(Duration::ZERO),
-        )
+        UnixTime::since_unix_epoch(now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO))
     }
 }
 
@@ -75,18 +65,14 @@ impl ServerCertVerifier for SiteVerifier {
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
         if self.roots.contains(leaf, now) {
-            let parsed = webpki::EndEntityCert::try_from(leaf).map_err(|_| {
-                rustls::Error::InvalidCertificate(rustls::CertificateError::BadEncoding)
-            })?;
+            let parsed = webpki::EndEntityCert::try_from(leaf)
+                .map_err(|_| rustls::Error::InvalidCertificate(rustls::CertificateError::BadEncoding))?;
             return parsed
                 .verify_is_valid_for_subject_name(name)
                 .map(|()| ServerCertVerified::assertion())
-                .map_err(|_| {
-                    rustls::Error::InvalidCertificate(rustls::CertificateError::NotValidForName)
-                });
+                .map_err(|_| rustls::Error::InvalidCertificate(rustls::CertificateError::NotValidForName));
         }
-        self.chains
-            .verify_server_cert(leaf, intermediates, name, ocsp, now)
+        self.chains.verify_server_cert(leaf, intermediates, name, ocsp, now)
     }
 
     fn verify_tls12_signature(
@@ -118,22 +104,13 @@ impl ServerCertVerifier for SiteVerifier {
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider
-            .signature_verification_algorithms
-            .supported_schemes()
+        self.provider.signature_verification_algorithms.supported_schemes()
     }
 }
 
 /// True when a TLS error says that the server's certificate is not valid yet: its clock or ours is off, a temporary state.
 pub(crate) fn not_valid_yet(error: &std::io::Error) -> bool {
     use rustls::CertificateError::{NotValidYet, NotValidYetContext};
-    let inner = error
-        .get_ref()
-        .and_then(|inner| inner.downcast_ref::<rustls::Error>());
-    matches!(
-        inner,
-        Some(rustls::Error::InvalidCertificate(
-            NotValidYet | NotValidYetContext { .. }
-        ))
-    )
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    matches!(inner, Some(rustls::Error::InvalidCertificate(NotValidYet | NotValidYetContext { .. })))
 }

@@ -43,36 +43,18 @@ impl Server {
         let (host, port) = if let Ok(ip) = text.parse::<IpAddr>() {
             (ip.to_string(), 443)
         } else if let Some((host, port)) = text.rsplit_once(':') {
-            (
-                host.trim_start_matches('[')
-                    .trim_end_matches(']')
-                    .to_owned(),
-                port.parse().ok()?,
-            )
+            (host.trim_start_matches('[').trim_end_matches(']').to_owned(), port.parse().ok()?)
         } else {
             (text.to_owned(), 443)
         };
         let name = ServerName::try_from(host.clone()).ok()?;
-        Some(Self {
-            name,
-            host,
-            port,
-            address,
-        })
+        Some(Self { name, host, port, address })
     }
 
     /// The text of the Host header.
     pub(crate) fn authority(&self) -> String {
-        let host = if self.host.contains(':') {
-            format!("[{}]", self.host)
-        } else {
-            self.host.clone()
-        };
-        if self.port == 443 {
-            host
-        } else {
-            format!("{host}:{}", self.port)
-        }
+        let host = if self.host.contains(':') { format!("[{}]", self.host) } else { self.host.clone() };
+        if self.port == 443 { host } else { format!("{host}:{}", self.port) }
     }
 }
 
@@ -100,15 +82,9 @@ pub(crate) enum TransportError {
     #[error("name {name} cannot be resolved: {reason}")]
     Lookup { name: String, reason: String },
     #[error("{address}: {source}")]
-    Connect {
-        address: SocketAddr,
-        source: std::io::Error,
-    },
+    Connect { address: SocketAddr, source: std::io::Error },
     #[error("{address}: TLS: {source}")]
-    Tls {
-        address: SocketAddr,
-        source: std::io::Error,
-    },
+    Tls { address: SocketAddr, source: std::io::Error },
     #[error("HTTP: {0}")]
     Http(String),
     #[error("{what} took longer than {} s", .after.as_secs_f32())]
@@ -147,10 +123,7 @@ pub(crate) async fn exchange(
         let stream = dial(tls, server, uplink, deadlines.dial).await?;
         send(stream, server, call).await
     };
-    let late = |_: Elapsed| TransportError::Timeout {
-        what: "the request",
-        after: deadlines.send,
-    };
+    let late = |_: Elapsed| TransportError::Timeout { what: "the request", after: deadlines.send };
     timeout(deadlines.send, whole).await.map_err(late)?
 }
 
@@ -162,19 +135,13 @@ async fn dial(
 ) -> Result<TlsStream<TcpStream>, TransportError> {
     let addresses = timeout(after, addresses(server, uplink))
         .await
-        .map_err(|_| TransportError::Timeout {
-            what: "the name lookup",
-            after,
-        })??;
-    let mut last = TransportError::Lookup {
-        name: server.host.clone(),
-        reason: "no address of a usable family".to_owned(),
-    };
+        .map_err(|_| TransportError::Timeout { what: "the name lookup", after })??;
+    let mut last =
+        TransportError::Lookup { name: server.host.clone(), reason: "no address of a usable family".to_owned() };
     for address in addresses {
         let connected = async {
-            let stream = connect(address, uplink)
-                .await
-                .map_err(|source| TransportError::Connect { address, source })?;
+            let stream =
+                connect(address, uplink).await.map_err(|source| TransportError::Connect { address, source })?;
             let connector = TlsConnector::from(Arc::clone(tls));
             connector
                 .connect(server.name.clone(), stream)
@@ -184,44 +151,25 @@ async fn dial(
         match timeout(after, connected).await {
             Ok(Ok(stream)) => return Ok(stream),
             Ok(Err(error)) => last = error,
-            Err(_) => {
-                last = TransportError::Timeout {
-                    what: "connecting",
-                    after,
-                }
-            }
+            Err(_) => last = TransportError::Timeout { what: "connecting", after },
         }
     }
     Err(last)
 }
 
 async fn addresses(server: &Server, uplink: &Uplink) -> Result<Vec<SocketAddr>, TransportError> {
-    let fits = |ip: IpAddr| {
-        uplink
-            .source
-            .is_none_or(|source| source.is_ipv4() == ip.is_ipv4())
-    };
+    let fits = |ip: IpAddr| uplink.source.is_none_or(|source| source.is_ipv4() == ip.is_ipv4());
     if let Some(ip) = server.address.or_else(|| server.host.parse().ok()) {
         return Ok(vec![SocketAddr::new(ip, server.port)]);
     }
     let found = tokio::net::lookup_host((server.host.as_str(), server.port))
         .await
-        .map_err(|error| TransportError::Lookup {
-            name: server.host.clone(),
-            reason: error.to_string(),
-        })?;
-    Ok(found
-        .filter(|address| fits(address.ip()))
-        .take(timing::MAX_ADDRESSES)
-        .collect())
+        .map_err(|error| TransportError::Lookup { name: server.host.clone(), reason: error.to_string() })?;
+    Ok(found.filter(|address| fits(address.ip())).take(timing::MAX_ADDRESSES).collect())
 }
 
 async fn connect(address: SocketAddr, uplink: &Uplink) -> std::io::Result<TcpStream> {
-    let socket = if address.is_ipv4() {
-        TcpSocket::new_v4()?
-    } else {
-        TcpSocket::new_v6()?
-    };
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     if let Some(interface) = &uplink.interface {
         socket.bind_device(Some(interface.as_bytes()))?;
     }
@@ -233,53 +181,36 @@ async fn connect(address: SocketAddr, uplink: &Uplink) -> std::io::Result<TcpStr
     Ok(stream)
 }
 
-async fn send(
-    stream: TlsStream<TcpStream>,
-    server: &Server,
-    call: &Call<'_>,
-) -> Result<Reply, TransportError> {
+async fn send(stream: TlsStream<TcpStream>, server: &Server, call: &Call<'_>) -> Result<Reply, TransportError> {
     let http = |error: hyper::Error| TransportError::Http(chain(&error));
     let mut request = Request::builder()
         .method(call.method.clone())
         .uri(call.path)
         .header("Host", server.authority())
         .header("Connection", "close")
-        .header(
-            "User-Agent",
-            concat!("holdfast/", env!("CARGO_PKG_VERSION")),
-        );
+        .header("User-Agent", concat!("holdfast/", env!("CARGO_PKG_VERSION")));
     if call.method == Method::POST {
         request = request.header("Content-Type", "application/x-proto-binary");
     }
     for (name, value) in call.headers {
         request = request.header(*name, value);
     }
-    let request = request
-        .body(Full::new(call.body.clone()))
-        .map_err(|error| TransportError::Http(error.to_string()))?;
+    let request =
+        request.body(Full::new(call.body.clone())).map_err(|error| TransportError::Http(error.to_string()))?;
 
-    let (mut sender, connection) = http1::Builder::new()
-        .max_buf_size(64 * 1024)
-        .handshake(TokioIo::new(stream))
-        .await
-        .map_err(http)?;
+    let (mut sender, connection) =
+        http1::Builder::new().max_buf_size(64 * 1024).handshake(TokioIo::new(stream)).await.map_err(http)?;
     let reply = async {
         let response = sender.send_request(request).await.map_err(http)?;
         let status = response.status().as_u16();
-        let body = Limited::new(response.into_body(), call.limit)
-            .collect()
-            .await
-            .map_err(|error| {
-                if error.is::<LengthLimitError>() {
-                    TransportError::TooLarge
-                } else {
-                    TransportError::Http(chain(error.as_ref()))
-                }
-            })?;
-        Ok(Reply {
-            status,
-            body: body.to_bytes(),
-        })
+        let body = Limited::new(response.into_body(), call.limit).collect().await.map_err(|error| {
+            if error.is::<LengthLimitError>() {
+                TransportError::TooLarge
+            } else {
+                TransportError::Http(chain(error.as_ref()))
+            }
+        })?;
+        Ok(Reply { status, body: body.to_bytes() })
     };
     tokio::pin!(connection, reply);
     // The connection does the work for the reply; it may end before the last of the reply is taken from its buffer.
@@ -307,37 +238,15 @@ mod tests {
     #[test]
     fn server_text_is_read_in_all_its_forms() {
         for (text, host, port, authority) in [
-            (
-                "zedcloud.example",
-                "zedcloud.example",
-                443,
-                "zedcloud.example",
-            ),
-            (
-                " mydomain.adam:3333\n",
-                "mydomain.adam",
-                3333,
-                "mydomain.adam:3333",
-            ),
+            ("zedcloud.example", "zedcloud.example", 443, "zedcloud.example"),
+            (" mydomain.adam:3333\n", "mydomain.adam", 3333, "mydomain.adam:3333"),
             ("192.0.2.1", "192.0.2.1", 443, "192.0.2.1"),
             ("192.0.2.1:8080", "192.0.2.1", 8080, "192.0.2.1:8080"),
-            (
-                "[2001:db8::1]:8080",
-                "2001:db8::1",
-                8080,
-                "[2001:db8::1]:8080",
-            ),
+            ("[2001:db8::1]:8080", "2001:db8::1", 8080, "[2001:db8::1]:8080"),
             ("2001:db8::1", "2001:db8::1", 443, "[2001:db8::1]"),
         ] {
             let server = Server::parse(text, None).unwrap_or_else(|| panic!("{text}"));
-            assert_eq!(
-                (
-                    server.host.as_str(),
-                    server.port,
-                    server.authority().as_str()
-                ),
-                (host, port, authority)
-            );
+            assert_eq!((server.host.as_str(), server.port, server.authority().as_str()), (host, port, authority));
         }
         for text in ["", "name:port", "name:70000", "two words"] {
             assert!(Server::parse(text, None).is_none(), "{text:?}");

@@ -15,8 +15,7 @@ use holdfast_controller_client::attestation::AttestError;
 use holdfast_controller_client::identity::EscrowKey;
 use holdfast_controller_client::onboarding::{Progress, Step};
 use holdfast_controller_client::{
-    Class, ConfigAnswer, ConfigStore, DeviceIdentity, Failure, ReportQueue, Timing, Uplink, attest,
-    onboard,
+    Class, ConfigAnswer, ConfigStore, DeviceIdentity, Failure, ReportQueue, Timing, Uplink, attest, onboard,
 };
 use holdfast_model::observed::AttestationState;
 use prost::Message;
@@ -31,27 +30,16 @@ const UUID: &str = "11111111-2222-4333-8444-555555555555";
 
 fn config_response(revision: &str, seconds: i64) -> Vec<u8> {
     let config = EdgeDevConfig {
-        id: Some(UuiDandVersion {
-            uuid: UUID.to_owned(),
-            version: revision.to_owned(),
-        }),
+        id: Some(UuiDandVersion { uuid: UUID.to_owned(), version: revision.to_owned() }),
         config_timestamp: Some(prost_types::Timestamp { seconds, nanos: 0 }),
         ..EdgeDevConfig::default()
     };
-    ConfigResponse {
-        config: Some(config),
-        config_hash: format!("hash of {revision}"),
-    }
-    .encode_to_vec()
+    ConfigResponse { config: Some(config), config_hash: format!("hash of {revision}") }.encode_to_vec()
 }
 
 /// Times short enough for tests.
 fn short() -> Timing {
-    Timing {
-        send: Duration::from_millis(400),
-        dial: Duration::from_millis(400),
-        ..Timing::default()
-    }
+    Timing { send: Duration::from_millis(400), dial: Duration::from_millis(400), ..Timing::default() }
 }
 
 /// Answers `/certs`, and `path` with what `answer` makes.
@@ -78,10 +66,7 @@ async fn device_goes_from_nothing_to_a_config_and_keeps_it_without_a_network() {
     let server = Server::start(&pki.tls, move |request| {
         let reply = |payload: Vec<u8>| envelope(&payload, &key);
         if let Some(path) = request.path.strip_prefix(&format!("id/{UUID}/")) {
-            assert!(
-                !request.head.to_lowercase().contains("x-serial-number"),
-                "the UUID is known by now"
-            );
+            assert!(!request.head.to_lowercase().contains("x-serial-number"), "the UUID is known by now");
             let payload = request.payload(&known.device);
             return match path {
                 "attest" => {
@@ -90,24 +75,16 @@ async fn device_goes_from_nothing_to_a_config_and_keeps_it_without_a_network() {
                     match step.req_type() {
                         ZAttestReqType::AttestReqCert => {
                             assert_eq!(step.certs[0].r#type, 13);
-                            assert_eq!(
-                                step.certs[0].cert_hash,
-                                support::sha256(&step.certs[0].cert)[..16]
-                            );
+                            assert_eq!(step.certs[0].cert_hash, support::sha256(&step.certs[0].cert)[..16]);
                             answer.resp_type = ZAttestRespType::AttestRespCert.into();
                         }
                         ZAttestReqType::AttestReqNonce => {
                             answer.resp_type = ZAttestRespType::AttestRespNonce.into();
-                            answer.nonce = Some(ZAttestNonceResp {
-                                nonce: b"0123456789ab".to_vec(),
-                            });
+                            answer.nonce = Some(ZAttestNonceResp { nonce: b"0123456789ab".to_vec() });
                         }
                         ZAttestReqType::AttestReqQuote => {
                             let quote = step.quote.expect("quote");
-                            assert!(
-                                quote.pcr_values.is_empty() && quote.signature.is_empty(),
-                                "no TPM, no PCR values"
-                            );
+                            assert!(quote.pcr_values.is_empty() && quote.signature.is_empty(), "no TPM, no PCR values");
                             assert_eq!(quote.versions[0].version, "1.0");
                             answer.resp_type = ZAttestRespType::AttestRespQuoteResp.into();
                             answer.quote_resp = Some(ZAttestQuoteResp {
@@ -122,10 +99,7 @@ async fn device_goes_from_nothing_to_a_config_and_keeps_it_without_a_network() {
                 }
                 "config" => {
                     let wanted = ConfigRequest::decode(payload.as_slice()).expect("config request");
-                    match (
-                        wanted.integrity_token.as_slice(),
-                        wanted.config_hash.as_str(),
-                    ) {
+                    match (wanted.integrity_token.as_slice(), wanted.config_hash.as_str()) {
                         (b"token", "hash of 1") => Answer::Reply(304, Vec::new()),
                         (b"token", _) => Answer::Reply(200, reply(config_response("1", 100))),
                         _ => Answer::Reply(403, Vec::new()),
@@ -134,14 +108,7 @@ async fn device_goes_from_nothing_to_a_config_and_keeps_it_without_a_network() {
                 other => panic!("unexpected request {other}"),
             };
         }
-        assert!(
-            request
-                .head
-                .to_lowercase()
-                .contains("x-serial-number: serial-1"),
-            "{}",
-            request.head
-        );
+        assert!(request.head.to_lowercase().contains("x-serial-number: serial-1"), "{}", request.head);
         assert!(request.head.to_lowercase().contains("x-request-id: "));
         match request.path.as_str() {
             "certs" => {
@@ -149,34 +116,19 @@ async fn device_goes_from_nothing_to_a_config_and_keeps_it_without_a_network() {
                 Answer::Reply(200, certs_reply(&key))
             }
             "register" => {
-                let message = ZRegisterMsg::decode(request.payload(&known.onboarding).as_slice())
-                    .expect("register");
-                assert_eq!(
-                    (message.serial.as_str(), message.soft_serial.as_str()),
-                    ("serial-1", "soft_1")
-                );
-                let sender = AuthContainer::decode(request.body.as_slice())
-                    .expect("envelope")
-                    .sender_cert;
+                let message = ZRegisterMsg::decode(request.payload(&known.onboarding).as_slice()).expect("register");
+                assert_eq!((message.serial.as_str(), message.soft_serial.as_str()), ("serial-1", "soft_1"));
+                let sender = AuthContainer::decode(request.body.as_slice()).expect("envelope").sender_cert;
                 use base64::{Engine, engine::general_purpose::STANDARD};
-                assert_eq!(
-                    STANDARD.decode(sender).expect("base64"),
-                    known.onboarding.pem.as_bytes()
-                );
-                assert_eq!(
-                    STANDARD.decode(message.pem_cert).expect("base64"),
-                    known.device.pem.as_bytes()
-                );
+                assert_eq!(STANDARD.decode(sender).expect("base64"), known.onboarding.pem.as_bytes());
+                assert_eq!(STANDARD.decode(message.pem_cert).expect("base64"), known.device.pem.as_bytes());
                 // What the reference controller says to a device it knows already.
                 Answer::Reply(500, Vec::new())
             }
             "uuid" => {
                 request.payload(&known.device);
-                let answer = UuidResponse {
-                    uuid: UUID.to_owned(),
-                    manufacturer: "maker".to_owned(),
-                    ..UuidResponse::default()
-                };
+                let answer =
+                    UuidResponse { uuid: UUID.to_owned(), manufacturer: "maker".to_owned(), ..UuidResponse::default() };
                 Answer::Reply(200, reply(answer.encode_to_vec()))
             }
             other => panic!("unexpected request {other}"),
@@ -193,41 +145,19 @@ async fn device_goes_from_nothing_to_a_config_and_keeps_it_without_a_network() {
         });
     })
     .await;
-    assert_eq!(
-        (
-            onboarded.uuid.to_string().as_str(),
-            onboarded.manufacturer.as_str()
-        ),
-        (UUID, "maker")
-    );
-    assert_eq!(
-        seen,
-        [
-            (Step::Certificates, true),
-            (Step::Register, false),
-            (Step::Uuid, true)
-        ]
-    );
+    assert_eq!((onboarded.uuid.to_string().as_str(), onboarded.manufacturer.as_str()), (UUID, "maker"));
+    assert_eq!(seen, [(Step::Certificates, true), (Step::Register, false), (Step::Uuid, true)]);
 
     let answer = client.poll_config(&*device, "", b"").await.expect("answer");
     assert!(matches!(answer, ConfigAnswer::TokenRefused), "{answer:?}");
     let mut states = Vec::new();
-    let attested = attest(&client, &*device, |state| states.push(state))
-        .await
-        .expect("attested");
+    let attested = attest(&client, &*device, |state| states.push(state)).await.expect("attested");
     assert_eq!(attested.token, b"token");
     assert_eq!(states.last(), Some(&AttestationState::Complete));
-    let ConfigAnswer::New(config) = client
-        .poll_config(&*device, "", &attested.token)
-        .await
-        .expect("answer")
-    else {
+    let ConfigAnswer::New(config) = client.poll_config(&*device, "", &attested.token).await.expect("answer") else {
         panic!("no config")
     };
-    let answer = client
-        .poll_config(&*device, config.hash(), &attested.token)
-        .await
-        .expect("answer");
+    let answer = client.poll_config(&*device, config.hash(), &attested.token).await.expect("answer");
     assert!(matches!(answer, ConfigAnswer::Unchanged), "{answer:?}");
 
     let dir = tempfile::tempdir().expect("directory");
@@ -235,32 +165,14 @@ async fn device_goes_from_nothing_to_a_config_and_keeps_it_without_a_network() {
     store.save_config(&config).expect("save");
     store.save_certificates(&config.certificates).expect("save");
     let traffic = client.traffic();
-    assert!(
-        traffic.successes >= 6 && traffic.failures == 2,
-        "{traffic:?}"
-    );
+    assert!(traffic.successes >= 6 && traffic.failures == 2, "{traffic:?}");
     drop(server);
 
-    let kept = store
-        .load_config(client.roots(), false)
-        .expect("load")
-        .expect("config");
-    assert_eq!(
-        (kept.hash(), kept.response.config.clone()),
-        ("hash of 1", config.response.config.clone())
-    );
-    assert!(
-        store
-            .load_certificates(client.roots())
-            .expect("load")
-            .is_some()
-    );
-    let foreign =
-        holdfast_api::certs::Roots::from_pem(Pki::new().root_pem.as_bytes()).expect("roots");
-    assert!(
-        store.load_config(&foreign, false).is_err(),
-        "a config of another site is not used"
-    );
+    let kept = store.load_config(client.roots(), false).expect("load").expect("config");
+    assert_eq!((kept.hash(), kept.response.config.clone()), ("hash of 1", config.response.config.clone()));
+    assert!(store.load_certificates(client.roots()).expect("load").is_some());
+    let foreign = holdfast_api::certs::Roots::from_pem(Pki::new().root_pem.as_bytes()).expect("roots");
+    assert!(store.load_config(&foreign, false).is_err(), "a config of another site is not used");
 }
 
 #[tokio::test]
@@ -277,9 +189,7 @@ async fn device_with_a_tpm_sends_quote_event_log_and_keys() {
                 assert_eq!(step.certs[0].meta_data_items[0].meta_data, [9, 9]);
                 answer.resp_type = ZAttestRespType::AttestRespCert.into();
             }
-            ZAttestReqType::AttestReqNonce => {
-                answer.nonce = Some(ZAttestNonceResp { nonce: vec![5; 16] })
-            }
+            ZAttestReqType::AttestReqNonce => answer.nonce = Some(ZAttestNonceResp { nonce: vec![5; 16] }),
             ZAttestReqType::AttestReqQuote => {
                 let quote = step.quote.expect("quote");
                 assert_eq!(
@@ -289,17 +199,12 @@ async fn device_with_a_tpm_sends_quote_event_log_and_keys() {
                 assert_eq!(quote.pcr_values.len(), 16);
                 assert_eq!(quote.pcr_values[3].value, [3; 32]);
                 let mut log = Vec::new();
-                GzDecoder::new(quote.tpm_binary_event_log.as_slice())
-                    .read_to_end(&mut log)
-                    .expect("gzip");
+                GzDecoder::new(quote.tpm_binary_event_log.as_slice()).read_to_end(&mut log).expect("gzip");
                 assert_eq!(log, [1; 1000]);
                 answer.quote_resp = Some(ZAttestQuoteResp {
                     response: ZAttestResponseCode::Success.into(),
                     integrity_token: vec![8],
-                    keys: vec![AttestVolumeKey {
-                        key: vec![1],
-                        ..AttestVolumeKey::default()
-                    }],
+                    keys: vec![AttestVolumeKey { key: vec![1], ..AttestVolumeKey::default() }],
                 });
             }
             ZAttestReqType::StoreKeys => {
@@ -308,9 +213,7 @@ async fn device_with_a_tpm_sends_quote_event_log_and_keys() {
                     (keys.integrity_token.as_slice(), keys.keys[0].key.as_slice()),
                     ([8].as_slice(), [4, 2].as_slice())
                 );
-                let stored = AttestStorageKeysResp {
-                    response: AttestStorageKeysResponseCode::Success.into(),
-                };
+                let stored = AttestStorageKeysResp { response: AttestStorageKeysResponseCode::Success.into() };
                 answer.storage_keys_resp = Some(stored);
             }
             ZAttestReqType::AttestReqNone => panic!("no type"),
@@ -321,18 +224,8 @@ async fn device_with_a_tpm_sends_quote_event_log_and_keys() {
     let client = server.client(&pki.root_pem);
     client.set_uuid(Uuid::try_parse(UUID).expect("UUID"));
     let attested = attest(&client, &*device, |_| {}).await.expect("attested");
-    assert_eq!(
-        (attested.escrowed, attested.escrow_error),
-        (vec![EscrowKey(vec![1])], None)
-    );
-    assert_eq!(
-        server
-            .paths()
-            .iter()
-            .filter(|path| path.ends_with("attest"))
-            .count(),
-        4
-    );
+    assert_eq!((attested.escrowed, attested.escrow_error), (vec![EscrowKey(vec![1])], None));
+    assert_eq!(server.paths().iter().filter(|path| path.ends_with("attest")).count(), 4);
 }
 
 #[tokio::test]
@@ -341,18 +234,9 @@ async fn refused_certificates_are_told_apart_from_a_controller_that_is_away() {
     let signer = Arc::new(pki.signing_key("signing"));
     let device = Device::new(false);
     for (status, refused) in [(403, true), (503, false)] {
-        let server = server_for(&pki, Arc::clone(&signer), "/attest", move |_| {
-            Answer::Reply(status, Vec::new())
-        })
-        .await;
-        let error = attest(&server.client(&pki.root_pem), &device, |_| {})
-            .await
-            .expect_err("refused");
-        assert_eq!(
-            matches!(error, AttestError::CertificatesRefused(_)),
-            refused,
-            "{status}: {error}"
-        );
+        let server = server_for(&pki, Arc::clone(&signer), "/attest", move |_| Answer::Reply(status, Vec::new())).await;
+        let error = attest(&server.client(&pki.root_pem), &device, |_| {}).await.expect_err("refused");
+        assert_eq!(matches!(error, AttestError::CertificatesRefused(_)), refused, "{status}: {error}");
     }
 }
 
@@ -368,76 +252,24 @@ async fn config_answers_become_what_the_table_of_the_api_says() {
     let large = vec![0; holdfast_controller_client::timing::limits::CONFIG + 1];
     type Make = Box<dyn Fn() -> Answer + Send>;
     let answers: Vec<(&str, Make, &str)> = vec![
-        (
-            "200",
-            Box::new(move || Answer::Reply(200, good.clone())),
-            "New",
-        ),
-        (
-            "304",
-            Box::new(|| Answer::Reply(304, Vec::new())),
-            "Unchanged",
-        ),
-        (
-            "400",
-            Box::new(|| Answer::Reply(400, Vec::new())),
-            "DeviceUnknown",
-        ),
-        (
-            "404",
-            Box::new(|| Answer::Reply(404, Vec::new())),
-            "DeviceUnknown",
-        ),
-        (
-            "403",
-            Box::new(|| Answer::Reply(403, Vec::new())),
-            "TokenRefused",
-        ),
-        (
-            "401",
-            Box::new(|| Answer::Reply(401, Vec::new())),
-            "Err Unauthorized",
-        ),
-        (
-            "429",
-            Box::new(|| Answer::Reply(429, Vec::new())),
-            "Err TooMany",
-        ),
-        (
-            "500",
-            Box::new(|| Answer::Reply(500, b"out of order".to_vec())),
-            "Err ServerError",
-        ),
-        (
-            "503",
-            Box::new(|| Answer::Reply(503, Vec::new())),
-            "Err Temporary",
-        ),
-        (
-            "changed payload",
-            Box::new(move || Answer::Reply(200, changed.encode_to_vec())),
-            "Err BadAnswer",
-        ),
+        ("200", Box::new(move || Answer::Reply(200, good.clone())), "New"),
+        ("304", Box::new(|| Answer::Reply(304, Vec::new())), "Unchanged"),
+        ("400", Box::new(|| Answer::Reply(400, Vec::new())), "DeviceUnknown"),
+        ("404", Box::new(|| Answer::Reply(404, Vec::new())), "DeviceUnknown"),
+        ("403", Box::new(|| Answer::Reply(403, Vec::new())), "TokenRefused"),
+        ("401", Box::new(|| Answer::Reply(401, Vec::new())), "Err Unauthorized"),
+        ("429", Box::new(|| Answer::Reply(429, Vec::new())), "Err TooMany"),
+        ("500", Box::new(|| Answer::Reply(500, b"out of order".to_vec())), "Err ServerError"),
+        ("503", Box::new(|| Answer::Reply(503, Vec::new())), "Err Temporary"),
+        ("changed payload", Box::new(move || Answer::Reply(200, changed.encode_to_vec())), "Err BadAnswer"),
         (
             "unknown signer",
             Box::new(move || Answer::Reply(200, envelope(&config_response("1", 1), &other))),
             "Err BadAnswer",
         ),
-        (
-            "bare payload",
-            Box::new(|| Answer::Reply(200, config_response("1", 1))),
-            "Err BadAnswer",
-        ),
-        (
-            "too large",
-            Box::new(move || Answer::Reply(200, large.clone())),
-            "Err BadAnswer",
-        ),
-        (
-            "cut body",
-            Box::new(|| Answer::CutBody(vec![0; 1000])),
-            "Err NoContact",
-        ),
+        ("bare payload", Box::new(|| Answer::Reply(200, config_response("1", 1))), "Err BadAnswer"),
+        ("too large", Box::new(move || Answer::Reply(200, large.clone())), "Err BadAnswer"),
+        ("cut body", Box::new(|| Answer::CutBody(vec![0; 1000])), "Err NoContact"),
         ("cut", Box::new(|| Answer::Cut), "Err NoContact"),
         ("hang", Box::new(|| Answer::Hang), "Err NoContact"),
     ];
@@ -454,10 +286,7 @@ async fn config_answers_become_what_the_table_of_the_api_says() {
             Ok(ConfigAnswer::DeviceUnknown) => "DeviceUnknown".to_owned(),
             Ok(ConfigAnswer::TokenRefused) => "TokenRefused".to_owned(),
             Err(failure) => {
-                assert!(
-                    failure.to_string().contains("config"),
-                    "{what}: the message names the request: {failure}"
-                );
+                assert!(failure.to_string().contains("config"), "{what}: the message names the request: {failure}");
                 format!("Err {:?}", failure.class())
             }
         };
@@ -473,11 +302,7 @@ async fn rotated_signing_certificate_is_fetched_and_the_reply_accepted() {
     let fetches = AtomicUsize::new(0);
     let server = Server::start(&pki.tls, move |request| match request.path.as_str() {
         "certs" => {
-            let signer = if fetches.fetch_add(1, Ordering::Relaxed) == 0 {
-                &old
-            } else {
-                &new
-            };
+            let signer = if fetches.fetch_add(1, Ordering::Relaxed) == 0 { &old } else { &new };
             Answer::Reply(200, certs_reply(signer))
         }
         _ => Answer::Reply(200, envelope(&config_response("1", 1), &new)),
@@ -485,23 +310,13 @@ async fn rotated_signing_certificate_is_fetched_and_the_reply_accepted() {
     .await;
     let client = server.client(&pki.root_pem);
     client.fetch_certificates().await.expect("certificates");
-    let answer = client
-        .poll_config(&Device::new(false), "", b"token")
-        .await
-        .expect("answer");
-    let ConfigAnswer::New(config) = answer else {
-        panic!("{answer:?}")
-    };
+    let answer = client.poll_config(&Device::new(false), "", b"token").await.expect("answer");
+    let ConfigAnswer::New(config) = answer else { panic!("{answer:?}") };
     // What verified it is kept with it, so that it verifies after a reboot too.
     let dir = tempfile::tempdir().expect("directory");
     let store = ConfigStore::open(dir.path()).expect("store");
     store.save_config(&config).expect("save");
-    assert!(
-        store
-            .load_config(client.roots(), false)
-            .expect("load")
-            .is_some()
-    );
+    assert!(store.load_config(client.roots(), false).expect("load").is_some());
 }
 
 #[tokio::test]
@@ -517,11 +332,7 @@ async fn replayed_older_config_is_recognised() {
     .await;
     let client = server.client(&pki.root_pem);
     let device = Device::new(false);
-    let poll = async || match client
-        .poll_config(&device, "", b"token")
-        .await
-        .expect("answer")
-    {
+    let poll = async || match client.poll_config(&device, "", b"token").await.expect("answer") {
         ConfigAnswer::New(config) => config,
         other => panic!("{other:?}"),
     };
@@ -535,22 +346,15 @@ async fn server_that_is_not_the_sites_is_refused() {
     let pki = Pki::new();
     let foreign = Pki::new();
     let server = Server::start(&foreign.tls, |_| Answer::Reply(200, Vec::new())).await;
-    let failure = server
-        .client(&pki.root_pem)
-        .ping()
-        .await
-        .expect_err("foreign root");
+    let failure = server.client(&pki.root_pem).ping().await.expect_err("foreign root");
     assert_eq!(failure.class(), Class::NoContact);
     assert!(failure.to_string().contains("TLS"), "{failure}");
 
     let server = Server::start(&pki.tls, |_| Answer::Reply(200, Vec::new())).await;
     let mut config = server.config(&pki.root_pem);
     config.server = format!("other.test:{}", server.port);
-    let failure = holdfast_controller_client::Client::new(config)
-        .expect("client")
-        .ping()
-        .await
-        .expect_err("other name");
+    let failure =
+        holdfast_controller_client::Client::new(config).expect("client").ping().await.expect_err("other name");
     assert!(failure.to_string().contains("TLS"), "{failure}");
     assert!(server.paths().is_empty(), "nothing was sent");
 }
@@ -560,13 +364,7 @@ async fn server_certificate_that_is_itself_a_root_is_trusted() {
     let server_key = Key::self_signed("controller.test");
     let server = Server::start(&server_key, |_| Answer::Reply(200, Vec::new())).await;
     server.client(&server_key.pem).ping().await.expect("pinned");
-    assert!(
-        server
-            .client(&Key::self_signed("controller.test").pem)
-            .ping()
-            .await
-            .is_err()
-    );
+    assert!(server.client(&Key::self_signed("controller.test").pem).ping().await.is_err());
 }
 
 #[tokio::test]
@@ -577,10 +375,7 @@ async fn controller_that_refuses_connections_is_away_for_a_while() {
     client.ping().await.expect("ping");
     drop(server);
     tokio::time::sleep(Duration::from_millis(50)).await;
-    assert_eq!(
-        client.ping().await.expect_err("gone").class(),
-        Class::Temporary
-    );
+    assert_eq!(client.ping().await.expect_err("gone").class(), Class::Temporary);
 }
 
 #[tokio::test]
@@ -589,57 +384,32 @@ async fn next_uplink_is_tried_when_the_first_leads_nowhere() {
     let server = Server::start(&pki.tls, |_| Answer::Reply(200, Vec::new())).await;
     let client = server.client(&pki.root_pem);
     // 192.0.2.0/24 is for documentation: no machine has such an address.
-    let nowhere = Uplink {
-        source: Some("192.0.2.77".parse().expect("address")),
-        interface: None,
-    };
+    let nowhere = Uplink { source: Some("192.0.2.77".parse().expect("address")), interface: None };
     client.set_uplinks(vec![nowhere.clone()]);
-    assert_eq!(
-        client.ping().await.expect_err("nowhere").class(),
-        Class::NoContact
-    );
-    let loopback = Uplink {
-        source: Some("127.0.0.1".parse().expect("address")),
-        interface: None,
-    };
+    assert_eq!(client.ping().await.expect_err("nowhere").class(), Class::NoContact);
+    let loopback = Uplink { source: Some("127.0.0.1".parse().expect("address")), interface: None };
     client.set_uplinks(vec![nowhere, loopback]);
     client.ping().await.expect("second uplink");
 }
 
 #[tokio::test]
-async fn clock_before_the_build_of_the_image_does_not_stop_the_client() {
-    // The certificates begin to be valid now; a floor far in the future must make them count as expired, which shows
-    // that the floor is used for TLS.
+async fn clock_is_never_believed_to_be_before_its_floor() {
+    // The certificates end in the year 4096; a floor beyond it must make them count as expired, which shows that TLS
+    // uses the floor.
     let pki = Pki::new();
     let server = Server::start(&pki.tls, |_| Answer::Reply(200, Vec::new())).await;
     let mut config = server.config(&pki.root_pem);
     config.clock_floor = SystemTime::now() + Duration::from_secs(4000 * 365 * 86_400);
-    let failure = holdfast_controller_client::Client::new(config)
-        .expect("client")
-        .ping()
-        .await
-        .expect_err("expired");
+    let failure = holdfast_controller_client::Client::new(config).expect("client").ping().await.expect_err("expired");
     assert!(failure.to_string().contains("TLS"), "{failure}");
 }
 
 fn info(state: u32) -> (holdfast_api::info::InfoKey, ZInfoMsg) {
     use holdfast_api::info::{InfoKey, InfoKind};
     use holdfast_api::proto::info::{ZInfoDevice, z_info_msg::InfoContent};
-    let device = ZInfoDevice {
-        ncpu: state,
-        ..ZInfoDevice::default()
-    };
-    let message = ZInfoMsg {
-        info_content: Some(InfoContent::Dinfo(device)),
-        ..ZInfoMsg::default()
-    };
-    (
-        InfoKey {
-            kind: InfoKind::Device,
-            id: String::new(),
-        },
-        message,
-    )
+    let device = ZInfoDevice { ncpu: state, ..ZInfoDevice::default() };
+    let message = ZInfoMsg { info_content: Some(InfoContent::Dinfo(device)), ..ZInfoMsg::default() };
+    (InfoKey { kind: InfoKind::Device, id: String::new() }, message)
 }
 
 /// Runs the report queue until `done` or five seconds have passed; returns statuses and states that arrived.
@@ -656,9 +426,7 @@ async fn report(statuses: Vec<u16>) -> (Vec<u32>, Vec<bool>) {
             .expect("payload")
             .payload;
         let message = ZInfoMsg::decode(payload.as_slice()).expect("info");
-        let Some(holdfast_api::proto::info::z_info_msg::InfoContent::Dinfo(device)) =
-            message.info_content
-        else {
+        let Some(holdfast_api::proto::info::z_info_msg::InfoContent::Dinfo(device)) = message.info_content else {
             panic!("no device")
         };
         kept.lock().expect("lock").push(device.ncpu);
@@ -706,63 +474,36 @@ async fn config_store_falls_back_to_the_backup() {
     let mut revision = 0;
     let server = server_for(&pki, signer, "/config", move |_| {
         revision += 1;
-        Answer::Reply(
-            200,
-            envelope(&config_response(&revision.to_string(), revision), &key),
-        )
+        Answer::Reply(200, envelope(&config_response(&revision.to_string(), revision), &key))
     })
     .await;
     let client = server.client(&pki.root_pem);
     let device = Device::new(false);
-    let poll = async || match client
-        .poll_config(&device, "", b"token")
-        .await
-        .expect("answer")
-    {
+    let poll = async || match client.poll_config(&device, "", b"token").await.expect("answer") {
         ConfigAnswer::New(config) => config,
         other => panic!("{other:?}"),
     };
     let (first, second) = (poll().await, poll().await);
     let dir = tempfile::tempdir().expect("directory");
     let store = ConfigStore::open(dir.path()).expect("store");
-    let hash = |after_crash| {
-        store
-            .load_config(client.roots(), after_crash)
-            .map(|c| c.map(|c| c.hash().to_owned()))
-    };
+    let hash = |after_crash| store.load_config(client.roots(), after_crash).map(|c| c.map(|c| c.hash().to_owned()));
     let age = Duration::from_secs(600);
 
     assert_eq!(hash(false).expect("load"), None);
     store.save_config(&first).expect("save");
-    assert_eq!(
-        hash(true).expect("load").as_deref(),
-        Some("hash of 1"),
-        "no backup yet: the last config"
-    );
-    assert!(
-        !store
-            .back_up(Duration::from_secs(599), age)
-            .expect("too young")
-    );
+    assert_eq!(hash(true).expect("load").as_deref(), Some("hash of 1"), "no backup yet: the last config");
+    assert!(!store.back_up(Duration::from_secs(599), age).expect("too young"));
     assert!(store.back_up(age, age).expect("old enough"));
     assert!(!store.back_up(age, age).expect("the same"));
     store.save_config(&second).expect("save");
     assert_eq!(hash(false).expect("load").as_deref(), Some("hash of 2"));
-    assert_eq!(
-        hash(true).expect("load").as_deref(),
-        Some("hash of 1"),
-        "after a crash: the backup"
-    );
+    assert_eq!(hash(true).expect("load").as_deref(), Some("hash of 1"), "after a crash: the backup");
 
     let path = dir.path().join("lastconfig");
     let mut bytes = std::fs::read(&path).expect("read");
     bytes[100] ^= 1;
     std::fs::write(&path, &bytes).expect("write");
-    assert_eq!(
-        hash(false).expect("load").as_deref(),
-        Some("hash of 1"),
-        "damaged: the backup"
-    );
+    assert_eq!(hash(false).expect("load").as_deref(), Some("hash of 1"), "damaged: the backup");
     std::fs::write(dir.path().join("lastconfig.bak"), b"").expect("write");
     let error = hash(false).expect_err("both damaged").to_string();
     assert!(error.contains("lastconfig"), "{error}");
@@ -773,9 +514,6 @@ async fn failure_text_says_what_was_asked_and_what_came() {
     let pki = Pki::new();
     let server = Server::start(&pki.tls, |_| Answer::Reply(502, b"bad gateway".to_vec())).await;
     let failure = server.client(&pki.root_pem).ping().await.expect_err("502");
-    assert_eq!(
-        failure.to_string(),
-        "ping: expected success, the controller answered 502: \"bad gateway\""
-    );
+    assert_eq!(failure.to_string(), "ping: expected success, the controller answered 502: \"bad gateway\"");
     assert!(matches!(failure, Failure::Status { status: 502, .. }));
 }

@@ -5,10 +5,7 @@ use crate::proto::auth::{AuthBody, AuthContainer};
 use crate::proto::certs::ZCert;
 use p256::ecdsa::signature::hazmat::PrehashSigner;
 use p256::pkcs8::DecodePrivateKey;
-use rcgen::{
-    BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose,
-};
+use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose};
 
 /// A P-256 key with a certificate, standing in for either side.
 pub(crate) struct TestKey {
@@ -48,10 +45,8 @@ impl TestKey {
 
 impl Signer for TestKey {
     fn sign_sha256(&self, digest: &[u8; 32]) -> Result<[u8; 64], KeyError> {
-        let signature: p256::ecdsa::Signature = self
-            .key
-            .sign_prehash(digest)
-            .map_err(|e| KeyError::new("test key", e))?;
+        let signature: p256::ecdsa::Signature =
+            self.key.sign_prehash(digest).map_err(|e| KeyError::new("test key", e))?;
         Ok(signature.to_bytes().into())
     }
     fn certificate_der(&self) -> &[u8] {
@@ -69,9 +64,7 @@ pub(crate) fn certificate_for(key: &TestKey) -> ControllerCertificate {
 /// A leaf as controllers in the field make it: serverAuth, and a key usage without digitalSignature.
 pub(crate) fn parameters(name: &str) -> CertificateParams {
     let mut parameters = CertificateParams::new(vec![name.to_owned()]).expect("parameters");
-    parameters
-        .distinguished_name
-        .push(rcgen::DnType::CommonName, name);
+    parameters.distinguished_name.push(rcgen::DnType::CommonName, name);
     parameters.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
     parameters.key_usages = vec![KeyUsagePurpose::CrlSign];
     parameters.not_before = rcgen::date_time_ymd(2026, 1, 1);
@@ -96,23 +89,14 @@ pub(crate) fn root(name: &str) -> Authority {
     let key = KeyPair::generate().expect("key");
     let parameters = authority_parameters(name);
     let pem = parameters.self_signed(&key).expect("root").pem();
-    Authority {
-        issuer: Issuer::new(parameters, key),
-        pem,
-    }
+    Authority { issuer: Issuer::new(parameters, key), pem }
 }
 
 pub(crate) fn intermediate(name: &str, by: &Authority) -> Authority {
     let key = KeyPair::generate().expect("key");
     let parameters = authority_parameters(name);
-    let pem = parameters
-        .signed_by(&key, &by.issuer)
-        .expect("intermediate")
-        .pem();
-    Authority {
-        issuer: Issuer::new(parameters, key),
-        pem,
-    }
+    let pem = parameters.signed_by(&key, &by.issuer).expect("intermediate").pem();
+    Authority { issuer: Issuer::new(parameters, key), pem }
 }
 
 pub(crate) fn listed(kind: ZCertType, pem: &str) -> ZCert {
@@ -130,10 +114,7 @@ pub(crate) fn reply(certs: Vec<ZCert>, signer: &TestKey) -> Vec<u8> {
     AuthContainer {
         algo: 2,
         sender_cert_hash: hash::trimmed_pem_hash(signer.pem.as_bytes()).to_vec(),
-        signature_hash: signer
-            .sign_sha256(&sha256(&payload))
-            .expect("sign")
-            .to_vec(),
+        signature_hash: signer.sign_sha256(&sha256(&payload)).expect("sign").to_vec(),
         protected_payload: Some(AuthBody { payload }),
         ..AuthContainer::default()
     }
@@ -141,9 +122,7 @@ pub(crate) fn reply(certs: Vec<ZCert>, signer: &TestKey) -> Vec<u8> {
 }
 
 /// 2027-01-15, inside the validity of the test certificates.
-pub(crate) const NOW: ValidAt = ValidAt::Time(UnixTime::since_unix_epoch(Duration::from_secs(
-    1_800_000_000,
-)));
+pub(crate) const NOW: ValidAt = ValidAt::Time(UnixTime::since_unix_epoch(Duration::from_secs(1_800_000_000)));
 
 const SIGNING: ZCertType = ZCertType::CertTypeControllerSigning;
 const ECDH: ZCertType = ZCertType::CertTypeControllerEcdhExchange;
@@ -163,30 +142,15 @@ fn list_with_an_intermediate_is_accepted_and_opens_envelopes() {
     ];
     let envelope = reply(list, &signing);
 
-    let certificates =
-        ControllerCertificates::from_reply(&envelope, &roots, NOW).expect("accepted");
+    let certificates = ControllerCertificates::from_reply(&envelope, &roots, NOW).expect("accepted");
 
-    assert!(
-        certificates.rejected().is_empty(),
-        "{:?}",
-        certificates.rejected()
-    );
+    assert!(certificates.rejected().is_empty(), "{:?}", certificates.rejected());
     assert!(certificates.open(&reply(Vec::new(), &signing)).is_ok());
     // The ECDH certificate is known, but may not sign replies.
-    assert!(
-        certificates
-            .by_hash(&hash::trimmed_pem_hash(ecdh.pem.as_bytes())[..16])
-            .is_some()
-    );
-    assert!(matches!(
-        certificates.open(&reply(Vec::new(), &ecdh)),
-        Err(EnvelopeError::UnknownSender(_))
-    ));
+    assert!(certificates.by_hash(&hash::trimmed_pem_hash(ecdh.pem.as_bytes())[..16]).is_some());
+    assert!(matches!(certificates.open(&reply(Vec::new(), &ecdh)), Err(EnvelopeError::UnknownSender(_))));
     // Kept across a reboot with no clock.
-    assert!(
-        ControllerCertificates::from_reply(certificates.envelope(), &roots, ValidAt::CheckedBefore)
-            .is_ok()
-    );
+    assert!(ControllerCertificates::from_reply(certificates.envelope(), &roots, ValidAt::CheckedBefore).is_ok());
 }
 
 #[test]
@@ -201,27 +165,15 @@ fn list_is_refused_when_the_chain_of_its_signer_does_not_hold() {
     expired.not_after = rcgen::date_time_ymd(2026, 6, 1);
 
     for (why, signer) in [
-        (
-            "foreign root",
-            TestKey::issued(&parameters("leaf"), &other.issuer),
-        ),
-        (
-            "missing intermediate",
-            TestKey::issued(&parameters("leaf"), &middle.issuer),
-        ),
+        ("foreign root", TestKey::issued(&parameters("leaf"), &other.issuer)),
+        ("missing intermediate", TestKey::issued(&parameters("leaf"), &middle.issuer)),
         ("not for serverAuth", TestKey::issued(&client, &root.issuer)),
         ("expired", TestKey::issued(&expired, &root.issuer)),
         ("self-signed", TestKey::new("leaf")),
     ] {
-        let result = ControllerCertificates::from_reply(
-            &reply(vec![listed(SIGNING, &signer.pem)], &signer),
-            &roots,
-            NOW,
-        );
-        assert!(
-            matches!(result, Err(CertificateError::NoSigner { .. })),
-            "{why}: {result:?}"
-        );
+        let result =
+            ControllerCertificates::from_reply(&reply(vec![listed(SIGNING, &signer.pem)], &signer), &roots, NOW);
+        assert!(matches!(result, Err(CertificateError::NoSigner { .. })), "{why}: {result:?}");
     }
 }
 
@@ -233,12 +185,7 @@ fn leaf_without_extended_key_usage_is_accepted() {
     let signer = TestKey::issued(&plain, &root.issuer);
     let roots = Roots::from_pem(root.pem.as_bytes()).expect("roots");
     assert!(
-        ControllerCertificates::from_reply(
-            &reply(vec![listed(SIGNING, &signer.pem)], &signer),
-            &roots,
-            NOW
-        )
-        .is_ok()
+        ControllerCertificates::from_reply(&reply(vec![listed(SIGNING, &signer.pem)], &signer), &roots, NOW).is_ok()
     );
 }
 
@@ -248,9 +195,7 @@ fn certificate_that_is_itself_a_root_of_the_site_is_accepted_while_valid() {
     let roots = Roots::from_pem(signer.pem.as_bytes()).expect("roots");
     let envelope = reply(vec![listed(SIGNING, &signer.pem)], &signer);
     assert!(ControllerCertificates::from_reply(&envelope, &roots, NOW).is_ok());
-    let late = ValidAt::Time(UnixTime::since_unix_epoch(Duration::from_secs(
-        2_200_000_000,
-    )));
+    let late = ValidAt::Time(UnixTime::since_unix_epoch(Duration::from_secs(2_200_000_000)));
     assert!(ControllerCertificates::from_reply(&envelope, &roots, late).is_err());
 }
 
@@ -259,24 +204,9 @@ fn list_signed_by_another_key_under_the_right_hash_is_refused() {
     let root = root("root");
     let roots = Roots::from_pem(root.pem.as_bytes()).expect("roots");
     let signer = TestKey::issued(&parameters("signing"), &root.issuer);
-    let thief = TestKey {
-        pem: signer.pem.clone(),
-        ..TestKey::new("thief")
-    };
-    let result = ControllerCertificates::from_reply(
-        &reply(vec![listed(SIGNING, &signer.pem)], &thief),
-        &roots,
-        NOW,
-    );
-    assert!(
-        matches!(
-            result,
-            Err(CertificateError::Envelope(
-                EnvelopeError::BadSignature { .. }
-            ))
-        ),
-        "{result:?}"
-    );
+    let thief = TestKey { pem: signer.pem.clone(), ..TestKey::new("thief") };
+    let result = ControllerCertificates::from_reply(&reply(vec![listed(SIGNING, &signer.pem)], &thief), &roots, NOW);
+    assert!(matches!(result, Err(CertificateError::Envelope(EnvelopeError::BadSignature { .. }))), "{result:?}");
 }
 
 #[test]
@@ -285,10 +215,7 @@ fn too_long_list_is_refused() {
     let roots = Roots::from_pem(signer.pem.as_bytes()).expect("roots");
     let list = vec![listed(SIGNING, &signer.pem); MAX_CERTIFICATES + 1];
     let result = ControllerCertificates::from_reply(&reply(list, &signer), &roots, NOW);
-    assert!(
-        matches!(result, Err(CertificateError::TooMany(33))),
-        "{result:?}"
-    );
+    assert!(matches!(result, Err(CertificateError::TooMany(33))), "{result:?}");
 }
 
 #[test]
@@ -310,7 +237,5 @@ fn rsa_signature_of_openssl_verifies() {
 #[test]
 fn roots_need_at_least_one_certificate() {
     assert!(Roots::from_pem(b"").is_err());
-    assert!(
-        Roots::from_pem(b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n").is_err()
-    );
+    assert!(Roots::from_pem(b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n").is_err());
 }

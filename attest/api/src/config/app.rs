@@ -20,20 +20,12 @@ const MAX_VCPUS: u32 = 64;
 const MAX_USER_DATA: usize = 256 * 1024;
 
 /// Reads the apps; network instances and volumes must already be in `desired`.
-pub(super) fn read(
-    config: &EdgeDevConfig,
-    secrets: &Decryptor<'_>,
-    desired: &mut Desired,
-    faults: &mut Faults,
-) {
+pub(super) fn read(config: &EdgeDevConfig, secrets: &Decryptor<'_>, desired: &mut Desired, faults: &mut Faults) {
     let apps = read_all(
         ObjectKind::App,
         &config.apps,
         faults,
-        |wire| Named {
-            id: wire.uuidandversion.as_ref().map_or("", |id| &id.uuid),
-            name: &wire.displayname,
-        },
+        |wire| Named { id: wire.uuidandversion.as_ref().map_or("", |id| &id.uuid), name: &wire.displayname },
         |wire| {
             app(wire, &config.global_profile, secrets, desired)
                 .map(Some)
@@ -43,12 +35,7 @@ pub(super) fn read(
     desired.apps = apps;
 }
 
-fn app(
-    wire: &AppInstanceConfig,
-    profile: &str,
-    secrets: &Decryptor<'_>,
-    desired: &Desired,
-) -> Result<App, String> {
+fn app(wire: &AppInstanceConfig, profile: &str, secrets: &Decryptor<'_>, desired: &Desired) -> Result<App, String> {
     let id = wire.uuidandversion.clone().unwrap_or_default();
     let resources = wire.fixedresources.clone().unwrap_or_default();
     match VmMode::try_from(resources.virtualization_mode) {
@@ -62,26 +49,16 @@ fn app(
         }
     }
     if !(1..=MAX_VCPUS).contains(&resources.vcpus) {
-        return Err(format!(
-            "vcpus: expected 1 to {MAX_VCPUS}, found {}",
-            resources.vcpus
-        ));
+        return Err(format!("vcpus: expected 1 to {MAX_VCPUS}, found {}", resources.vcpus));
     }
     if resources.memory == 0 {
         return Err("memory: expected more than 0 KiB".to_owned());
     }
     if let Some(adapter) = wire.adapters.first() {
-        return Err(format!(
-            "adapter {:?}: assigning devices is not supported by this version",
-            quoted(&adapter.name)
-        ));
+        return Err(format!("adapter {:?}: assigning devices is not supported by this version", quoted(&adapter.name)));
     }
     if wire.volume_ref_list.is_empty() {
-        let old = if wire.drives.is_empty() {
-            ""
-        } else {
-            " (drives, the old form, are not supported)"
-        };
+        let old = if wire.drives.is_empty() { "" } else { " (drives, the old form, are not supported)" };
         return Err(format!("volumes: expected at least one, found none{old}"));
     }
     if wire.volume_ref_list.len() > MAX_DEVICES || wire.interfaces.len() > MAX_DEVICES {
@@ -91,8 +68,7 @@ fn app(
             wire.interfaces.len()
         ));
     }
-    let in_profile =
-        wire.profile_list.is_empty() || wire.profile_list.iter().any(|name| name == profile);
+    let in_profile = wire.profile_list.is_empty() || wire.profile_list.iter().any(|name| name == profile);
     Ok(App {
         id: uuid("id", &id.uuid)?,
         version: id.version,
@@ -100,18 +76,11 @@ fn app(
         activate: wire.activate && in_profile,
         vcpus: resources.vcpus,
         memory_bytes: u64::from(resources.memory) * 1024,
-        volumes: wire
-            .volume_ref_list
-            .iter()
-            .map(|volume| volume_ref(volume, desired))
-            .collect::<Result<_, _>>()?,
+        volumes: wire.volume_ref_list.iter().map(|volume| volume_ref(volume, desired)).collect::<Result<_, _>>()?,
         interfaces: wire
             .interfaces
             .iter()
-            .map(|nic| {
-                interface(nic, desired)
-                    .map_err(|text| format!("interface {:?}: {text}", quoted(&nic.name)))
-            })
+            .map(|nic| interface(nic, desired).map_err(|text| format!("interface {:?}: {text}", quoted(&nic.name))))
             .collect::<Result<_, _>>()?,
         user_data: user_data(wire, secrets)?,
         restart_counter: counter(wire.restart.as_ref()),
@@ -128,8 +97,7 @@ fn counter(command: Option<&InstanceOpsCmd>) -> u32 {
 fn volume_ref(wire: &WireRef, desired: &Desired) -> Result<VolumeRef, String> {
     let id = uuid("volume", &wire.uuid)?;
     let volume = desired.volumes.iter().find(|volume| volume.id == id);
-    let volume =
-        volume.ok_or_else(|| format!("volume {id}: not in the config or it has a fault"))?;
+    let volume = volume.ok_or_else(|| format!("volume {id}: not in the config or it has a fault"))?;
     if volume.generation != wire.generation_count {
         return Err(format!(
             "volume {id}: expected its generation {}, found {}",
@@ -144,31 +112,18 @@ fn volume_ref(wire: &WireRef, desired: &Desired) -> Result<VolumeRef, String> {
             quoted(&wire.mount_dir)
         ));
     }
-    Ok(VolumeRef {
-        volume: id,
-        generation: wire.generation_count,
-        mount_dir: wire.mount_dir.clone(),
-    })
+    Ok(VolumeRef { volume: id, generation: wire.generation_count, mount_dir: wire.mount_dir.clone() })
 }
 
 fn interface(wire: &NetworkAdapter, desired: &Desired) -> Result<AppInterface, String> {
     let id = uuid("network instance", &wire.network_id)?;
     let instance = desired.instances.iter().find(|instance| instance.id == id);
-    let instance = instance
-        .ok_or_else(|| format!("network instance {id}: not in the config or it has a fault"))?;
+    let instance = instance.ok_or_else(|| format!("network instance {id}: not in the config or it has a fault"))?;
     let address = match optional_address("address", &wire.addr)? {
         None => None,
-        Some(IpAddr::V4(v4))
-            if instance
-                .subnet
-                .is_none_or(|subnet| subnet.contains(v4.into())) =>
-        {
-            Some(v4)
-        }
+        Some(IpAddr::V4(v4)) if instance.subnet.is_none_or(|subnet| subnet.contains(v4.into())) => Some(v4),
         Some(other) => {
-            let subnet = instance
-                .subnet
-                .map_or_else(|| "IPv4".to_owned(), |subnet| subnet.to_string());
+            let subnet = instance.subnet.map_or_else(|| "IPv4".to_owned(), |subnet| subnet.to_string());
             return Err(format!("address: expected one of {subnet}, found {other}"));
         }
     };
@@ -176,11 +131,7 @@ fn interface(wire: &NetworkAdapter, desired: &Desired) -> Result<AppInterface, S
         name: wire.name.clone(),
         instance: id,
         address,
-        mac: if wire.mac_address.is_empty() {
-            None
-        } else {
-            Some(mac(&wire.mac_address)?)
-        },
+        mac: if wire.mac_address.is_empty() { None } else { Some(mac(&wire.mac_address)?) },
         rules: rules::rules(&wire.acls)?,
     })
 }
@@ -195,43 +146,24 @@ fn mac(text: &str) -> Result<Mac, String> {
     let mut mac = [0; 6];
     let mut parts = text.split([':', '-']);
     for byte in &mut mac {
-        let part = parts
-            .next()
-            .filter(|part| part.len() == 2)
-            .ok_or_else(bad)?;
+        let part = parts.next().filter(|part| part.len() == 2).ok_or_else(bad)?;
         *byte = u8::from_str_radix(part, 16).map_err(|_| bad())?;
     }
     // The lowest bit of the first byte marks a group (IEEE 802 §8.2).
-    if parts.next().is_some() || mac[0] & 1 == 1 {
-        Err(bad())
-    } else {
-        Ok(mac)
-    }
+    if parts.next().is_some() || mac[0] & 1 == 1 { Err(bad()) } else { Ok(mac) }
 }
 
 /// User data is base64 of a text, in clear or inside a cipher block; what is in clear stands in when decryption fails.
 fn user_data(wire: &AppInstanceConfig, secrets: &Decryptor<'_>) -> Result<String, String> {
-    let encoded = match wire
-        .cipher_data
-        .as_ref()
-        .map(|block| secrets.decrypt(block))
-    {
+    let encoded = match wire.cipher_data.as_ref().map(|block| secrets.decrypt(block)) {
         Some(Ok(block)) => block.protected_user_data,
         Some(Err(error)) if wire.user_data.is_empty() => return Err(format!("user data: {error}")),
         _ => wire.user_data.clone(),
     };
-    let compact: String = encoded
-        .chars()
-        .filter(|c| !c.is_ascii_whitespace())
-        .collect();
-    let bytes = STANDARD
-        .decode(compact)
-        .map_err(|error| format!("user data: expected base64: {error}"))?;
+    let compact: String = encoded.chars().filter(|c| !c.is_ascii_whitespace()).collect();
+    let bytes = STANDARD.decode(compact).map_err(|error| format!("user data: expected base64: {error}"))?;
     if bytes.len() > MAX_USER_DATA {
-        return Err(format!(
-            "user data: expected at most {MAX_USER_DATA} bytes, found {}",
-            bytes.len()
-        ));
+        return Err(format!("user data: expected at most {MAX_USER_DATA} bytes, found {}", bytes.len()));
     }
     String::from_utf8(bytes).map_err(|_| "user data: expected UTF-8 text".to_owned())
 }

@@ -15,14 +15,9 @@ pub(super) fn read(config: &EdgeDevConfig, desired: &mut Desired, faults: &mut F
     }
     desired.revision = id.version;
     desired.device_name = config.device_name.clone();
-    desired.timestamp_seconds = config
-        .config_timestamp
-        .as_ref()
-        .map_or(0, |time| time.seconds);
-    desired.commands = Commands {
-        reboot: counter(config.reboot.as_ref()),
-        shutdown: counter(config.shutdown.as_ref()),
-    };
+    desired.timestamp_seconds = config.config_timestamp.as_ref().map_or(0, |time| time.seconds);
+    desired.commands =
+        Commands { reboot: counter(config.reboot.as_ref()), shutdown: counter(config.shutdown.as_ref()) };
     desired.controller_certificates_hash = config.controllercert_confighash.clone();
     desired.controller_epoch = config.controller_epoch;
 
@@ -33,9 +28,7 @@ pub(super) fn read(config: &EdgeDevConfig, desired: &mut Desired, faults: &mut F
 
 /// A counter command counts only while its state is wished for.
 fn counter(command: Option<&DeviceOpsCmd>) -> u32 {
-    command
-        .filter(|command| command.desired_state)
-        .map_or(0, |command| command.counter)
+    command.filter(|command| command.desired_state).map_or(0, |command| command.counter)
 }
 
 /// A property with a whole number: where it goes and its range.
@@ -43,96 +36,35 @@ type Number = (&'static str, fn(&mut Properties) -> &mut u32, u32, u32);
 
 /// The timers that this device honours, with EVE's ranges in seconds.
 const NUMBERS: &[Number] = &[
-    (
-        "timer.config.interval",
-        |p| &mut p.config_interval_seconds,
-        5,
-        86_400,
-    ),
-    (
-        "timer.metric.interval",
-        |p| &mut p.metric_interval_seconds,
-        5,
-        3_600,
-    ),
-    (
-        "timer.deviceinfo.interval",
-        |p| &mut p.device_info_interval_seconds,
-        30,
-        u32::MAX,
-    ),
-    (
-        "timer.reboot.no.network",
-        |p| &mut p.reboot_no_network_seconds,
-        120,
-        u32::MAX,
-    ),
-    (
-        "timer.update.fallback.no.network",
-        |p| &mut p.fallback_no_network_seconds,
-        60,
-        u32::MAX,
-    ),
-    (
-        "timer.test.baseimage.update",
-        |p| &mut p.test_window_seconds,
-        30,
-        3_600,
-    ),
-    (
-        "timer.download.retry",
-        |p| &mut p.download_retry_seconds,
-        60,
-        u32::MAX,
-    ),
-    (
-        "timer.boot.retry",
-        |p| &mut p.boot_retry_seconds,
-        10,
-        u32::MAX,
-    ),
-    (
-        "timer.cert.interval",
-        |p| &mut p.certificate_interval_seconds,
-        60,
-        u32::MAX,
-    ),
-    (
-        "timer.send.timeout",
-        |p| &mut p.send_timeout_seconds,
-        0,
-        3_600,
-    ),
-    (
-        "timer.dial.timeout",
-        |p| &mut p.dial_timeout_seconds,
-        0,
-        3_600,
-    ),
+    ("timer.config.interval", |p| &mut p.config_interval_seconds, 5, 86_400),
+    ("timer.metric.interval", |p| &mut p.metric_interval_seconds, 5, 3_600),
+    ("timer.deviceinfo.interval", |p| &mut p.device_info_interval_seconds, 30, u32::MAX),
+    ("timer.reboot.no.network", |p| &mut p.reboot_no_network_seconds, 120, u32::MAX),
+    ("timer.update.fallback.no.network", |p| &mut p.fallback_no_network_seconds, 60, u32::MAX),
+    ("timer.test.baseimage.update", |p| &mut p.test_window_seconds, 30, 3_600),
+    ("timer.download.retry", |p| &mut p.download_retry_seconds, 60, u32::MAX),
+    ("timer.boot.retry", |p| &mut p.boot_retry_seconds, 10, u32::MAX),
+    ("timer.cert.interval", |p| &mut p.certificate_interval_seconds, 60, u32::MAX),
+    ("timer.send.timeout", |p| &mut p.send_timeout_seconds, 0, 3_600),
+    ("timer.dial.timeout", |p| &mut p.dial_timeout_seconds, 0, 3_600),
 ];
 
 fn properties(items: &[ConfigItem], maintenance: &mut bool, faults: &mut Faults) -> Properties {
     let mut properties = Properties::default();
     for ConfigItem { key, value } in items {
-        let result =
-            if let Some((_, field, low, high)) = NUMBERS.iter().find(|(name, ..)| name == key) {
-                number(value, *low, *high).map(|value| *field(&mut properties) = value)
-            } else if key == "newlog.allow.fastupload" {
-                boolean(value).map(|value| properties.fast_log_upload = value)
-            } else if key == "maintenance.mode" {
-                // The property wins over the field when it says something ("none" says nothing).
-                switch(value).map(|value| *maintenance = value.unwrap_or(*maintenance))
-            } else {
-                properties.unknown.push((key.clone(), value.clone()));
-                Ok(())
-            };
+        let result = if let Some((_, field, low, high)) = NUMBERS.iter().find(|(name, ..)| name == key) {
+            number(value, *low, *high).map(|value| *field(&mut properties) = value)
+        } else if key == "newlog.allow.fastupload" {
+            boolean(value).map(|value| properties.fast_log_upload = value)
+        } else if key == "maintenance.mode" {
+            // The property wins over the field when it says something ("none" says nothing).
+            switch(value).map(|value| *maintenance = value.unwrap_or(*maintenance))
+        } else {
+            properties.unknown.push((key.clone(), value.clone()));
+            Ok(())
+        };
         if let Err(text) = result {
-            faults.add(
-                ObjectKind::Property,
-                key,
-                key,
-                format!("{text}; the default stays in force"),
-            );
+            faults.add(ObjectKind::Property, key, key, format!("{text}; the default stays in force"));
         }
     }
     properties
@@ -143,12 +75,7 @@ fn number(text: &str, low: u32, high: u32) -> Result<u32, String> {
         .parse()
         .ok()
         .filter(|value| (low..=high).contains(value))
-        .ok_or_else(|| {
-            format!(
-                "expected a whole number from {low} to {high}, found {:?}",
-                quoted(text)
-            )
-        })
+        .ok_or_else(|| format!("expected a whole number from {low} to {high}, found {:?}", quoted(text)))
 }
 
 fn boolean(text: &str) -> Result<bool, String> {
@@ -164,10 +91,7 @@ fn switch(text: &str) -> Result<Option<bool>, String> {
         "enabled" => Ok(Some(true)),
         "disabled" => Ok(Some(false)),
         "" | "none" => Ok(None),
-        _ => Err(format!(
-            "expected enabled, disabled or none, found {:?}",
-            quoted(text)
-        )),
+        _ => Err(format!("expected enabled, disabled or none, found {:?}", quoted(text))),
     }
 }
 
@@ -180,30 +104,22 @@ pub(super) fn read_base_os(config: &EdgeDevConfig, desired: &mut Desired, faults
     let read = || -> Result<BaseOs, String> {
         let content = uuid("content tree", &wire.content_tree_uuid)?;
         if wire.base_os_version.is_empty() {
-            return Err("version: expected the text that stands inside the image, found none; no update is started".to_owned());
+            return Err(
+                "version: expected the text that stands inside the image, found none; no update is started".to_owned()
+            );
         }
         if !desired.contents.iter().any(|tree| tree.id == content) {
-            return Err(format!(
-                "content tree {content}: not in the config or it has a fault; no update is started"
-            ));
+            return Err(format!("content tree {content}: not in the config or it has a fault; no update is started"));
         }
         Ok(BaseOs {
             content,
             activate: wire.activate,
             version: wire.base_os_version.clone(),
-            retry_counter: wire
-                .retry_update
-                .as_ref()
-                .map_or(0, |command| command.counter),
+            retry_counter: wire.retry_update.as_ref().map_or(0, |command| command.counter),
         })
     };
     match read() {
         Ok(base_os) => desired.base_os = Some(base_os),
-        Err(text) => faults.add(
-            ObjectKind::BaseOs,
-            &wire.content_tree_uuid,
-            &wire.base_os_version,
-            text,
-        ),
+        Err(text) => faults.add(ObjectKind::BaseOs, &wire.content_tree_uuid, &wire.base_os_version, text),
     }
 }

@@ -4,7 +4,7 @@
 //! it. The exception are ports, adapters and networks: what can still be used of them is kept, because losing them
 //! could cut the device off from the controller that would send the repair.
 //!
-//! Reading order: this file, [`device`], [`network`], [`rules`], [`storage`], [`app`].
+//! Reading order: this file, `device`, `network`, `rules`, `storage`, `app`.
 
 mod app;
 mod device;
@@ -51,17 +51,8 @@ struct Faults(Vec<Fault>);
 impl Faults {
     fn add(&mut self, kind: ObjectKind, id: &str, name: &str, text: impl Into<String>) {
         let id = quoted(id);
-        let name = if name.is_empty() {
-            id.clone()
-        } else {
-            quoted(name)
-        };
-        self.0.push(Fault {
-            kind,
-            id,
-            name,
-            text: text.into(),
-        });
+        let name = if name.is_empty() { id.clone() } else { quoted(name) };
+        self.0.push(Fault { kind, id, name, text: text.into() });
     }
 }
 

@@ -14,23 +14,15 @@ const MAX_ID: u32 = 0x00ff_ffff;
 /// Reads the rules of one interface in order.
 pub(super) fn rules(wire: &[Ace]) -> Result<Vec<Rule>, String> {
     if wire.len() > MAX_RULES {
-        return Err(format!(
-            "expected at most {MAX_RULES} rules, found {}",
-            wire.len()
-        ));
+        return Err(format!("expected at most {MAX_RULES} rules, found {}", wire.len()));
     }
     wire.iter()
-        .map(|ace| {
-            rule(ace).map_err(|text| format!("rule {} {:?}: {text}", ace.id, quoted(&ace.name)))
-        })
+        .map(|ace| rule(ace).map_err(|text| format!("rule {} {:?}: {text}", ace.id, quoted(&ace.name))))
         .collect()
 }
 
 fn rule(ace: &Ace) -> Result<Rule, String> {
-    let id = u32::try_from(ace.id)
-        .ok()
-        .filter(|id| *id <= MAX_ID)
-        .ok_or("id: expected 0 to 16777215")?;
+    let id = u32::try_from(ace.id).ok().filter(|id| *id <= MAX_ID).ok_or("id: expected 0 to 16777215")?;
     let mut rule = Rule {
         id,
         remote: None,
@@ -46,10 +38,7 @@ fn rule(ace: &Ace) -> Result<Rule, String> {
         match matching.r#type.trim().to_ascii_lowercase().as_str() {
             "ip" => once("ip", &mut rule.remote, ip(value)?)?,
             "host" if value.is_empty() || value.len() > 253 => {
-                return Err(format!(
-                    "host: expected 1 to 253 characters, found {:?}",
-                    quoted(value)
-                ));
+                return Err(format!("host: expected 1 to 253 characters, found {:?}", quoted(value)));
             }
             "host" => once("host", &mut rule.host, value.to_ascii_lowercase())?,
             "protocol" => once("protocol", &mut rule.protocol, protocol(value)?)?,
@@ -86,28 +75,18 @@ fn action(wire: &AceAction, rule: &Rule) -> Result<RuleAction, String> {
                 "m" | "min" | "minute" => RateUnit::Minute,
                 "h" | "hour" => RateUnit::Hour,
                 other => {
-                    return Err(format!(
-                        "limit unit: expected s, m or h, found {:?}",
-                        quoted(other)
-                    ));
+                    return Err(format!("limit unit: expected s, m or h, found {:?}", quoted(other)));
                 }
             };
             if wire.limitrate == 0 {
                 return Err("limit rate: expected at least 1, found 0".to_owned());
             }
-            Ok(RuleAction::Limit {
-                rate: wire.limitrate,
-                per,
-                burst: wire.limitburst,
-            })
+            Ok(RuleAction::Limit { rate: wire.limitrate, per, burst: wire.limitburst })
         }
         (false, false, true) => {
             let app_port = u16::try_from(wire.app_port).ok().filter(|port| *port != 0);
             let app_port = app_port.ok_or_else(|| {
-                format!(
-                    "port map: expected a port of the app from 1 to 65535, found {}",
-                    wire.app_port
-                )
+                format!("port map: expected a port of the app from 1 to 65535, found {}", wire.app_port)
             })?;
             if rule.local_port.is_none() {
                 return Err("port map: expected a match of type lport, found none".to_owned());
@@ -129,12 +108,8 @@ fn ip(value: &str) -> Result<Prefix, String> {
     if value.contains('/') {
         return prefix("ip", value);
     }
-    let address =
-        optional_address("ip", value)?.ok_or("ip: expected an address or prefix, found none")?;
-    Ok(Prefix {
-        address,
-        length: if address.is_ipv4() { 32 } else { 128 },
-    })
+    let address = optional_address("ip", value)?.ok_or("ip: expected an address or prefix, found none")?;
+    Ok(Prefix { address, length: if address.is_ipv4() { 32 } else { 128 } })
 }
 
 fn protocol(value: &str) -> Result<Protocol, String> {
@@ -142,20 +117,17 @@ fn protocol(value: &str) -> Result<Protocol, String> {
         "tcp" | "6" => Ok(Protocol::Tcp),
         "udp" | "17" => Ok(Protocol::Udp),
         "icmp" | "1" => Ok(Protocol::Icmp),
-        number => number.parse().map(Protocol::Number).map_err(|_| {
-            format!(
-                "protocol: expected tcp, udp, icmp or 0 to 255, found {:?}",
-                quoted(value)
-            )
-        }),
+        number => number
+            .parse()
+            .map(Protocol::Number)
+            .map_err(|_| format!("protocol: expected tcp, udp, icmp or 0 to 255, found {:?}", quoted(value))),
     }
 }
 
 fn port(what: &str, value: &str) -> Result<u16, String> {
-    value.parse().ok().filter(|port| *port != 0).ok_or_else(|| {
-        format!(
-            "{what}: expected a port from 1 to 65535, found {:?}",
-            quoted(value)
-        )
-    })
+    value
+        .parse()
+        .ok()
+        .filter(|port| *port != 0)
+        .ok_or_else(|| format!("{what}: expected a port from 1 to 65535, found {:?}", quoted(value)))
 }

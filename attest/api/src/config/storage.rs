@@ -3,49 +3,33 @@
 use super::{Faults, Named, quoted, read_all, uuid};
 use crate::cipher::Decryptor;
 use crate::proto::config::{
-    ContentTree as WireTree, DatastoreConfig, DsType, EdgeDevConfig, Format, Target,
-    Volume as WireVolume, VolumeContentOriginType,
+    ContentTree as WireTree, DatastoreConfig, DsType, EdgeDevConfig, Format, Target, Volume as WireVolume,
+    VolumeContentOriginType,
 };
 use holdfast_model::desired::{Desired, ObjectKind};
-use holdfast_model::storage::{
-    ContentTree, Datastore, DatastoreKind, ImageFormat, Volume, VolumeOrigin,
-};
+use holdfast_model::storage::{ContentTree, Datastore, DatastoreKind, ImageFormat, Volume, VolumeOrigin};
 
 /// Reads datastores, content trees and volumes, in the order in which they refer to each other.
-pub(super) fn read(
-    config: &EdgeDevConfig,
-    secrets: &Decryptor<'_>,
-    desired: &mut Desired,
-    faults: &mut Faults,
-) {
+pub(super) fn read(config: &EdgeDevConfig, secrets: &Decryptor<'_>, desired: &mut Desired, faults: &mut Faults) {
     desired.datastores = read_all(
         ObjectKind::Datastore,
         &config.datastores,
         faults,
-        |wire| Named {
-            id: &wire.id,
-            name: &wire.fqdn,
-        },
+        |wire| Named { id: &wire.id, name: &wire.fqdn },
         |wire| datastore(wire, secrets).map(Some),
     );
     desired.contents = read_all(
         ObjectKind::Content,
         &config.content_info,
         faults,
-        |wire| Named {
-            id: &wire.uuid,
-            name: &wire.display_name,
-        },
+        |wire| Named { id: &wire.uuid, name: &wire.display_name },
         |wire| content(wire, &desired.datastores).map(Some),
     );
     desired.volumes = read_all(
         ObjectKind::Volume,
         &config.volumes,
         faults,
-        |wire| Named {
-            id: &wire.uuid,
-            name: &wire.display_name,
-        },
+        |wire| Named { id: &wire.uuid, name: &wire.display_name },
         |wire| volume(wire, &desired.contents).map(Some),
     );
 }
@@ -66,11 +50,7 @@ fn datastore(wire: &DatastoreConfig, secrets: &Decryptor<'_>) -> Result<Datastor
         return Err("host: expected a name, found none; it is not used".to_owned());
     }
     // EVE's rule: what is in clear stands in when decryption fails.
-    let (user, password) = match wire
-        .cipher_data
-        .as_ref()
-        .map(|block| secrets.decrypt(block))
-    {
+    let (user, password) = match wire.cipher_data.as_ref().map(|block| secrets.decrypt(block)) {
         Some(Ok(block)) => (block.ds_api_key, block.ds_password),
         Some(Err(error)) if wire.api_key.is_empty() && wire.password.is_empty() => {
             return Err(format!("credentials: {error}; it is not used"));
@@ -81,8 +61,7 @@ fn datastore(wire: &DatastoreConfig, secrets: &Decryptor<'_>) -> Result<Datastor
         .ds_cert_pem
         .iter()
         .map(|pem| {
-            String::from_utf8(pem.clone())
-                .map_err(|_| "certificate: expected a PEM text; it is not used".to_owned())
+            String::from_utf8(pem.clone()).map_err(|_| "certificate: expected a PEM text; it is not used".to_owned())
         })
         .collect::<Result<_, _>>()?;
     Ok(Datastore {
@@ -104,20 +83,9 @@ fn content(wire: &WireTree, datastores: &[Datastore]) -> Result<ContentTree, Str
         _ => ImageFormat::Other(wire.iformat),
     };
     let single = std::slice::from_ref(&wire.ds_id);
-    let named = if wire.ds_ids_list.is_empty() {
-        single
-    } else {
-        wire.ds_ids_list.as_slice()
-    };
-    let ids = named
-        .iter()
-        .map(|id| uuid("datastore", id))
-        .collect::<Result<Vec<_>, _>>()?;
-    let usable: Vec<_> = ids
-        .iter()
-        .copied()
-        .filter(|id| datastores.iter().any(|store| store.id == *id))
-        .collect();
+    let named = if wire.ds_ids_list.is_empty() { single } else { wire.ds_ids_list.as_slice() };
+    let ids = named.iter().map(|id| uuid("datastore", id)).collect::<Result<Vec<_>, _>>()?;
+    let usable: Vec<_> = ids.iter().copied().filter(|id| datastores.iter().any(|store| store.id == *id)).collect();
     if usable.is_empty() {
         let ids: Vec<_> = ids.iter().map(ToString::to_string).collect();
         return Err(format!(
@@ -150,32 +118,21 @@ fn content(wire: &WireTree, datastores: &[Datastore]) -> Result<ContentTree, Str
 
 fn volume(wire: &WireVolume, contents: &[ContentTree]) -> Result<Volume, String> {
     if !matches!(wire.target(), Target::TgtUnknown | Target::Disk) {
-        return Err(format!(
-            "target: expected 0 or 1 (disk), found {}; the volume is not made",
-            wire.target
-        ));
+        return Err(format!("target: expected 0 or 1 (disk), found {}; the volume is not made", wire.target));
     }
-    let max_size_bytes = u64::try_from(wire.maxsizebytes).map_err(|_| {
-        format!(
-            "size: expected at least 0 bytes, found {}; the volume is not made",
-            wire.maxsizebytes
-        )
-    })?;
+    let max_size_bytes = u64::try_from(wire.maxsizebytes)
+        .map_err(|_| format!("size: expected at least 0 bytes, found {}; the volume is not made", wire.maxsizebytes))?;
     let origin = wire.origin.clone().unwrap_or_default();
     let origin = match origin.r#type() {
         VolumeContentOriginType::VcotBlank if max_size_bytes == 0 => {
-            return Err(
-                "size: a blank volume needs more than 0 bytes; the volume is not made".to_owned(),
-            );
+            return Err("size: a blank volume needs more than 0 bytes; the volume is not made".to_owned());
         }
         VolumeContentOriginType::VcotBlank => VolumeOrigin::Blank,
         VolumeContentOriginType::VcotDownload => {
             let id = uuid("content tree", &origin.download_content_tree_id)?;
             let tree = contents.iter().find(|tree| tree.id == id);
             let tree = tree.ok_or_else(|| {
-                format!(
-                    "content tree {id}: not in the config or it has a fault; the volume is not made"
-                )
+                format!("content tree {id}: not in the config or it has a fault; the volume is not made")
             })?;
             if let ImageFormat::Other(number) = tree.format {
                 return Err(format!(

@@ -16,27 +16,18 @@ const APP: &str = "00000000-0000-4000-8000-000000000007";
 const OS_TREE: &str = "00000000-0000-4000-8000-000000000008";
 
 fn id(uuid: &str) -> Option<UuiDandVersion> {
-    Some(UuiDandVersion {
-        uuid: uuid.to_owned(),
-        version: "3".to_owned(),
-    })
+    Some(UuiDandVersion { uuid: uuid.to_owned(), version: "3".to_owned() })
 }
 
 fn matching(kind: &str, value: &str) -> AceMatch {
-    AceMatch {
-        r#type: kind.to_owned(),
-        value: value.to_owned(),
-    }
+    AceMatch { r#type: kind.to_owned(), value: value.to_owned() }
 }
 
 /// A config as testers send it: one port, one local network instance, one container app with a port map.
 fn good() -> EdgeDevConfig {
     EdgeDevConfig {
         id: id(DEVICE),
-        config_items: vec![ConfigItem {
-            key: "timer.config.interval".to_owned(),
-            value: "10".to_owned(),
-        }],
+        config_items: vec![ConfigItem { key: "timer.config.interval".to_owned(), value: "10".to_owned() }],
         device_io_list: vec![
             PhysicalIo {
                 ptype: 1,
@@ -45,19 +36,12 @@ fn good() -> EdgeDevConfig {
                 usage: 1,
                 ..PhysicalIo::default()
             },
-            PhysicalIo {
-                ptype: 2,
-                phylabel: "USB".to_owned(),
-                ..PhysicalIo::default()
-            },
+            PhysicalIo { ptype: 2, phylabel: "USB".to_owned(), ..PhysicalIo::default() },
         ],
         networks: vec![NetworkConfig {
             id: NET.to_owned(),
             r#type: 4,
-            ip: Some(Ipspec {
-                dhcp: 4,
-                ..Ipspec::default()
-            }),
+            ip: Some(Ipspec { dhcp: 4, ..Ipspec::default() }),
             ..NetworkConfig::default()
         }],
         system_adapter_list: vec![SystemAdapter {
@@ -71,17 +55,11 @@ fn good() -> EdgeDevConfig {
             displayname: "n1".to_owned(),
             inst_type: 2,
             activate: true,
-            port: Some(Adapter {
-                name: "uplink".to_owned(),
-                ..Adapter::default()
-            }),
+            port: Some(Adapter { name: "uplink".to_owned(), ..Adapter::default() }),
             ip: Some(Ipspec {
                 subnet: "10.11.12.0/24".to_owned(),
                 gateway: "10.11.12.1".to_owned(),
-                dhcp_range: Some(IpRange {
-                    start: "10.11.12.2".to_owned(),
-                    end: "10.11.12.254".to_owned(),
-                }),
+                dhcp_range: Some(IpRange { start: "10.11.12.2".to_owned(), end: "10.11.12.254".to_owned() }),
                 ..Ipspec::default()
             }),
             ..NetworkInstanceConfig::default()
@@ -112,10 +90,7 @@ fn good() -> EdgeDevConfig {
         ],
         volumes: vec![Volume {
             uuid: VOLUME.to_owned(),
-            origin: Some(VolumeContentOrigin {
-                r#type: 2,
-                download_content_tree_id: TREE.to_owned(),
-            }),
+            origin: Some(VolumeContentOrigin { r#type: 2, download_content_tree_id: TREE.to_owned() }),
             maxsizebytes: 1 << 30,
             display_name: "web volume".to_owned(),
             ..Volume::default()
@@ -123,17 +98,9 @@ fn good() -> EdgeDevConfig {
         apps: vec![AppInstanceConfig {
             uuidandversion: id(APP),
             displayname: "web".to_owned(),
-            fixedresources: Some(VmConfig {
-                memory: 262_144,
-                vcpus: 2,
-                virtualization_mode: 1,
-                ..VmConfig::default()
-            }),
+            fixedresources: Some(VmConfig { memory: 262_144, vcpus: 2, virtualization_mode: 1, ..VmConfig::default() }),
             activate: true,
-            volume_ref_list: vec![VolumeRef {
-                uuid: VOLUME.to_owned(),
-                ..VolumeRef::default()
-            }],
+            volume_ref_list: vec![VolumeRef { uuid: VOLUME.to_owned(), ..VolumeRef::default() }],
             user_data: "Rk9PPWJhcgo=".to_owned(),
             interfaces: vec![NetworkAdapter {
                 name: "nic".to_owned(),
@@ -147,18 +114,10 @@ fn good() -> EdgeDevConfig {
                             matching("lport", "8080"),
                             matching("ip", "0.0.0.0/0"),
                         ],
-                        actions: vec![AceAction {
-                            portmap: true,
-                            app_port: 80,
-                            ..AceAction::default()
-                        }],
+                        actions: vec![AceAction { portmap: true, app_port: 80, ..AceAction::default() }],
                         ..Ace::default()
                     },
-                    Ace {
-                        id: 2,
-                        matches: vec![matching("ip", "0.0.0.0/0")],
-                        ..Ace::default()
-                    },
+                    Ace { id: 2, matches: vec![matching("ip", "0.0.0.0/0")], ..Ace::default() },
                 ],
                 ..NetworkAdapter::default()
             }],
@@ -170,16 +129,8 @@ fn good() -> EdgeDevConfig {
             base_os_version: "1.2.3".to_owned(),
             ..BaseOs::default()
         }),
-        reboot: Some(DeviceOpsCmd {
-            counter: 4,
-            desired_state: true,
-            ..DeviceOpsCmd::default()
-        }),
-        shutdown: Some(DeviceOpsCmd {
-            counter: 9,
-            desired_state: false,
-            ..DeviceOpsCmd::default()
-        }),
+        reboot: Some(DeviceOpsCmd { counter: 4, desired_state: true, ..DeviceOpsCmd::default() }),
+        shutdown: Some(DeviceOpsCmd { counter: 9, desired_state: false, ..DeviceOpsCmd::default() }),
         ..EdgeDevConfig::default()
     }
 }
@@ -188,13 +139,7 @@ fn good() -> EdgeDevConfig {
 fn config_as_testers_send_it_has_no_fault() {
     let desired = to_desired(&good(), None);
     assert!(desired.faults.is_empty(), "{:#?}", desired.faults);
-    assert_eq!(
-        (
-            desired.device.to_string().as_str(),
-            desired.revision.as_str()
-        ),
-        (DEVICE, "3")
-    );
+    assert_eq!((desired.device.to_string().as_str(), desired.revision.as_str()), (DEVICE, "3"));
     assert_eq!(desired.properties.config_interval_seconds, 10);
     assert_eq!((desired.commands.reboot, desired.commands.shutdown), (4, 0));
     assert_eq!(desired.ports.len(), 1);
@@ -202,26 +147,14 @@ fn config_as_testers_send_it_has_no_fault() {
     assert!(desired.adapters[0].management);
     assert_eq!(desired.networks[0].addressing, Addressing::Dhcp);
     let instance = &desired.instances[0];
-    assert_eq!(
-        (instance.kind, instance.port.as_str()),
-        (InstanceKind::Local, "uplink")
-    );
+    assert_eq!((instance.kind, instance.port.as_str()), (InstanceKind::Local, "uplink"));
     assert_eq!(instance.gateway.expect("gateway").to_string(), "10.11.12.1");
-    assert!(matches!(
-        desired.volumes[0].origin,
-        VolumeOrigin::Content(_)
-    ));
+    assert!(matches!(desired.volumes[0].origin, VolumeOrigin::Content(_)));
     assert_eq!(desired.contents[1].sha256, "ab".repeat(32));
     let app = &desired.apps[0];
-    assert_eq!(
-        (app.memory_bytes, app.vcpus, app.user_data.as_str()),
-        (256 << 20, 2, "FOO=bar\n")
-    );
+    assert_eq!((app.memory_bytes, app.vcpus, app.user_data.as_str()), (256 << 20, 2, "FOO=bar\n"));
     let rules = &app.interfaces[0].rules;
-    assert_eq!(
-        (rules[0].protocol, rules[0].local_port),
-        (Some(Protocol::Tcp), Some(8080))
-    );
+    assert_eq!((rules[0].protocol, rules[0].local_port), (Some(Protocol::Tcp), Some(8080)));
     assert_eq!(rules[0].action, RuleAction::PortMap { app_port: 80 });
     assert_eq!(rules[1].action, RuleAction::Allow);
     assert_eq!(desired.base_os.expect("base OS").version, "1.2.3");
@@ -234,11 +167,7 @@ fn fault_is_named_on_its_object_and_the_rest_is_applied() {
     type Break = fn(&mut EdgeDevConfig);
     type Expected = &'static [(K, &'static str, &'static str)];
     let cases: &[(&str, Break, Expected)] = &[
-        (
-            "device id",
-            |c| c.id = id("device"),
-            &[(K::Device, "device", "expected a UUID")],
-        ),
+        ("device id", |c| c.id = id("device"), &[(K::Device, "device", "expected a UUID")]),
         (
             "property",
             |c| c.config_items[0].value = "4".into(),
@@ -246,27 +175,15 @@ fn fault_is_named_on_its_object_and_the_rest_is_applied() {
         ),
         (
             "VLAN",
-            |c| {
-                c.vlans.push(VlanAdapter {
-                    logicallabel: "v".into(),
-                    ..Default::default()
-                })
-            },
+            |c| c.vlans.push(VlanAdapter { logicallabel: "v".into(), ..Default::default() }),
             &[(K::Port, "v", "VLAN")],
         ),
         (
             "port without address",
             |c| c.device_io_list[0].phyaddrs.clear(),
-            &[
-                (K::Port, "eth0", "ifname"),
-                (K::Adapter, "eth0", "lower layer"),
-            ],
+            &[(K::Port, "eth0", "ifname"), (K::Adapter, "eth0", "lower layer")],
         ),
-        (
-            "cost",
-            |c| c.system_adapter_list[0].cost = 256,
-            &[(K::Adapter, "eth0", "0 to 255")],
-        ),
+        ("cost", |c| c.system_adapter_list[0].cost = 256, &[(K::Adapter, "eth0", "0 to 255")]),
         (
             "DHCP type",
             |c| c.networks[0].ip.as_mut().unwrap().dhcp = 3,
@@ -274,55 +191,28 @@ fn fault_is_named_on_its_object_and_the_rest_is_applied() {
         ),
         (
             "static network without address",
-            |c| {
-                c.networks[0].ip = Some(Ipspec {
-                    dhcp: 1,
-                    subnet: "10.0.0.0/8".into(),
-                    ..Default::default()
-                })
-            },
+            |c| c.networks[0].ip = Some(Ipspec { dhcp: 1, subnet: "10.0.0.0/8".into(), ..Default::default() }),
             &[(K::Adapter, "eth0", "expected an address, found none")],
         ),
         (
             "instance type",
             |c| c.network_instances[0].inst_type = 3,
-            &[
-                (K::NetworkInstance, INSTANCE, "found 3"),
-                (K::App, APP, "network instance"),
-            ],
+            &[(K::NetworkInstance, INSTANCE, "found 3"), (K::App, APP, "network instance")],
         ),
         (
             "gateway outside",
             |c| c.network_instances[0].ip.as_mut().unwrap().gateway = "10.9.9.1".into(),
-            &[
-                (K::NetworkInstance, INSTANCE, "10.11.12.0/24"),
-                (K::App, APP, "network instance"),
-            ],
+            &[(K::NetworkInstance, INSTANCE, "10.11.12.0/24"), (K::App, APP, "network instance")],
         ),
         (
             "pool upside down",
-            |c| {
-                c.network_instances[0]
-                    .ip
-                    .as_mut()
-                    .unwrap()
-                    .dhcp_range
-                    .as_mut()
-                    .unwrap()
-                    .end = "10.11.12.1".into()
-            },
-            &[
-                (K::NetworkInstance, INSTANCE, "pool"),
-                (K::App, APP, "network instance"),
-            ],
+            |c| c.network_instances[0].ip.as_mut().unwrap().dhcp_range.as_mut().unwrap().end = "10.11.12.1".into(),
+            &[(K::NetworkInstance, INSTANCE, "pool"), (K::App, APP, "network instance")],
         ),
         (
             "unknown uplink",
             |c| c.network_instances[0].port.as_mut().unwrap().name = "eth9".into(),
-            &[
-                (K::NetworkInstance, INSTANCE, "eth9"),
-                (K::App, APP, "network instance"),
-            ],
+            &[(K::NetworkInstance, INSTANCE, "eth9"), (K::App, APP, "network instance")],
         ),
         (
             "datastore type",
@@ -339,18 +229,12 @@ fn fault_is_named_on_its_object_and_the_rest_is_applied() {
         (
             "hash",
             |c| c.content_info[1].sha256 = "abc".into(),
-            &[
-                (K::Content, OS_TREE, "64 hexadecimal"),
-                (K::BaseOs, OS_TREE, "content tree"),
-            ],
+            &[(K::Content, OS_TREE, "64 hexadecimal"), (K::BaseOs, OS_TREE, "content tree")],
         ),
         (
             "blank volume without size",
             |c| {
-                c.volumes[0].origin = Some(VolumeContentOrigin {
-                    r#type: 1,
-                    ..Default::default()
-                });
+                c.volumes[0].origin = Some(VolumeContentOrigin { r#type: 1, ..Default::default() });
                 c.volumes[0].maxsizebytes = 0;
             },
             &[(K::Volume, VOLUME, "0 bytes"), (K::App, APP, "volume")],
@@ -360,26 +244,14 @@ fn fault_is_named_on_its_object_and_the_rest_is_applied() {
             |c| c.apps[0].volume_ref_list[0].generation_count = 2,
             &[(K::App, APP, "generation 0, found 2")],
         ),
-        (
-            "memory",
-            |c| c.apps[0].fixedresources.as_mut().unwrap().memory = 0,
-            &[(K::App, APP, "memory")],
-        ),
-        (
-            "user data",
-            |c| c.apps[0].user_data = "!".into(),
-            &[(K::App, APP, "base64")],
-        ),
+        ("memory", |c| c.apps[0].fixedresources.as_mut().unwrap().memory = 0, &[(K::App, APP, "memory")]),
+        ("user data", |c| c.apps[0].user_data = "!".into(), &[(K::App, APP, "base64")]),
         (
             "MAC",
             |c| c.apps[0].interfaces[0].mac_address = "01:00:5e:00:00:01".into(),
             &[(K::App, APP, "single station")],
         ),
-        (
-            "rule",
-            |c| c.apps[0].interfaces[0].acls[0].matches[0].value = "tpc".into(),
-            &[(K::App, APP, "rule 1")],
-        ),
+        ("rule", |c| c.apps[0].interfaces[0].acls[0].matches[0].value = "tpc".into(), &[(K::App, APP, "rule 1")]),
         (
             "port without protocol",
             |c| drop(c.apps[0].interfaces[0].acls[0].matches.remove(0)),
@@ -390,11 +262,7 @@ fn fault_is_named_on_its_object_and_the_rest_is_applied() {
             |c| c.apps[0].interfaces[0].acls[0].actions[0].drop = true,
             &[(K::App, APP, "one of drop, limit and portmap")],
         ),
-        (
-            "twice",
-            |c| c.volumes.push(c.volumes[0].clone()),
-            &[(K::Volume, VOLUME, "second object")],
-        ),
+        ("twice", |c| c.volumes.push(c.volumes[0].clone()), &[(K::Volume, VOLUME, "second object")]),
         (
             "secret without keys",
             |c| {
@@ -414,10 +282,8 @@ fn fault_is_named_on_its_object_and_the_rest_is_applied() {
         (
             "proxy",
             |c| {
-                c.networks[0].ent_proxy = Some(crate::proto::common::ProxyConfig {
-                    pacfile: "x".into(),
-                    ..Default::default()
-                })
+                c.networks[0].ent_proxy =
+                    Some(crate::proto::common::ProxyConfig { pacfile: "x".into(), ..Default::default() })
             },
             &[(K::Network, NET, "proxies")],
         ),
@@ -427,39 +293,18 @@ fn fault_is_named_on_its_object_and_the_rest_is_applied() {
         let mut config = good();
         break_it(&mut config);
         let desired = to_desired(&config, None);
-        let found: Vec<_> = desired
-            .faults
-            .iter()
-            .map(|fault| (fault.kind, fault.id.as_str(), fault.text.as_str()))
-            .collect();
+        let found: Vec<_> =
+            desired.faults.iter().map(|fault| (fault.kind, fault.id.as_str(), fault.text.as_str())).collect();
         assert_eq!(found.len(), expected.len(), "{what}: {found:#?}");
-        for ((kind, id, text), (expected_kind, expected_id, expected_text)) in
-            found.iter().zip(*expected)
-        {
+        for ((kind, id, text), (expected_kind, expected_id, expected_text)) in found.iter().zip(*expected) {
             assert_eq!((kind, id), (expected_kind, expected_id), "{what}");
             assert!(text.contains(expected_text), "{what}: {text}");
         }
         let fell = |kind: K| expected.iter().any(|(other, ..)| *other == kind);
-        assert_eq!(
-            desired.ports == whole.ports,
-            !fell(K::Port) || what == &"VLAN",
-            "{what}: ports"
-        );
-        assert_eq!(
-            desired.apps.len(),
-            usize::from(!fell(K::App)),
-            "{what}: apps"
-        );
-        assert_eq!(
-            desired.instances.len(),
-            usize::from(!fell(K::NetworkInstance)),
-            "{what}: instances"
-        );
-        assert_eq!(
-            desired.base_os.is_some(),
-            !fell(K::BaseOs),
-            "{what}: base OS"
-        );
+        assert_eq!(desired.ports == whole.ports, !fell(K::Port) || what == &"VLAN", "{what}: ports");
+        assert_eq!(desired.apps.len(), usize::from(!fell(K::App)), "{what}: apps");
+        assert_eq!(desired.instances.len(), usize::from(!fell(K::NetworkInstance)), "{what}: instances");
+        assert_eq!(desired.base_os.is_some(), !fell(K::BaseOs), "{what}: base OS");
     }
 }
 
@@ -488,45 +333,29 @@ fn maintenance_comes_from_the_field_and_the_property_overrides_it() {
     let mut config = good();
     config.maintenance_mode = true;
     assert!(to_desired(&config, None).maintenance);
-    config.config_items.push(ConfigItem {
-        key: "maintenance.mode".to_owned(),
-        value: "disabled".to_owned(),
-    });
+    config.config_items.push(ConfigItem { key: "maintenance.mode".to_owned(), value: "disabled".to_owned() });
     assert!(!to_desired(&config, None).maintenance);
 }
 
 #[test]
 fn unknown_property_is_kept_to_be_reported() {
     let mut config = good();
-    config.config_items.push(ConfigItem {
-        key: "debug.enable.ssh".to_owned(),
-        value: "x".to_owned(),
-    });
+    config.config_items.push(ConfigItem { key: "debug.enable.ssh".to_owned(), value: "x".to_owned() });
     let desired = to_desired(&config, None);
     assert!(desired.faults.is_empty());
-    assert_eq!(
-        desired.properties.unknown,
-        [("debug.enable.ssh".to_owned(), "x".to_owned())]
-    );
+    assert_eq!(desired.properties.unknown, [("debug.enable.ssh".to_owned(), "x".to_owned())]);
 }
 
 #[test]
 fn objects_beyond_the_limit_are_faults() {
-    let mut config = EdgeDevConfig {
-        id: id(DEVICE),
-        ..EdgeDevConfig::default()
-    };
+    let mut config = EdgeDevConfig { id: id(DEVICE), ..EdgeDevConfig::default() };
     for number in 0..MAX_OBJECTS + 3 {
-        config.networks.push(NetworkConfig {
-            id: Uuid::from_u128(number as u128).to_string(),
-            ..NetworkConfig::default()
-        });
+        config
+            .networks
+            .push(NetworkConfig { id: Uuid::from_u128(number as u128).to_string(), ..NetworkConfig::default() });
     }
     let desired = to_desired(&config, None);
-    assert_eq!(
-        (desired.networks.len(), desired.faults.len()),
-        (MAX_OBJECTS, 3)
-    );
+    assert_eq!((desired.networks.len(), desired.faults.len()), (MAX_OBJECTS, 3));
 }
 
 proptest! {

@@ -3,11 +3,10 @@
 use super::words::{attestation_state, boot_reason, device_state};
 use super::{API_CAPABILITY, MIB, Report, stamp, texts};
 use crate::proto::info::{
-    AttestationInfo, BaseOsStatus as WireBaseOs, BaseOsSubStatus as WireBaseOsSub, DataSecAtRest,
-    DataSecAtRestStatus, DevicePort, DevicePortStatus, Entity, HwSecurityModuleStatus,
-    MaintenanceModeReason, PcrStatus, SystemAdapterInfo, VaultInfo, ZInfoAppInstance,
-    ZInfoConfigItem, ZInfoConfigItemStatus, ZInfoDevSw, ZInfoDevice, ZInfoDns, ZInfoManufacturer,
-    ZInfoStorage, ZSwState,
+    AttestationInfo, BaseOsStatus as WireBaseOs, BaseOsSubStatus as WireBaseOsSub, DataSecAtRest, DataSecAtRestStatus,
+    DevicePort, DevicePortStatus, Entity, HwSecurityModuleStatus, MaintenanceModeReason, PcrStatus, SystemAdapterInfo,
+    VaultInfo, ZInfoAppInstance, ZInfoConfigItem, ZInfoConfigItemStatus, ZInfoDevSw, ZInfoDevice, ZInfoDns,
+    ZInfoManufacturer, ZInfoStorage, ZSwState,
 };
 use holdfast_model::desired::{Fault, ObjectKind};
 use holdfast_model::net::mac_text;
@@ -40,12 +39,7 @@ impl Report<'_> {
                 bios_version: device.bios_version.clone(),
                 ..ZInfoManufacturer::default()
             }),
-            dns: self
-                .observed
-                .ports
-                .iter()
-                .find(|port| port.management && port.up)
-                .map(dns),
+            dns: self.observed.ports.iter().find(|port| port.management && port.up).map(dns),
             storage_list: vec![ZInfoStorage {
                 device: "DATA".to_owned(),
                 mount_path: "/data".to_owned(),
@@ -72,11 +66,7 @@ impl Report<'_> {
             reboot_config_counter: device.reboot_counter,
             last_boot_reason: boot_reason(device.last_reboot.reason).into(),
             maintenance_mode: maintenance,
-            maintenance_mode_reasons: if maintenance {
-                vec![reason.into()]
-            } else {
-                Vec::new()
-            },
+            maintenance_mode_reasons: if maintenance { vec![reason.into()] } else { Vec::new() },
             reboot_inprogress: device.state == DeviceState::Rebooting,
             state: device_state(device.state).into(),
             attestation_info: Some(AttestationInfo {
@@ -92,15 +82,8 @@ impl Report<'_> {
     fn slots(&self) -> Vec<ZInfoDevSw> {
         let mut slots: Vec<&SlotStatus> = self.observed.device.slots.iter().collect();
         slots.sort_by_key(|slot| !slot.running);
-        let fault = self
-            .observed
-            .faults
-            .iter()
-            .find(|fault| fault.kind == ObjectKind::BaseOs);
-        slots
-            .into_iter()
-            .map(|slot| self.slot(slot, fault.filter(|_| !slot.running)))
-            .collect()
+        let fault = self.observed.faults.iter().find(|fault| fault.kind == ObjectKind::BaseOs);
+        slots.into_iter().map(|slot| self.slot(slot, fault.filter(|_| !slot.running))).collect()
     }
 
     fn slot(&self, slot: &SlotStatus, fault: Option<&Fault>) -> ZInfoDevSw {
@@ -153,12 +136,7 @@ impl Report<'_> {
     }
 
     fn adapters(&self) -> SystemAdapterInfo {
-        let mut ports: Vec<DevicePort> = self
-            .observed
-            .ports
-            .iter()
-            .map(|port| self.port(port))
-            .collect();
+        let mut ports: Vec<DevicePort> = self.observed.ports.iter().map(|port| self.port(port)).collect();
         let mut others = Vec::new();
         for fault in &self.observed.faults {
             let entity = match fault.kind {
@@ -174,11 +152,7 @@ impl Report<'_> {
             match ports.iter_mut().find(|port| port.name == fault.name) {
                 Some(port) if port.err.is_none() => port.err = err,
                 Some(_) => {}
-                None => ports.push(DevicePort {
-                    name: fault.name.clone(),
-                    err,
-                    ..DevicePort::default()
-                }),
+                None => ports.push(DevicePort { name: fault.name.clone(), err, ..DevicePort::default() }),
             }
         }
         SystemAdapterInfo {
@@ -202,11 +176,7 @@ impl Report<'_> {
             free: port.cost == 0,
             dhcp_type: if port.dhcp { 4 } else { 1 },
             subnet: subnet(port),
-            gateway: port
-                .gateways
-                .first()
-                .map(ToString::to_string)
-                .unwrap_or_default(),
+            gateway: port.gateways.first().map(ToString::to_string).unwrap_or_default(),
             domainname: port.domain.clone(),
             dns_servers: texts(&port.dns),
             mac_addr: mac_text(port.mac),
@@ -228,11 +198,7 @@ impl Report<'_> {
             (true, false) => DataSecAtRestStatus::DatasecAtRestDisabled,
             (false, _) => DataSecAtRestStatus::DatasecAtRestError,
         };
-        let text = if trust.vault_open {
-            ""
-        } else {
-            "the vault is not open"
-        };
+        let text = if trust.vault_open { "" } else { "the vault is not open" };
         DataSecAtRest {
             status: status.into(),
             info: trust.weaknesses.join("; "),
@@ -240,12 +206,7 @@ impl Report<'_> {
                 name: "Application Data Store".to_owned(),
                 status: status.into(),
                 vault_err: self.error(text, Entity::Vault, "", "Application Data Store"),
-                pcr_status: if trust.vault_sealed {
-                    PcrStatus::PcrEnabled
-                } else {
-                    PcrStatus::PcrDisabled
-                }
-                .into(),
+                pcr_status: if trust.vault_sealed { PcrStatus::PcrEnabled } else { PcrStatus::PcrDisabled }.into(),
             }],
         }
     }
@@ -254,19 +215,10 @@ impl Report<'_> {
         let mut status = ZInfoConfigItemStatus::default();
         if let Some(properties) = self.context.properties {
             for (key, value) in property_values(properties) {
-                status.config_items.insert(
-                    key.to_owned(),
-                    ZInfoConfigItem {
-                        value,
-                        error: String::new(),
-                    },
-                );
+                status.config_items.insert(key.to_owned(), ZInfoConfigItem { value, error: String::new() });
             }
             for (key, value) in &properties.unknown {
-                let item = ZInfoConfigItem {
-                    value: value.clone(),
-                    error: "not known to this device".to_owned(),
-                };
+                let item = ZInfoConfigItem { value: value.clone(), error: "not known to this device".to_owned() };
                 status.unknown_config_items.insert(key.clone(), item);
             }
         }
@@ -286,104 +238,42 @@ impl Report<'_> {
     /// Every app still present, those in error included: a tester sees a deletion by absence here.
     fn app_instances(&self) -> Vec<ZInfoAppInstance> {
         let mut apps: BTreeMap<String, String> = BTreeMap::new();
-        for fault in self
-            .observed
-            .faults
-            .iter()
-            .filter(|fault| fault.kind == ObjectKind::App)
-        {
+        for fault in self.observed.faults.iter().filter(|fault| fault.kind == ObjectKind::App) {
             apps.insert(fault.id.clone(), fault.name.clone());
         }
         for app in &self.observed.apps {
             apps.insert(app.id.to_string(), app.name.clone());
         }
-        apps.into_iter()
-            .map(|(uuid, name)| ZInfoAppInstance {
-                domain_name: name.clone(),
-                uuid,
-                name,
-            })
-            .collect()
+        apps.into_iter().map(|(uuid, name)| ZInfoAppInstance { domain_name: name.clone(), uuid, name }).collect()
     }
 }
 
 fn hsm_text(device: &DeviceStatus) -> String {
-    let boot = if device.trust.secure_boot {
-        "Secure Boot on"
-    } else {
-        "Secure Boot off"
-    };
-    if device.trust.tpm {
-        format!("{}, {boot}", device.trust.tpm_text)
-    } else {
-        format!("no TPM, {boot}")
-    }
+    let boot = if device.trust.secure_boot { "Secure Boot on" } else { "Secure Boot off" };
+    if device.trust.tpm { format!("{}, {boot}", device.trust.tpm_text) } else { format!("no TPM, {boot}") }
 }
 
 fn property_values(properties: &Properties) -> [(&'static str, String); 12] {
     [
-        (
-            "timer.config.interval",
-            properties.config_interval_seconds.to_string(),
-        ),
-        (
-            "timer.metric.interval",
-            properties.metric_interval_seconds.to_string(),
-        ),
-        (
-            "timer.deviceinfo.interval",
-            properties.device_info_interval_seconds.to_string(),
-        ),
-        (
-            "timer.send.timeout",
-            properties.send_timeout_seconds.to_string(),
-        ),
-        (
-            "timer.dial.timeout",
-            properties.dial_timeout_seconds.to_string(),
-        ),
-        (
-            "timer.reboot.no.network",
-            properties.reboot_no_network_seconds.to_string(),
-        ),
-        (
-            "timer.update.fallback.no.network",
-            properties.fallback_no_network_seconds.to_string(),
-        ),
-        (
-            "timer.test.baseimage.update",
-            properties.test_window_seconds.to_string(),
-        ),
-        (
-            "timer.download.retry",
-            properties.download_retry_seconds.to_string(),
-        ),
-        (
-            "timer.boot.retry",
-            properties.boot_retry_seconds.to_string(),
-        ),
-        (
-            "timer.cert.interval",
-            properties.certificate_interval_seconds.to_string(),
-        ),
-        (
-            "newlog.allow.fastupload",
-            properties.fast_log_upload.to_string(),
-        ),
+        ("timer.config.interval", properties.config_interval_seconds.to_string()),
+        ("timer.metric.interval", properties.metric_interval_seconds.to_string()),
+        ("timer.deviceinfo.interval", properties.device_info_interval_seconds.to_string()),
+        ("timer.send.timeout", properties.send_timeout_seconds.to_string()),
+        ("timer.dial.timeout", properties.dial_timeout_seconds.to_string()),
+        ("timer.reboot.no.network", properties.reboot_no_network_seconds.to_string()),
+        ("timer.update.fallback.no.network", properties.fallback_no_network_seconds.to_string()),
+        ("timer.test.baseimage.update", properties.test_window_seconds.to_string()),
+        ("timer.download.retry", properties.download_retry_seconds.to_string()),
+        ("timer.boot.retry", properties.boot_retry_seconds.to_string()),
+        ("timer.cert.interval", properties.certificate_interval_seconds.to_string()),
+        ("newlog.allow.fastupload", properties.fast_log_upload.to_string()),
     ]
 }
 
 fn subnet(port: &PortStatus) -> String {
-    port.addresses
-        .first()
-        .map(|ip| format!("{ip}/{}", port.prefix_length))
-        .unwrap_or_default()
+    port.addresses.first().map(|ip| format!("{ip}/{}", port.prefix_length)).unwrap_or_default()
 }
 
 fn dns(port: &PortStatus) -> ZInfoDns {
-    ZInfoDns {
-        dn_sservers: texts(&port.dns),
-        dn_sdomain: port.domain.clone(),
-        dn_ssearch: Vec::new(),
-    }
+    ZInfoDns { dn_sservers: texts(&port.dns), dn_sdomain: port.domain.clone(), dn_ssearch: Vec::new() }
 }

@@ -20,8 +20,9 @@ use holdfast_model::properties::Properties;
 use prost_types::Timestamp;
 use std::time::SystemTime;
 
-/// Highest level of the API that is really done here; a number claims all lower ones.
-pub const API_CAPABILITY: ApiCapability = ApiCapability::StartDelayInSeconds;
+/// Highest level of the API that is really done here. A number claims all lower ones, so the start delay (3) cannot be
+/// claimed before the shutdown command (2) is done.
+pub const API_CAPABILITY: ApiCapability = ApiCapability::RetryUpdate;
 
 /// One mebibyte: the unit of sizes in info and metrics.
 pub(crate) const MIB: u64 = 1 << 20;
@@ -63,21 +64,14 @@ pub enum InfoKind {
 
 impl InfoKey {
     fn new(kind: InfoKind, id: impl ToString) -> Self {
-        Self {
-            kind,
-            id: id.to_string(),
-        }
+        Self { kind, id: id.to_string() }
     }
 }
 
 /// All messages that describe `observed`, the device first.
 #[must_use]
 pub fn messages(observed: &Observed, context: Context<'_>) -> Vec<(InfoKey, ZInfoMsg)> {
-    let report = Report {
-        observed,
-        context,
-        at: Timestamp::from(context.now),
-    };
+    let report = Report { observed, context, at: Timestamp::from(context.now) };
     let mut out = vec![(
         InfoKey::new(InfoKind::Device, ""),
         report.message(ZInfoTypes::ZiDevice, InfoContent::Dinfo(report.device())),
@@ -98,24 +92,15 @@ pub fn messages(observed: &Observed, context: Context<'_>) -> Vec<(InfoKey, ZInf
     }
     for volume in &observed.volumes {
         let content = InfoContent::Vinfo(report.volume(volume));
-        out.push((
-            InfoKey::new(InfoKind::Volume, volume.id),
-            report.message(ZInfoTypes::ZiVolume, content),
-        ));
+        out.push((InfoKey::new(InfoKind::Volume, volume.id), report.message(ZInfoTypes::ZiVolume, content)));
     }
     for tree in &observed.contents {
         let content = InfoContent::Cinfo(report.content(tree));
-        out.push((
-            InfoKey::new(InfoKind::Content, tree.id),
-            report.message(ZInfoTypes::ZiContentTree, content),
-        ));
+        out.push((InfoKey::new(InfoKind::Content, tree.id), report.message(ZInfoTypes::ZiContentTree, content)));
     }
     if observed.contents.iter().any(|tree| !tree.sha256.is_empty()) {
         let content = InfoContent::Binfo(report.blobs());
-        out.push((
-            InfoKey::new(InfoKind::Blobs, ""),
-            report.message(ZInfoTypes::ZiBlobList, content),
-        ));
+        out.push((InfoKey::new(InfoKind::Blobs, ""), report.message(ZInfoTypes::ZiBlobList, content)));
     }
     for fault in &observed.faults {
         if let Some((key, message)) = report.fault(fault)
@@ -133,33 +118,17 @@ pub fn gone(key: &InfoKey, device: &uuid::Uuid, now: SystemTime) -> Option<ZInfo
     let id = key.id.clone();
     let (ztype, content) = match key.kind {
         InfoKind::Device | InfoKind::Blobs => return None,
-        InfoKind::App => (
-            ZInfoTypes::ZiApp,
-            InfoContent::Ainfo(ZInfoApp {
-                app_id: id,
-                ..ZInfoApp::default()
-            }),
-        ),
+        InfoKind::App => (ZInfoTypes::ZiApp, InfoContent::Ainfo(ZInfoApp { app_id: id, ..ZInfoApp::default() })),
         InfoKind::NetworkInstance => {
-            let gone = ZInfoNetworkInstance {
-                network_id: id,
-                ..ZInfoNetworkInstance::default()
-            };
+            let gone = ZInfoNetworkInstance { network_id: id, ..ZInfoNetworkInstance::default() };
             (ZInfoTypes::ZiNetworkInstance, InfoContent::Niinfo(gone))
         }
-        InfoKind::Volume => (
-            ZInfoTypes::ZiVolume,
-            InfoContent::Vinfo(ZInfoVolume {
-                uuid: id,
-                ..ZInfoVolume::default()
-            }),
-        ),
+        InfoKind::Volume => {
+            (ZInfoTypes::ZiVolume, InfoContent::Vinfo(ZInfoVolume { uuid: id, ..ZInfoVolume::default() }))
+        }
         InfoKind::Content => (
             ZInfoTypes::ZiContentTree,
-            InfoContent::Cinfo(ZInfoContentTree {
-                uuid: id,
-                ..ZInfoContentTree::default()
-            }),
+            InfoContent::Cinfo(ZInfoContentTree { uuid: id, ..ZInfoContentTree::default() }),
         ),
     };
     Some(ZInfoMsg {
@@ -219,45 +188,20 @@ pub fn without_stamp(message: &ZInfoMsg) -> ZInfoMsg {
     let clear = |error: &mut ErrorInfo| error.timestamp = None;
     match &mut message.info_content {
         Some(InfoContent::Dinfo(device)) => {
-            for status in device
-                .system_adapter
-                .iter_mut()
-                .flat_map(|adapters| &mut adapters.status)
-            {
+            for status in device.system_adapter.iter_mut().flat_map(|adapters| &mut adapters.status) {
                 status.last_succeeded = None;
-                status
-                    .ports
-                    .iter_mut()
-                    .filter_map(|port| port.err.as_mut())
-                    .for_each(clear);
+                status.ports.iter_mut().filter_map(|port| port.err.as_mut()).for_each(clear);
             }
-            device
-                .sw_list
-                .iter_mut()
-                .filter_map(|slot| slot.sw_err.as_mut())
-                .for_each(clear);
-            device
-                .attestation_info
-                .iter_mut()
-                .filter_map(|info| info.error.as_mut())
-                .for_each(clear);
-            let vaults = device
-                .data_sec_at_rest_info
-                .iter_mut()
-                .flat_map(|vaults| &mut vaults.vault_list);
-            vaults
-                .filter_map(|vault| vault.vault_err.as_mut())
-                .for_each(clear);
+            device.sw_list.iter_mut().filter_map(|slot| slot.sw_err.as_mut()).for_each(clear);
+            device.attestation_info.iter_mut().filter_map(|info| info.error.as_mut()).for_each(clear);
+            let vaults = device.data_sec_at_rest_info.iter_mut().flat_map(|vaults| &mut vaults.vault_list);
+            vaults.filter_map(|vault| vault.vault_err.as_mut()).for_each(clear);
         }
         Some(InfoContent::Ainfo(app)) => app.app_err.iter_mut().for_each(clear),
         Some(InfoContent::Niinfo(instance)) => instance.network_err.iter_mut().for_each(clear),
         Some(InfoContent::Vinfo(volume)) => volume.volume_err.iter_mut().for_each(clear),
         Some(InfoContent::Cinfo(tree)) => tree.err.iter_mut().for_each(clear),
-        Some(InfoContent::Binfo(blobs)) => blobs
-            .blob
-            .iter_mut()
-            .filter_map(|blob| blob.err.as_mut())
-            .for_each(clear),
+        Some(InfoContent::Binfo(blobs)) => blobs.blob.iter_mut().filter_map(|blob| blob.err.as_mut()).for_each(clear),
         _ => {}
     }
     message

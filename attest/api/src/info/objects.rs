@@ -3,9 +3,9 @@
 use super::words::{app_state, load_state};
 use super::{InfoKey, InfoKind, Report, stamp, texts};
 use crate::proto::info::{
-    ContentResources, Entity, VolumeResources, ZInfoApp, ZInfoBlob, ZInfoBlobList,
-    ZInfoContentTree, ZInfoMsg, ZInfoNetwork, ZInfoNetworkInstance, ZInfoTypes, ZInfoVolume,
-    ZNetworkInstanceState, ZSwState, ZmetIpAssignmentEntry, ZmetVifInfo, z_info_msg::InfoContent,
+    ContentResources, Entity, VolumeResources, ZInfoApp, ZInfoBlob, ZInfoBlobList, ZInfoContentTree, ZInfoMsg,
+    ZInfoNetwork, ZInfoNetworkInstance, ZInfoTypes, ZInfoVolume, ZNetworkInstanceState, ZSwState,
+    ZmetIpAssignmentEntry, ZmetVifInfo, z_info_msg::InfoContent,
 };
 use holdfast_model::desired::{Fault, ObjectKind};
 use holdfast_model::net::mac_text;
@@ -19,15 +19,7 @@ impl Report<'_> {
             app_version: app.version.clone(),
             app_name: app.name.clone(),
             boot_time: stamp(app.boot_time_seconds),
-            app_err: self
-                .error(
-                    &app.error,
-                    Entity::AppInstance,
-                    &app.id.to_string(),
-                    &app.name,
-                )
-                .into_iter()
-                .collect(),
+            app_err: self.error(&app.error, Entity::AppInstance, &app.id.to_string(), &app.name).into_iter().collect(),
             state: app_state(app.state).into(),
             network: app
                 .interfaces
@@ -63,22 +55,12 @@ impl Report<'_> {
             inst_type: u32::try_from(instance.kind).unwrap_or(0),
             displayname: instance.name.clone(),
             activated: instance.activated,
-            ports: if instance.uplink.is_empty() {
-                Vec::new()
-            } else {
-                vec![instance.uplink.clone()]
-            },
+            ports: if instance.uplink.is_empty() { Vec::new() } else { vec![instance.uplink.clone()] },
             bridge_name: instance.bridge.clone(),
-            bridge_ip_addr: instance
-                .address
-                .map(|ip| ip.to_string())
-                .unwrap_or_default(),
+            bridge_ip_addr: instance.address.map(|ip| ip.to_string()).unwrap_or_default(),
             ip_assignments: assignments
                 .into_iter()
-                .map(|(mac, ip_address)| ZmetIpAssignmentEntry {
-                    mac_address: mac_text(mac),
-                    ip_address,
-                })
+                .map(|(mac, ip_address)| ZmetIpAssignmentEntry { mac_address: mac_text(mac), ip_address })
                 .collect(),
             vifs: instance
                 .interfaces
@@ -90,12 +72,7 @@ impl Report<'_> {
                 })
                 .collect(),
             network_err: self
-                .error(
-                    &instance.error,
-                    Entity::NetworkInstance,
-                    &instance.id.to_string(),
-                    &instance.name,
-                )
+                .error(&instance.error, Entity::NetworkInstance, &instance.id.to_string(), &instance.name)
                 .into_iter()
                 .collect(),
             state: state.into(),
@@ -113,12 +90,7 @@ impl Report<'_> {
             }),
             state: load_state(volume.state).into(),
             progress_percentage: volume.progress,
-            volume_err: self.error(
-                &volume.error,
-                Entity::Volume,
-                &volume.id.to_string(),
-                &volume.name,
-            ),
+            volume_err: self.error(&volume.error, Entity::Volume, &volume.id.to_string(), &volume.name),
             generation_count: volume.generation,
             ..ZInfoVolume::default()
         }
@@ -129,45 +101,26 @@ impl Report<'_> {
             uuid: tree.id.to_string(),
             display_name: tree.name.clone(),
             sha256: tree.sha256.clone(),
-            resources: Some(ContentResources {
-                cur_size_bytes: tree.size_bytes,
-            }),
+            resources: Some(ContentResources { cur_size_bytes: tree.size_bytes }),
             state: load_state(tree.state).into(),
             progress_percentage: tree.progress,
-            err: self.error(
-                &tree.error,
-                Entity::ContentTree,
-                &tree.id.to_string(),
-                &tree.name,
-            ),
-            component_sha_list: if tree.sha256.is_empty() {
-                Vec::new()
-            } else {
-                vec![tree.sha256.clone()]
-            },
+            err: self.error(&tree.error, Entity::ContentTree, &tree.id.to_string(), &tree.name),
+            component_sha_list: if tree.sha256.is_empty() { Vec::new() } else { vec![tree.sha256.clone()] },
             ..ZInfoContentTree::default()
         }
     }
 
     pub(super) fn blobs(&self) -> ZInfoBlobList {
-        let with_digest = self
-            .observed
-            .contents
-            .iter()
-            .filter(|tree| !tree.sha256.is_empty());
+        let with_digest = self.observed.contents.iter().filter(|tree| !tree.sha256.is_empty());
         let blob = with_digest.map(|tree| ZInfoBlob {
             sha256: tree.sha256.clone(),
-            resources: Some(ContentResources {
-                cur_size_bytes: tree.size_bytes,
-            }),
+            resources: Some(ContentResources { cur_size_bytes: tree.size_bytes }),
             state: load_state(tree.state).into(),
             progress_percentage: tree.progress,
             err: self.error(&tree.error, Entity::ContentBlob, &tree.sha256, &tree.name),
             ..ZInfoBlob::default()
         });
-        ZInfoBlobList {
-            blob: blob.collect(),
-        }
+        ZInfoBlobList { blob: blob.collect() }
     }
 
     /// The message of an object that exists only as a fault.
@@ -194,11 +147,7 @@ impl Report<'_> {
                     state: ZNetworkInstanceState::ZnetinstStateError.into(),
                     ..ZInfoNetworkInstance::default()
                 };
-                (
-                    InfoKind::NetworkInstance,
-                    ZInfoTypes::ZiNetworkInstance,
-                    InfoContent::Niinfo(instance),
-                )
+                (InfoKind::NetworkInstance, ZInfoTypes::ZiNetworkInstance, InfoContent::Niinfo(instance))
             }
             ObjectKind::Volume => {
                 let volume = ZInfoVolume {
@@ -208,11 +157,7 @@ impl Report<'_> {
                     volume_err: error(Entity::Volume),
                     ..ZInfoVolume::default()
                 };
-                (
-                    InfoKind::Volume,
-                    ZInfoTypes::ZiVolume,
-                    InfoContent::Vinfo(volume),
-                )
+                (InfoKind::Volume, ZInfoTypes::ZiVolume, InfoContent::Vinfo(volume))
             }
             ObjectKind::Content => {
                 let tree = ZInfoContentTree {
@@ -222,11 +167,7 @@ impl Report<'_> {
                     err: error(Entity::ContentTree),
                     ..ZInfoContentTree::default()
                 };
-                (
-                    InfoKind::Content,
-                    ZInfoTypes::ZiContentTree,
-                    InfoContent::Cinfo(tree),
-                )
+                (InfoKind::Content, ZInfoTypes::ZiContentTree, InfoContent::Cinfo(tree))
             }
             // Reported inside the device's message.
             ObjectKind::Device

@@ -1,22 +1,17 @@
 use super::*;
 use crate::proto::info::{
-    AttestationState as WireAttestation, BaseOsStatus as WireBaseOs, DataSecAtRestStatus,
-    HwSecurityModuleStatus, ZDeviceState, ZInfoDevice, ZNetworkInstanceState, ZSwState,
+    AttestationState as WireAttestation, BaseOsStatus as WireBaseOs, DataSecAtRestStatus, HwSecurityModuleStatus,
+    ZDeviceState, ZInfoDevice, ZNetworkInstanceState, ZSwState,
 };
 use holdfast_model::desired::{Fault, ObjectKind};
 use holdfast_model::observed::AppInterfaceStatus;
-use holdfast_model::observed::{
-    AppState, AppStatus, AttestationState, DeviceState, InstanceStatus, PortStatus,
-};
+use holdfast_model::observed::{AppState, AppStatus, AttestationState, DeviceState, InstanceStatus, PortStatus};
 use holdfast_model::slot::{BaseOsStatus, BaseOsSubStatus, PartitionState, Slot, SlotStatus};
 use std::time::Duration;
 use uuid::Uuid;
 
 fn context() -> Context<'static> {
-    Context {
-        now: SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000),
-        properties: None,
-    }
+    Context { now: SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000), properties: None }
 }
 
 fn observed() -> Observed {
@@ -33,23 +28,11 @@ fn observed() -> Observed {
         slot,
         running,
         version: version.to_owned(),
-        partition_state: if running {
-            PartitionState::Active
-        } else {
-            PartitionState::Unused
-        },
-        status: if running {
-            BaseOsStatus::Updated
-        } else {
-            BaseOsStatus::Failed
-        },
+        partition_state: if running { PartitionState::Active } else { PartitionState::Unused },
+        status: if running { BaseOsStatus::Updated } else { BaseOsStatus::Failed },
         sub_status: BaseOsSubStatus::None,
         sub_status_progress: 0,
-        reason: if running {
-            String::new()
-        } else {
-            "controller not reached in 300 s".to_owned()
-        },
+        reason: if running { String::new() } else { "controller not reached in 300 s".to_owned() },
     };
     observed.device.slots = vec![slot(Slot::A, false, "2"), slot(Slot::B, true, "1")];
     observed.ports.push(PortStatus {
@@ -100,23 +83,10 @@ fn device_fields_that_testers_read_are_filled() {
     assert_eq!((device.ncpu, device.memory), (4, 2048));
     assert_eq!(device.state(), ZDeviceState::ZdeviceStateOnline);
     assert_eq!(device.hsm_status(), HwSecurityModuleStatus::Enabled);
-    assert_eq!(
-        device.attestation_info.expect("attestation").state(),
-        WireAttestation::Complete
-    );
-    assert_eq!(
-        device.data_sec_at_rest_info.expect("vault").status(),
-        DataSecAtRestStatus::DatasecAtRestEnabled
-    );
+    assert_eq!(device.attestation_info.expect("attestation").state(), WireAttestation::Complete);
+    assert_eq!(device.data_sec_at_rest_info.expect("vault").status(), DataSecAtRestStatus::DatasecAtRestEnabled);
     let port = &device.system_adapter.expect("adapters").status[0].ports[0];
-    assert_eq!(
-        (
-            port.name.as_str(),
-            port.ip_addrs[0].as_str(),
-            port.dhcp_type
-        ),
-        ("eth0", "192.0.2.5", 4)
-    );
+    assert_eq!((port.name.as_str(), port.ip_addrs[0].as_str(), port.dhcp_type), ("eth0", "192.0.2.5", 4));
     assert_eq!(device.app_instances[0].name, "web");
 }
 
@@ -127,44 +97,26 @@ fn running_slot_comes_first_and_a_failed_trial_says_why() {
     assert_eq!(device.sw_list[0].partition_label, "IMGB");
     assert!(device.sw_list[0].activated);
     assert_eq!(device.sw_list[1].user_status(), WireBaseOs::Failed);
-    assert!(
-        device.sw_list[1]
-            .sw_err
-            .as_ref()
-            .expect("error")
-            .description
-            .contains("300 s")
-    );
+    assert!(device.sw_list[1].sw_err.as_ref().expect("error").description.contains("300 s"));
 }
 
 #[test]
 fn app_and_instance_show_state_and_addresses() {
     let messages = messages(&observed(), context());
-    let Some(InfoContent::Ainfo(app)) = &messages[1].1.info_content else {
-        panic!("{:?}", messages[1])
-    };
+    let Some(InfoContent::Ainfo(app)) = &messages[1].1.info_content else { panic!("{:?}", messages[1]) };
     assert_eq!(app.state(), ZSwState::Running);
     assert_eq!(app.network[0].ip_addrs, ["10.1.0.2"]);
-    let Some(InfoContent::Niinfo(instance)) = &messages[2].1.info_content else {
-        panic!("{:?}", messages[2])
-    };
+    let Some(InfoContent::Niinfo(instance)) = &messages[2].1.info_content else { panic!("{:?}", messages[2]) };
     assert_eq!(instance.state(), ZNetworkInstanceState::ZnetinstStateOnline);
     assert!(instance.activated);
-    assert_eq!(
-        instance.ip_assignments[0].ip_address,
-        ["10.1.0.2", "10.1.0.3"]
-    );
+    assert_eq!(instance.ip_assignments[0].ip_address, ["10.1.0.2", "10.1.0.3"]);
 }
 
 #[test]
 fn object_that_is_only_a_fault_is_reported_in_error_with_its_text() {
     let mut observed = observed();
-    let fault = |kind, id: &str| Fault {
-        kind,
-        id: id.to_owned(),
-        name: format!("{id} name"),
-        text: format!("{id} is broken"),
-    };
+    let fault =
+        |kind, id: &str| Fault { kind, id: id.to_owned(), name: format!("{id} name"), text: format!("{id} is broken") };
     observed.faults = vec![
         fault(ObjectKind::App, "app"),
         fault(ObjectKind::NetworkInstance, "instance"),
@@ -182,23 +134,11 @@ fn object_that_is_only_a_fault_is_reported_in_error_with_its_text() {
         assert!(text.contains(&fault.text), "{}", fault.text);
     }
     let messages = messages(&observed, context());
-    let app = messages
-        .iter()
-        .find(|(key, _)| key.id == "app")
-        .expect("app")
-        .1
-        .clone();
-    let Some(InfoContent::Ainfo(app)) = app.info_content else {
-        panic!("no app")
-    };
+    let app = messages.iter().find(|(key, _)| key.id == "app").expect("app").1.clone();
+    let Some(InfoContent::Ainfo(app)) = app.info_content else { panic!("no app") };
     assert_eq!(app.state(), ZSwState::Error);
     assert_eq!(app.app_name, "app name");
-    assert!(
-        device(&observed)
-            .app_instances
-            .iter()
-            .any(|app| app.uuid == "app")
-    );
+    assert!(device(&observed).app_instances.iter().any(|app| app.uuid == "app"));
 }
 
 #[test]
@@ -208,19 +148,9 @@ fn gone_app_has_state_invalid_and_gone_instance_unspecified() {
     assert!(
         matches!(app.info_content, Some(InfoContent::Ainfo(app)) if app.state() == ZSwState::Invalid && app.app_id == "a")
     );
-    let instance = gone(
-        &InfoKey::new(InfoKind::NetworkInstance, "n"),
-        &Uuid::nil(),
-        now,
-    )
-    .expect("message");
-    let Some(InfoContent::Niinfo(instance)) = instance.info_content else {
-        panic!("no instance")
-    };
-    assert_eq!(
-        instance.state(),
-        ZNetworkInstanceState::ZnetinstStateUnspecified
-    );
+    let instance = gone(&InfoKey::new(InfoKind::NetworkInstance, "n"), &Uuid::nil(), now).expect("message");
+    let Some(InfoContent::Niinfo(instance)) = instance.info_content else { panic!("no instance") };
+    assert_eq!(instance.state(), ZNetworkInstanceState::ZnetinstStateUnspecified);
     assert!(gone(&InfoKey::new(InfoKind::Device, ""), &Uuid::nil(), now).is_none());
 }
 
@@ -229,14 +159,8 @@ fn same_state_at_another_time_says_the_same() {
     let mut broken = observed();
     broken.apps[0].error = "no memory".to_owned();
     broken.ports[0].error = "no link".to_owned();
-    let later = Context {
-        now: context().now + Duration::from_secs(60),
-        ..context()
-    };
-    for ((_, first), (_, second)) in messages(&broken, context())
-        .iter()
-        .zip(&messages(&broken, later))
-    {
+    let later = Context { now: context().now + Duration::from_secs(60), ..context() };
+    for ((_, first), (_, second)) in messages(&broken, context()).iter().zip(&messages(&broken, later)) {
         assert_ne!(first, second);
         assert_eq!(without_stamp(first), without_stamp(second));
     }

@@ -1,8 +1,6 @@
 //! States of the model in EVE's words.
 
-use crate::proto::info::{
-    AttestationState as WireAttestation, BootReason as WireBootReason, ZDeviceState, ZSwState,
-};
+use crate::proto::info::{AttestationState as WireAttestation, BootReason as WireBootReason, ZDeviceState, ZSwState};
 use holdfast_model::observed::{AppState, AttestationState, BootReason, DeviceState, LoadState};
 
 pub(super) fn device_state(state: DeviceState) -> ZDeviceState {

@@ -13,52 +13,26 @@ use uuid::Uuid;
 
 impl Client {
     /// One request over the uplinks in order, until one brings an answer that another could not better.
-    pub(super) async fn call(
-        &self,
-        method: Method,
-        path: &str,
-        body: Bytes,
-        limit: usize,
-    ) -> Result<Reply, Failure> {
+    pub(super) async fn call(&self, method: Method, path: &str, body: Bytes, limit: usize) -> Result<Reply, Failure> {
         let (uplinks, timing, uuid) = {
             let state = self.state();
             (state.uplinks.clone(), state.timing, state.uuid)
         };
-        let uplinks = if uplinks.is_empty() {
-            vec![Uplink::default()]
-        } else {
-            uplinks
-        };
+        let uplinks = if uplinks.is_empty() { vec![Uplink::default()] } else { uplinks };
         let mut headers = vec![("X-Request-Id", Uuid::new_v4().to_string())];
         if uuid.is_none() {
             headers.extend(self.serials.iter().cloned());
         }
         let full = format!("/api/v2/edgedevice/{path}");
-        let call = Call {
-            method,
-            path: &full,
-            headers: &headers,
-            body,
-            limit,
-        };
-        let deadlines = Deadlines {
-            dial: timing.dial,
-            send: timing.send,
-        };
+        let call = Call { method, path: &full, headers: &headers, body, limit };
+        let deadlines = Deadlines { dial: timing.dial, send: timing.send };
 
         let begun = Instant::now();
-        let (result, interface) = match timeout(
-            timing::ALL_UPLINKS,
-            self.over_uplinks(&uplinks, deadlines, &call, path),
-        )
-        .await
-        {
-            Ok(outcome) => outcome,
-            Err(_) => (
-                Err(self.no_answer(path, vec!["no uplink answered in time".to_owned()], false)),
-                None,
-            ),
-        };
+        let (result, interface) =
+            match timeout(timing::ALL_UPLINKS, self.over_uplinks(&uplinks, deadlines, &call, path)).await {
+                Ok(outcome) => outcome,
+                Err(_) => (Err(self.no_answer(path, vec!["no uplink answered in time".to_owned()], false)), None),
+            };
         self.count(path, &call, &result, interface, begun);
         result
     }
@@ -79,11 +53,8 @@ impl Client {
                     return (Ok(reply), uplink.interface.clone());
                 }
                 Ok(reply) => {
-                    let failure = Failure::Status {
-                        path: path.to_owned(),
-                        status: reply.status,
-                        text: readable(&reply.body),
-                    };
+                    let failure =
+                        Failure::Status { path: path.to_owned(), status: reply.status, text: readable(&reply.body) };
                     if !failure.class().next_uplink_may_help() {
                         return (Err(failure), uplink.interface.clone());
                     }
@@ -91,37 +62,22 @@ impl Client {
                 }
                 Err(TransportError::TooLarge) => {
                     return (
-                        Err(Failure::TooLarge {
-                            path: path.to_owned(),
-                            limit: call.limit,
-                        }),
+                        Err(Failure::TooLarge { path: path.to_owned(), limit: call.limit }),
                         uplink.interface.clone(),
                     );
                 }
                 Err(error) => {
                     temporary |= error.is_temporary();
-                    let over = uplink
-                        .interface
-                        .as_ref()
-                        .map(|name| format!("{name}: "))
-                        .unwrap_or_default();
+                    let over = uplink.interface.as_ref().map(|name| format!("{name}: ")).unwrap_or_default();
                     reasons.push(format!("{over}{error}"));
                 }
             }
         }
-        (
-            Err(answered.unwrap_or_else(|| self.no_answer(path, reasons, temporary))),
-            None,
-        )
+        (Err(answered.unwrap_or_else(|| self.no_answer(path, reasons, temporary))), None)
     }
 
     fn no_answer(&self, path: &str, reasons: Vec<String>, temporary: bool) -> Failure {
-        Failure::NoAnswer {
-            path: path.to_owned(),
-            server: self.server(),
-            reasons: reasons.join("; "),
-            temporary,
-        }
+        Failure::NoAnswer { path: path.to_owned(), server: self.server(), reasons: reasons.join("; "), temporary }
     }
 
     fn count(
@@ -146,22 +102,11 @@ impl Client {
             }
         }
         // Paths of apps are counted as one, so that the list stays short.
-        let name = if path.contains("/apps/") {
-            "apps/newlogs"
-        } else {
-            path.rsplit('/').next().unwrap_or(path)
-        };
-        let index = traffic
-            .paths
-            .iter()
-            .position(|entry| entry.url == name)
-            .unwrap_or_else(|| {
-                traffic.paths.push(PathTraffic {
-                    url: name.to_owned(),
-                    ..PathTraffic::default()
-                });
-                traffic.paths.len() - 1
-            });
+        let name = if path.contains("/apps/") { "apps/newlogs" } else { path.rsplit('/').next().unwrap_or(path) };
+        let index = traffic.paths.iter().position(|entry| entry.url == name).unwrap_or_else(|| {
+            traffic.paths.push(PathTraffic { url: name.to_owned(), ..PathTraffic::default() });
+            traffic.paths.len() - 1
+        });
         let entry = &mut traffic.paths[index];
         entry.tried += 1;
         entry.sent_bytes += call.body.len() as u64;
@@ -181,9 +126,5 @@ fn is_success(status: u16) -> bool {
 /// The start of an error body, if it is text.
 fn readable(body: &[u8]) -> String {
     let text = std::str::from_utf8(&body[..body.len().min(200)]).unwrap_or_default();
-    if text.chars().any(|c| c.is_control() && !c.is_whitespace()) {
-        String::new()
-    } else {
-        text.trim().to_owned()
-    }
+    if text.chars().any(|c| c.is_control() && !c.is_whitespace()) { String::new() } else { text.trim().to_owned() }
 }

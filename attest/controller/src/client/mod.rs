@@ -114,11 +114,7 @@ impl ReceivedConfig {
     /// Unix seconds and nanoseconds of the config; zero when it carries none.
     #[must_use]
     pub fn timestamp(&self) -> (i64, i32) {
-        let stamp = self
-            .response
-            .config
-            .as_ref()
-            .and_then(|config| config.config_timestamp.as_ref());
+        let stamp = self.response.config.as_ref().and_then(|config| config.config_timestamp.as_ref());
         stamp.map_or((0, 0), |stamp| (stamp.seconds, stamp.nanos))
     }
 
@@ -135,23 +131,17 @@ impl Client {
     /// # Errors
     /// [`ClientError`] when the server text or the roots cannot be used.
     pub fn new(config: ClientConfig) -> Result<Self, ClientError> {
-        let server = Server::parse(&config.server, config.address)
-            .ok_or_else(|| ClientError::Server(config.server.clone()))?;
+        let server =
+            Server::parse(&config.server, config.address).ok_or_else(|| ClientError::Server(config.server.clone()))?;
         let roots = Roots::from_pem(&config.roots_pem)?;
-        let clock = Clock {
-            floor: config.clock_floor,
-        };
-        let tls =
-            tls::settings(&roots, clock).map_err(|error| ClientError::Tls(error.to_string()))?;
+        let clock = Clock { floor: config.clock_floor };
+        let tls = tls::settings(&roots, clock).map_err(|error| ClientError::Tls(error.to_string()))?;
         Ok(Self {
             server,
             roots,
             clock,
             tls: Arc::new(tls),
-            serials: [
-                ("X-Serial-Number", header(&config.serial)),
-                ("X-Soft-Serial", header(&config.soft_serial)),
-            ],
+            serials: [("X-Serial-Number", header(&config.serial)), ("X-Soft-Serial", header(&config.soft_serial))],
             state: Mutex::default(),
         })
     }
@@ -217,9 +207,7 @@ impl Client {
     /// # Errors
     /// [`Failure`].
     pub async fn ping(&self) -> Result<(), Failure> {
-        self.call(Method::GET, "ping", Bytes::new(), limits::OTHER)
-            .await
-            .map(|_| ())
+        self.call(Method::GET, "ping", Bytes::new(), limits::OTHER).await.map(|_| ())
     }
 
     /// `GET /certs`: fetches, verifies and remembers the controller's certificates.
@@ -227,14 +215,8 @@ impl Client {
     /// # Errors
     /// [`Failure`]; what was known before stays known.
     pub async fn fetch_certificates(&self) -> Result<Arc<ControllerCertificates>, Failure> {
-        let reply = self
-            .call(Method::GET, "certs", Bytes::new(), limits::CERTIFICATES)
-            .await?;
-        let verified = ControllerCertificates::from_reply(
-            &reply.body,
-            &self.roots,
-            ValidAt::Time(self.clock.now()),
-        );
+        let reply = self.call(Method::GET, "certs", Bytes::new(), limits::CERTIFICATES).await?;
+        let verified = ControllerCertificates::from_reply(&reply.body, &self.roots, ValidAt::Time(self.clock.now()));
         let certificates = Arc::new(verified.inspect_err(|_| self.count_bad_envelope())?);
         self.set_certificates(Arc::clone(&certificates));
         Ok(certificates)
@@ -245,21 +227,16 @@ impl Client {
     /// # Errors
     /// [`Failure`]; a controller that knows the device already may answer 500, so ask `/uuid` then.
     pub async fn register(&self, identity: &dyn DeviceIdentity) -> Result<(), Failure> {
-        let onboarding = identity
-            .onboarding()
-            .ok_or_else(|| KeyError::new("onboarding key", "the site carries none"))?;
+        let onboarding =
+            identity.onboarding().ok_or_else(|| KeyError::new("onboarding key", "the site carries none"))?;
         let message = ZRegisterMsg {
-            pem_cert: STANDARD
-                .encode(identity.device().certificate_pem())
-                .into_bytes(),
+            pem_cert: STANDARD.encode(identity.device().certificate_pem()).into_bytes(),
             serial: identity.serial().to_owned(),
             soft_serial: identity.soft_serial().to_owned(),
             ..ZRegisterMsg::default()
         };
         let body = envelope::seal_registration(message.encode_to_vec(), onboarding)?;
-        self.call(Method::POST, "register", body.into(), limits::OTHER)
-            .await
-            .map(|_| ())
+        self.call(Method::POST, "register", body.into(), limits::OTHER).await.map(|_| ())
     }
 
     /// `POST /uuid`: asks who this device is, and remembers it.
@@ -267,14 +244,7 @@ impl Client {
     /// # Errors
     /// [`Failure`]; 401 when the device is not registered.
     pub async fn ask_uuid(&self, identity: &dyn DeviceIdentity) -> Result<UuidResponse, Failure> {
-        let answer: UuidResponse = self
-            .ask(
-                "uuid",
-                &UuidRequest::default(),
-                identity.device(),
-                limits::OTHER,
-            )
-            .await?;
+        let answer: UuidResponse = self.ask("uuid", &UuidRequest::default(), identity.device(), limits::OTHER).await?;
         let uuid = Uuid::try_parse(&answer.uuid).map_err(|_| Failure::Malformed {
             path: "uuid".to_owned(),
             reason: format!("expected a UUID, found {:?}", answer.uuid),
@@ -292,13 +262,7 @@ impl Client {
         identity: &dyn DeviceIdentity,
         request: &ZAttestReq,
     ) -> Result<ZAttestResponse, Failure> {
-        self.ask(
-            &self.device_path("attest"),
-            request,
-            identity.device(),
-            limits::ATTESTATION,
-        )
-        .await
+        self.ask(&self.device_path("attest"), request, identity.device(), limits::ATTESTATION).await
     }
 
     /// `POST /id/UUID/config` with the hash of the config in force (empty when none) and the integrity token.
@@ -312,15 +276,9 @@ impl Client {
         token: &[u8],
     ) -> Result<ConfigAnswer, Failure> {
         let path = self.device_path("config");
-        let request = ConfigRequest {
-            config_hash: hash.to_owned(),
-            integrity_token: token.to_vec(),
-        };
+        let request = ConfigRequest { config_hash: hash.to_owned(), integrity_token: token.to_vec() };
         let body = envelope::seal(request.encode_to_vec(), identity.device())?;
-        let reply = match self
-            .call(Method::POST, &path, body.into(), limits::CONFIG)
-            .await
-        {
+        let reply = match self.call(Method::POST, &path, body.into(), limits::CONFIG).await {
             Ok(reply) => reply,
             Err(failure) => {
                 return match failure.class() {
@@ -336,23 +294,14 @@ impl Client {
         let payload = self.open(&path, &reply.body).await?;
         let response: ConfigResponse = decode(&path, &payload)?;
         if response.config.is_none() {
-            return Err(Failure::Malformed {
-                path,
-                reason: "no config in it".to_owned(),
-            });
+            return Err(Failure::Malformed { path, reason: "no config in it".to_owned() });
         }
         if !hash.is_empty() && response.config_hash == hash {
             return Ok(ConfigAnswer::Unchanged);
         }
         let certificates = self.certificates().ok_or_else(|| unknown_sender(&path))?;
-        let certificates = self
-            .certificates_for(certificates, &response, &reply.body)
-            .await?;
-        Ok(ConfigAnswer::New(Box::new(ReceivedConfig {
-            envelope: reply.body.to_vec(),
-            certificates,
-            response,
-        })))
+        let certificates = self.certificates_for(certificates, &response, &reply.body).await?;
+        Ok(ConfigAnswer::New(Box::new(ReceivedConfig { envelope: reply.body.to_vec(), certificates, response })))
     }
 
     /// The certificates to keep with a config: asked for again when its secrets need one that is not known yet.
@@ -365,57 +314,29 @@ impl Client {
         response: &ConfigResponse,
         envelope: &[u8],
     ) -> Result<Arc<ControllerCertificates>, Failure> {
-        let contexts = response
-            .config
-            .iter()
-            .flat_map(|config| &config.cipher_contexts);
-        if contexts
-            .into_iter()
-            .all(|context| known.by_hash(&context.controller_cert_hash).is_some())
-        {
+        let contexts = response.config.iter().flat_map(|config| &config.cipher_contexts);
+        if contexts.into_iter().all(|context| known.by_hash(&context.controller_cert_hash).is_some()) {
             return Ok(known);
         }
         let fresh = self.fetch_certificates().await?;
         // What is kept with a config must verify it again after a reboot.
-        Ok(if fresh.open(envelope).is_ok() {
-            fresh
-        } else {
-            known
-        })
+        Ok(if fresh.open(envelope).is_ok() { fresh } else { known })
     }
 
     /// `POST /id/UUID/info`.
     ///
     /// # Errors
     /// [`Failure`].
-    pub async fn send_info(
-        &self,
-        identity: &dyn DeviceIdentity,
-        message: &ZInfoMsg,
-    ) -> Result<(), Failure> {
-        self.tell(
-            &self.device_path("info"),
-            message.encode_to_vec(),
-            identity.device(),
-        )
-        .await
+    pub async fn send_info(&self, identity: &dyn DeviceIdentity, message: &ZInfoMsg) -> Result<(), Failure> {
+        self.tell(&self.device_path("info"), message.encode_to_vec(), identity.device()).await
     }
 
     /// `POST /id/UUID/metrics`.
     ///
     /// # Errors
     /// [`Failure`].
-    pub async fn send_metrics(
-        &self,
-        identity: &dyn DeviceIdentity,
-        message: &ZMetricMsg,
-    ) -> Result<(), Failure> {
-        self.tell(
-            &self.device_path("metrics"),
-            message.encode_to_vec(),
-            identity.device(),
-        )
-        .await
+    pub async fn send_metrics(&self, identity: &dyn DeviceIdentity, message: &ZMetricMsg) -> Result<(), Failure> {
+        self.tell(&self.device_path("metrics"), message.encode_to_vec(), identity.device()).await
     }
 
     /// Sends a log file made by [`holdfast_api::newlog::pack`]: to `newlogs` of the device or of the app.
@@ -438,9 +359,7 @@ impl Client {
     /// Sends a message whose reply holds nothing of interest.
     async fn tell(&self, path: &str, payload: Vec<u8>, signer: &dyn Signer) -> Result<(), Failure> {
         let body = envelope::seal(payload, signer)?;
-        self.call(Method::POST, path, body.into(), limits::OTHER)
-            .await
-            .map(|_| ())
+        self.call(Method::POST, path, body.into(), limits::OTHER).await.map(|_| ())
     }
 
     /// Sends a message and reads the verified reply.
@@ -460,20 +379,16 @@ impl Client {
     /// Opens a reply's envelope. An unknown signer makes the client ask for the certificates again, once.
     async fn open(&self, path: &str, envelope: &[u8]) -> Result<Vec<u8>, Failure> {
         let known = self.certificates();
-        let first = known.as_ref().map_or_else(
-            || Err(EnvelopeError::UnknownSender("none known yet".to_owned())),
-            |c| c.open(envelope),
-        );
+        let first = known
+            .as_ref()
+            .map_or_else(|| Err(EnvelopeError::UnknownSender("none known yet".to_owned())), |c| c.open(envelope));
         let result = match first {
             Err(EnvelopeError::UnknownSender(_)) => self.fetch_certificates().await?.open(envelope),
             other => other,
         };
         result.map_err(|error| {
             self.count_bad_envelope();
-            Failure::Envelope {
-                path: path.to_owned(),
-                error,
-            }
+            Failure::Envelope { path: path.to_owned(), error }
         })
     }
 
@@ -494,29 +409,14 @@ impl Client {
 }
 
 fn unknown_sender(path: &str) -> Failure {
-    Failure::Envelope {
-        path: path.to_owned(),
-        error: EnvelopeError::UnknownSender("none known yet".to_owned()),
-    }
+    Failure::Envelope { path: path.to_owned(), error: EnvelopeError::UnknownSender("none known yet".to_owned()) }
 }
 
 fn decode<A: Message + Default>(path: &str, payload: &[u8]) -> Result<A, Failure> {
-    A::decode(payload).map_err(|error| Failure::Malformed {
-        path: path.to_owned(),
-        reason: error.to_string(),
-    })
+    A::decode(payload).map_err(|error| Failure::Malformed { path: path.to_owned(), reason: error.to_string() })
 }
 
 /// A text fit for a header: visible ASCII, at most 256 characters.
 fn header(text: &str) -> String {
-    text.chars()
-        .take(256)
-        .map(|c| {
-            if c.is_ascii_graphic() || c == ' ' {
-                c
-            } else {
-                '?'
-            }
-        })
-        .collect()
+    text.chars().take(256).map(|c| if c.is_ascii_graphic() || c == ' ' { c } else { '?' }).collect()
 }

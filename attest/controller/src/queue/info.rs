@@ -56,37 +56,20 @@ impl InfoQueue {
         self.next_ticket += 1;
         let ticket = self.next_ticket;
         // A replaced item keeps its backoff: new content does not make an absent controller come back.
-        let (failures, not_before) = self
-            .waiting
-            .get(&key)
-            .map_or((0, now), |item| (item.failures, item.not_before));
-        self.waiting.insert(
-            key,
-            Item {
-                message,
-                says,
-                ticket,
-                failures,
-                not_before,
-            },
-        );
+        let (failures, not_before) = self.waiting.get(&key).map_or((0, now), |item| (item.failures, item.not_before));
+        self.waiting.insert(key, Item { message, says, ticket, failures, not_before });
         true
     }
 
     /// The message whose turn it is: the one that waited longest of those that may go.
     #[must_use]
     pub fn take(&self, now: Instant) -> Option<Taken> {
-        let ready = self
-            .waiting
-            .iter()
-            .filter(|(_, item)| item.not_before <= now);
-        ready
-            .min_by_key(|(_, item)| (item.not_before, item.ticket))
-            .map(|(key, item)| Taken {
-                key: key.clone(),
-                message: item.message.clone(),
-                ticket: item.ticket,
-            })
+        let ready = self.waiting.iter().filter(|(_, item)| item.not_before <= now);
+        ready.min_by_key(|(_, item)| (item.not_before, item.ticket)).map(|(key, item)| Taken {
+            key: key.clone(),
+            message: item.message.clone(),
+            ticket: item.ticket,
+        })
     }
 
     /// When the next message may go; `None` when none waits.
@@ -107,10 +90,7 @@ impl InfoQueue {
                 } else {
                     (item.failures, item.not_before) = (0, now);
                 }
-                self.remember(
-                    &taken.key,
-                    sha256(&without_stamp(&taken.message).encode_to_vec()),
-                );
+                self.remember(&taken.key, sha256(&without_stamp(&taken.message).encode_to_vec()));
             }
             Some(class) if class.is_final() => {
                 if item.ticket == taken.ticket {
@@ -174,19 +154,13 @@ mod tests {
     use std::time::Duration;
 
     fn key(id: &str) -> InfoKey {
-        InfoKey {
-            kind: InfoKind::App,
-            id: id.to_owned(),
-        }
+        InfoKey { kind: InfoKind::App, id: id.to_owned() }
     }
 
     fn message(name: &str, seconds: i64) -> ZInfoMsg {
         ZInfoMsg {
             at_time_stamp: Some(Timestamp { seconds, nanos: 0 }),
-            info_content: Some(InfoContent::Ainfo(ZInfoApp {
-                app_name: name.to_owned(),
-                ..ZInfoApp::default()
-            })),
+            info_content: Some(InfoContent::Ainfo(ZInfoApp { app_name: name.to_owned(), ..ZInfoApp::default() })),
             ..ZInfoMsg::default()
         }
     }
@@ -212,10 +186,7 @@ mod tests {
         queue.put(key("a"), message("one", 1), now);
         let taken = queue.take(now).expect("message");
         queue.settle(&taken, None, now);
-        assert!(
-            !queue.put(key("a"), message("one", 99), now),
-            "only the stamp differs"
-        );
+        assert!(!queue.put(key("a"), message("one", 99), now), "only the stamp differs");
         assert!(queue.put(key("a"), message("two", 99), now));
         let taken = queue.take(now).expect("message");
         queue.settle(&taken, None, now);
@@ -225,13 +196,7 @@ mod tests {
 
     #[test]
     fn info_is_kept_after_server_error_429_and_lost_contact_with_growing_waits() {
-        for class in [
-            Class::ServerError,
-            Class::Temporary,
-            Class::TooMany,
-            Class::NoContact,
-            Class::BadAnswer,
-        ] {
+        for class in [Class::ServerError, Class::Temporary, Class::TooMany, Class::NoContact, Class::BadAnswer] {
             let mut now = Instant::now();
             let mut queue = InfoQueue::default();
             queue.put(key("a"), message("one", 1), now);
@@ -248,26 +213,15 @@ mod tests {
 
     #[test]
     fn info_is_dropped_on_rejection() {
-        for class in [
-            Class::Unknown,
-            Class::Unauthorized,
-            Class::Forbidden,
-            Class::Refused,
-        ] {
+        for class in [Class::Unknown, Class::Unauthorized, Class::Forbidden, Class::Refused] {
             let now = Instant::now();
             let mut queue = InfoQueue::default();
             queue.put(key("a"), message("one", 1), now);
             let taken = queue.take(now).expect("message");
             queue.settle(&taken, Some(class), now);
             assert_eq!((queue.len(), queue.dropped()), (0, 1), "{class:?}");
-            assert!(
-                !queue.put(key("a"), message("one", 2), now),
-                "the same again"
-            );
-            assert!(
-                queue.put(key("a"), message("two", 2), now),
-                "something else"
-            );
+            assert!(!queue.put(key("a"), message("one", 2), now), "the same again");
+            assert!(queue.put(key("a"), message("two", 2), now), "something else");
         }
     }
 

@@ -2,8 +2,8 @@
 
 use crate::failure::Class;
 use crate::timing::{
-    LOG_BACKLOG, LOG_FAST, LOG_INTERVAL, LOG_MAX_FAILURES, LOG_MAX_REFUSALS, LOG_PAUSE,
-    LOG_SLOW_FOR, LOG_SLOWEST, MAX_LOG_BYTES,
+    LOG_BACKLOG, LOG_FAST, LOG_INTERVAL, LOG_MAX_FAILURES, LOG_MAX_REFUSALS, LOG_PAUSE, LOG_SLOW_FOR, LOG_SLOWEST,
+    MAX_LOG_BYTES,
 };
 use holdfast_api::newlog::Origin;
 use std::collections::VecDeque;
@@ -34,15 +34,7 @@ impl LogQueue {
     /// An empty queue; the first file may go at `now`.
     #[must_use]
     pub fn new(now: Instant) -> Self {
-        Self {
-            files: VecDeque::new(),
-            bytes: 0,
-            dropped: 0,
-            refusals: 0,
-            failures: 0,
-            not_before: now,
-            slow: None,
-        }
+        Self { files: VecDeque::new(), bytes: 0, dropped: 0, refusals: 0, failures: 0, not_before: now, slow: None }
     }
 
     /// Adds a file. When the bound is reached the oldest files go.
@@ -103,9 +95,7 @@ impl LogQueue {
         if fast {
             return LOG_FAST;
         }
-        let backlog = LOG_BACKLOG
-            .iter()
-            .find(|(files, _)| self.files.len() >= *files);
+        let backlog = LOG_BACKLOG.iter().find(|(files, _)| self.files.len() >= *files);
         backlog.map_or(LOG_INTERVAL, |(_, interval)| *interval)
     }
 
@@ -148,20 +138,13 @@ mod tests {
     }
 
     fn log(bytes: usize) -> LogFile {
-        LogFile {
-            origin: Origin::App {
-                id: "a".to_owned(),
-                name: "n".to_owned(),
-            },
-            gzip: vec![0; bytes],
-        }
+        LogFile { origin: Origin::App { id: "a".to_owned(), name: "n".to_owned() }, gzip: vec![0; bytes] }
     }
 
     #[test]
     fn logs_go_in_order_at_the_pace_of_the_backlog() {
         let now = Instant::now();
-        for (waiting, fast, wait) in [(1, false, 90), (3, false, 45), (60, false, 3), (1, true, 3)]
-        {
+        for (waiting, fast, wait) in [(1, false, 90), (3, false, 45), (60, false, 3), (1, true, 3)] {
             let mut queue = LogQueue::new(now);
             for size in 1..=waiting {
                 queue.put(log(size));
@@ -169,11 +152,7 @@ mod tests {
             assert_eq!(queue.take(now).expect("file").gzip.len(), 1);
             queue.settle(None, now, fast, 0.0);
             queue.put(log(1));
-            assert_eq!(
-                queue.next_time(),
-                Some(now + seconds(wait)),
-                "{waiting} files, fast {fast}"
-            );
+            assert_eq!(queue.next_time(), Some(now + seconds(wait)), "{waiting} files, fast {fast}");
         }
     }
 
@@ -190,11 +169,7 @@ mod tests {
         }
         queue.settle(None, now, true, 0.0);
         queue.put(log(1));
-        assert_eq!(
-            queue.next_time(),
-            Some(now + seconds(300)),
-            "still slow after a success"
-        );
+        assert_eq!(queue.next_time(), Some(now + seconds(300)), "still slow after a success");
         now = begun + seconds(3 * 3600);
         queue.settle(None, now, true, 0.0);
         queue.put(log(1));

@@ -5,8 +5,7 @@
 use holdfast_api::proto::auth::{AuthBody, AuthContainer};
 use holdfast_api::proto::certs::{ZCert, ZCertType, ZControllerCert};
 use holdfast_controller_client::identity::{
-    AttestationCertificate, CertificateUse, DeviceIdentity, EcPoint, EscrowKey, KeyAgreement,
-    KeyError, Quote, Signer,
+    AttestationCertificate, CertificateUse, DeviceIdentity, EcPoint, EscrowKey, KeyAgreement, KeyError, Quote, Signer,
 };
 use holdfast_controller_client::{Client, ClientConfig};
 use p256::ecdsa::signature::hazmat::{PrehashSigner, PrehashVerifier};
@@ -56,12 +55,7 @@ impl Key {
     pub fn from_pem(certificate: &str, key: &str) -> Self {
         let signing = p256::ecdsa::SigningKey::from_pkcs8_pem(key).expect("PKCS#8");
         let der = CertificateDer::from_pem_slice(certificate.as_bytes()).expect("certificate");
-        Self {
-            signing,
-            der: der.to_vec(),
-            pem: certificate.to_owned(),
-            pkcs8: Vec::new(),
-        }
+        Self { signing, der: der.to_vec(), pem: certificate.to_owned(), pkcs8: Vec::new() }
     }
 
     /// A key whose certificate this key signs.
@@ -77,10 +71,8 @@ impl Key {
 
 impl Signer for Key {
     fn sign_sha256(&self, digest: &[u8; 32]) -> Result<[u8; 64], KeyError> {
-        let signature: p256::ecdsa::Signature = self
-            .signing
-            .sign_prehash(digest)
-            .map_err(|e| KeyError::new("key", e))?;
+        let signature: p256::ecdsa::Signature =
+            self.signing.sign_prehash(digest).map_err(|e| KeyError::new("key", e))?;
         Ok(signature.to_bytes().into())
     }
     fn certificate_der(&self) -> &[u8] {
@@ -93,9 +85,7 @@ impl Signer for Key {
 
 fn params(name: &str) -> CertificateParams {
     let mut params = CertificateParams::new(vec![name.to_owned()]).expect("parameters");
-    params
-        .distinguished_name
-        .push(rcgen::DnType::CommonName, name);
+    params.distinguished_name.push(rcgen::DnType::CommonName, name);
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
     params
 }
@@ -103,8 +93,7 @@ fn params(name: &str) -> CertificateParams {
 impl KeyAgreement for Key {
     fn shared_point(&self, peer: &EcPoint) -> Result<EcPoint, KeyError> {
         let sec1 = [&[4], peer.x.as_slice(), peer.y.as_slice()].concat();
-        let peer =
-            p256::PublicKey::from_sec1_bytes(&sec1).map_err(|e| KeyError::new("ECDH key", e))?;
+        let peer = p256::PublicKey::from_sec1_bytes(&sec1).map_err(|e| KeyError::new("ECDH key", e))?;
         let point = (peer.to_projective() * **self.signing.as_nonzero_scalar()).to_affine();
         EcPoint::from_sec1(point.to_encoded_point(false).as_bytes())
             .ok_or_else(|| KeyError::new("ECDH key", "infinity"))
@@ -129,11 +118,7 @@ impl Pki {
         root.extended_key_usages.clear();
         let root_pem = root.self_signed(&key).expect("root").pem();
         let issuer = Issuer::new(root, key);
-        Self {
-            root_pem,
-            tls: Key::make(&params("controller.test"), Some(&issuer)),
-            issuer,
-        }
+        Self { root_pem, tls: Key::make(&params("controller.test"), Some(&issuer)), issuer }
     }
 
     pub fn signing_key(&self, name: &str) -> Key {
@@ -144,9 +129,7 @@ impl Pki {
 /// An envelope as a controller makes it.
 pub fn envelope(payload: &[u8], signer: &Key) -> Vec<u8> {
     AuthContainer {
-        protected_payload: Some(AuthBody {
-            payload: payload.to_vec(),
-        }),
+        protected_payload: Some(AuthBody { payload: payload.to_vec() }),
         algo: 2,
         sender_cert_hash: sha256(signer.pem.trim().as_bytes()).to_vec(),
         signature_hash: signer.sign_sha256(&sha256(payload)).expect("sign").to_vec(),
@@ -164,10 +147,7 @@ pub fn certs_reply(signer: &Key) -> Vec<u8> {
         cert: signer.pem.as_bytes().to_vec(),
         ..ZCert::default()
     };
-    envelope(
-        &ZControllerCert { certs: vec![cert] }.encode_to_vec(),
-        signer,
-    )
+    envelope(&ZControllerCert { certs: vec![cert] }.encode_to_vec(), signer)
 }
 
 /// A request as it came.
@@ -187,12 +167,8 @@ impl Request {
         let payload = envelope.protected_payload.expect("payload").payload;
         assert_eq!(envelope.algo, 2);
         assert_eq!(envelope.sender_cert_hash, sha256(&key.der));
-        let signature =
-            p256::ecdsa::Signature::from_slice(&envelope.signature_hash).expect("64 bytes");
-        key.signing
-            .verifying_key()
-            .verify_prehash(&sha256(&payload), &signature)
-            .expect("signature");
+        let signature = p256::ecdsa::Signature::from_slice(&envelope.signature_hash).expect("64 bytes");
+        key.signing.verifying_key().verify_prehash(&sha256(&payload), &signature).expect("signature");
         payload
     }
 }
@@ -246,8 +222,7 @@ impl Server {
                 let Ok((stream, _)) = listener.accept().await else {
                     return;
                 };
-                let (acceptor, script, kept) =
-                    (acceptor.clone(), Arc::clone(&script), Arc::clone(&kept));
+                let (acceptor, script, kept) = (acceptor.clone(), Arc::clone(&script), Arc::clone(&kept));
                 tokio::spawn(async move {
                     if let Ok(stream) = acceptor.accept(stream).await {
                         serve(stream, &script, &kept).await;
@@ -255,11 +230,7 @@ impl Server {
                 });
             }
         });
-        Self {
-            port,
-            requests,
-            task,
-        }
+        Self { port, requests, task }
     }
 
     pub fn client(&self, roots_pem: &str) -> Client {
@@ -278,12 +249,7 @@ impl Server {
     }
 
     pub fn paths(&self) -> Vec<String> {
-        self.requests
-            .lock()
-            .expect("lock")
-            .iter()
-            .map(|request| request.path.clone())
-            .collect()
+        self.requests.lock().expect("lock").iter().map(|request| request.path.clone()).collect()
     }
 }
 
@@ -307,9 +273,7 @@ async fn serve(
     let length: usize = head
         .lines()
         .find_map(|line| {
-            line.to_ascii_lowercase()
-                .strip_prefix("content-length:")
-                .map(|n| n.trim().parse().expect("length"))
+            line.to_ascii_lowercase().strip_prefix("content-length:").map(|n| n.trim().parse().expect("length"))
         })
         .unwrap_or(0);
     let mut body = bytes[head_end..].to_vec();
@@ -322,39 +286,20 @@ async fn serve(
     }
     let mut words = head.split(' ');
     let method = words.next().expect("method").to_owned();
-    let path = words
-        .next()
-        .expect("path")
-        .strip_prefix("/api/v2/edgedevice/")
-        .expect("API path")
-        .to_owned();
-    let request = Request {
-        method,
-        path,
-        head,
-        body,
-    };
+    let path = words.next().expect("path").strip_prefix("/api/v2/edgedevice/").expect("API path").to_owned();
+    let request = Request { method, path, head, body };
     kept.lock().expect("lock").push(request.clone());
     let answer = (script.lock().expect("lock"))(&request);
     match answer {
         Answer::Reply(status, body) => {
-            let head = format!(
-                "HTTP/1.1 {status} X\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
-                body.len()
-            );
-            let body = if status == 304 || status == 204 {
-                Vec::new()
-            } else {
-                body
-            };
+            let head = format!("HTTP/1.1 {status} X\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
+            let body = if status == 304 || status == 204 { Vec::new() } else { body };
             let _ = stream.write_all(&[head.as_bytes(), &body].concat()).await;
             let _ = stream.shutdown().await;
         }
         Answer::CutBody(body) => {
             let head = format!("HTTP/1.1 200 X\r\nContent-Length: {}\r\n\r\n", body.len());
-            let _ = stream
-                .write_all(&[head.as_bytes(), &body[..body.len() / 2]].concat())
-                .await;
+            let _ = stream.write_all(&[head.as_bytes(), &body[..body.len() / 2]].concat()).await;
             let _ = stream.flush().await;
         }
         Answer::Cut => {}
@@ -373,12 +318,7 @@ pub struct Device {
 impl Device {
     pub fn new(tpm: bool) -> Self {
         let device = Key::self_signed("device");
-        Self {
-            ecdh: device.issue("ecdh"),
-            device,
-            onboarding: Key::self_signed("onboarding"),
-            tpm,
-        }
+        Self { ecdh: device.issue("ecdh"), device, onboarding: Key::self_signed("onboarding"), tpm }
     }
 }
 
@@ -405,11 +345,7 @@ impl DeviceIdentity for Device {
     }
     fn quote(&self, nonce: &[u8]) -> Result<Option<Quote>, KeyError> {
         let pcrs = (0..16).map(|index| (index, [index as u8; 32])).collect();
-        Ok(self.tpm.then(|| Quote {
-            attest: nonce.to_vec(),
-            signature_der: vec![0x30, 0],
-            pcrs,
-        }))
+        Ok(self.tpm.then(|| Quote { attest: nonce.to_vec(), signature_der: vec![0x30, 0], pcrs }))
     }
     fn event_log(&self) -> Option<Vec<u8>> {
         Some(vec![1; 1000])
