@@ -14,11 +14,7 @@ pub fn sha256(image: &[u8]) -> Result<[u8; 32], PeError> {
     let pe = Pe::parse(image)?;
     let (checksum, entry) = (pe.checksum_offset(), pe.certificate_entry_offset());
     let headers = pe.size_of_headers as usize;
-    let part = |from: usize, to: usize| {
-        image
-            .get(from..to)
-            .ok_or(PeError::Malformed("headers are cut short"))
-    };
+    let part = |from: usize, to: usize| image.get(from..to).ok_or(PeError::Malformed("headers are cut short"));
     let mut h = Sha256::new();
     h.update(part(0, checksum)?);
     h.update(part(checksum + 4, entry)?);
@@ -32,11 +28,7 @@ pub fn sha256(image: &[u8]) -> Result<[u8; 32], PeError> {
         hashed += s.raw_size as usize;
     }
     // What lies behind the sections, up to the certificates.
-    let end = if pe.certificates.1 == 0 {
-        image.len()
-    } else {
-        pe.certificates.0 as usize
-    };
+    let end = if pe.certificates.1 == 0 { image.len() } else { pe.certificates.0 as usize };
     if end > hashed {
         h.update(part(hashed, end)?);
     }
@@ -62,10 +54,8 @@ mod sign {
     const OID_SHA256: &[u8] = &[0x60, 0x86, 0x48, 0x01, 0x65, 0x03, 0x04, 0x02, 0x01];
     const OID_CONTENT_TYPE: &[u8] = &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x09, 0x03];
     const OID_MESSAGE_DIGEST: &[u8] = &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x09, 0x04];
-    const OID_SPC_INDIRECT_DATA: &[u8] =
-        &[0x2b, 0x06, 0x01, 0x04, 0x01, 0x82, 0x37, 0x02, 0x01, 0x04];
-    const OID_SPC_PE_IMAGE_DATA: &[u8] =
-        &[0x2b, 0x06, 0x01, 0x04, 0x01, 0x82, 0x37, 0x02, 0x01, 0x0f];
+    const OID_SPC_INDIRECT_DATA: &[u8] = &[0x2b, 0x06, 0x01, 0x04, 0x01, 0x82, 0x37, 0x02, 0x01, 0x04];
+    const OID_SPC_PE_IMAGE_DATA: &[u8] = &[0x2b, 0x06, 0x01, 0x04, 0x01, 0x82, 0x37, 0x02, 0x01, 0x0f];
 
     const INTEGER: u8 = 0x02;
     const OCTETS: u8 = 0x04;
@@ -105,18 +95,11 @@ mod sign {
         /// # Errors
         /// [`SignError::Key`], [`SignError::Certificate`].
         pub fn from_pem(key: &str, certificate: &str) -> Result<Signer, SignError> {
-            let key = rsa::RsaPrivateKey::from_pkcs8_pem(key).or_else(|e| {
-                rsa::RsaPrivateKey::from_pkcs1_pem(key).map_err(|_| SignError::Key(e.to_string()))
-            })?;
-            let certificate =
-                pem_body(certificate).ok_or(SignError::Certificate("no PEM block CERTIFICATE"))?;
-            let issuer_and_serial =
-                issuer_and_serial(&certificate).ok_or(SignError::Certificate("malformed DER"))?;
-            Ok(Signer {
-                key: SigningKey::new(key),
-                certificate,
-                issuer_and_serial,
-            })
+            let key = rsa::RsaPrivateKey::from_pkcs8_pem(key)
+                .or_else(|e| rsa::RsaPrivateKey::from_pkcs1_pem(key).map_err(|_| SignError::Key(e.to_string())))?;
+            let certificate = pem_body(certificate).ok_or(SignError::Certificate("no PEM block CERTIFICATE"))?;
+            let issuer_and_serial = issuer_and_serial(&certificate).ok_or(SignError::Certificate("malformed DER"))?;
+            Ok(Signer { key: SigningKey::new(key), certificate, issuer_and_serial })
         }
 
         /// The signing certificate, DER: what goes into Secure Boot's db.
@@ -155,10 +138,7 @@ mod sign {
             let sha256_id = der(SEQUENCE, &[&der(OID, &[OID_SHA256]), &[0x05, 0x00]]);
             let rsa_id = der(SEQUENCE, &[&der(OID, &[OID_RSA]), &[0x05, 0x00]]);
             // SpcPeImageData: no flags, and the file name that every signer writes.
-            let obsolete: Vec<u8> = "<<<Obsolete>>>"
-                .encode_utf16()
-                .flat_map(u16::to_be_bytes)
-                .collect();
+            let obsolete: Vec<u8> = "<<<Obsolete>>>".encode_utf16().flat_map(u16::to_be_bytes).collect();
             let file = der(CONTEXT_0, &[&der(0xa2, &[&der(0x80, &[&obsolete])])]);
             let pe_data = der(SEQUENCE, &[&[0x03, 0x01, 0x00], &file]);
             let spc_content = [
@@ -188,13 +168,7 @@ mod sign {
                     &der(OCTETS, &[&signature]),
                 ],
             );
-            let content = der(
-                SEQUENCE,
-                &[
-                    &der(OID, &[OID_SPC_INDIRECT_DATA]),
-                    &der(CONTEXT_0, &[&spc]),
-                ],
-            );
+            let content = der(SEQUENCE, &[&der(OID, &[OID_SPC_INDIRECT_DATA]), &der(CONTEXT_0, &[&spc])]);
             let signed = der(
                 SEQUENCE,
                 &[
@@ -205,10 +179,7 @@ mod sign {
                     &der(SET, &[&signer_info]),
                 ],
             );
-            der(
-                SEQUENCE,
-                &[&der(OID, &[OID_SIGNED_DATA]), &der(CONTEXT_0, &[&signed])],
-            )
+            der(SEQUENCE, &[&der(OID, &[OID_SIGNED_DATA]), &der(CONTEXT_0, &[&signed])])
         }
     }
 
@@ -248,18 +219,10 @@ mod sign {
         } else {
             let n = first & 0x7f;
             let digits = b.get(2..2 + n).filter(|_| (1..=4).contains(&n))?;
-            (
-                2 + n,
-                digits.iter().fold(0usize, |a, d| a << 8 | usize::from(*d)),
-            )
+            (2 + n, digits.iter().fold(0usize, |a, d| a << 8 | usize::from(*d)))
         };
         let end = head.checked_add(len)?;
-        Some(Element {
-            tag,
-            whole: b.get(..end)?,
-            content: b.get(head..end)?,
-            rest: b.get(end..)?,
-        })
+        Some(Element { tag, whole: b.get(..end)?, content: b.get(head..end)?, rest: b.get(end..)? })
     }
 
     /// TBSCertificate: [0] version, serialNumber, signature, issuer, ... (RFC 5280 §4.1).

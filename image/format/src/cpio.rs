@@ -62,21 +62,11 @@ impl Archive {
         self
     }
 
-    fn header(
-        &mut self,
-        path: &str,
-        mode: u32,
-        rdev: (u32, u32),
-        size: u32,
-        links: u32,
-        inode: u32,
-    ) {
+    fn header(&mut self, path: &str, mode: u32, rdev: (u32, u32), size: u32, links: u32, inode: u32) {
         let name_bytes = path.len() as u32 + 1;
         let mut h = String::from("070701");
         // ino mode uid gid nlink mtime filesize devmajor devminor rdevmajor rdevminor namesize check
-        for v in [
-            inode, mode, 0, 0, links, 0, size, 0, 0, rdev.0, rdev.1, name_bytes, 0,
-        ] {
+        for v in [inode, mode, 0, 0, links, 0, size, 0, 0, rdev.0, rdev.1, name_bytes, 0] {
             let _ = write!(h, "{v:08X}");
         }
         self.out.extend_from_slice(h.as_bytes());

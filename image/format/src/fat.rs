@@ -25,9 +25,7 @@ const ATTR_LABEL: u8 = 0x08;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FatError {
     /// No FAT variant fits that size.
-    #[error(
-        "no FAT file system can be made in {volume_bytes} bytes: expected whole sectors, 3 MiB to 64 GiB"
-    )]
+    #[error("no FAT file system can be made in {volume_bytes} bytes: expected whole sectors, 3 MiB to 64 GiB")]
     VolumeSize {
         /// Size asked for.
         volume_bytes: u64,
@@ -63,10 +61,7 @@ pub fn esp_image(volume_bytes: u64, label: &str, file: &[u8]) -> Result<Vec<u8>,
     let file_clusters = file.len().div_ceil(cluster_bytes);
     let root_clusters = usize::from(g.fat32);
     let used_clusters = root_clusters + 2 + file_clusters;
-    let full = FatError::Full {
-        file_bytes: file.len() as u64,
-        volume_bytes,
-    };
+    let full = FatError::Full { file_bytes: file.len() as u64, volume_bytes };
     if used_clusters > g.clusters as usize {
         return Err(full);
     }
@@ -108,11 +103,7 @@ pub fn esp_image(volume_bytes: u64, label: &str, file: &[u8]) -> Result<Vec<u8>,
     }
 
     let cluster_at = |n: u32| data_start + (n as usize - 2) * cluster_bytes;
-    let root_at = if g.fat32 {
-        cluster_at(2)
-    } else {
-        data_start - g.root_sectors as usize * SECTOR
-    };
+    let root_at = if g.fat32 { cluster_at(2) } else { data_start - g.root_sectors as usize * SECTOR };
     let mut put = |at: usize, name: &[u8; 11], attr: u8, cluster: u32, size: u32| {
         img[at..at + 32].copy_from_slice(&dir_entry(name, attr, cluster, size));
     };
@@ -121,35 +112,11 @@ pub fn esp_image(volume_bytes: u64, label: &str, file: &[u8]) -> Result<Vec<u8>,
     // The parent of a directory in the root is written as cluster 0, also on FAT32.
     put(cluster_at(efi), b".          ", ATTR_DIRECTORY, efi, 0);
     put(cluster_at(efi) + 32, b"..         ", ATTR_DIRECTORY, 0, 0);
-    put(
-        cluster_at(efi) + 64,
-        b"BOOT       ",
-        ATTR_DIRECTORY,
-        boot_dir,
-        0,
-    );
-    put(
-        cluster_at(boot_dir),
-        b".          ",
-        ATTR_DIRECTORY,
-        boot_dir,
-        0,
-    );
-    put(
-        cluster_at(boot_dir) + 32,
-        b"..         ",
-        ATTR_DIRECTORY,
-        efi,
-        0,
-    );
+    put(cluster_at(efi) + 64, b"BOOT       ", ATTR_DIRECTORY, boot_dir, 0);
+    put(cluster_at(boot_dir), b".          ", ATTR_DIRECTORY, boot_dir, 0);
+    put(cluster_at(boot_dir) + 32, b"..         ", ATTR_DIRECTORY, efi, 0);
     let head = if file.is_empty() { 0 } else { first };
-    put(
-        cluster_at(boot_dir) + 64,
-        b"BOOTX64 EFI",
-        ATTR_ARCHIVE,
-        head,
-        size,
-    );
+    put(cluster_at(boot_dir) + 64, b"BOOTX64 EFI", ATTR_ARCHIVE, head, size);
     let at = data_start + (root_clusters + 2) * cluster_bytes;
     img[at..at + file.len()].copy_from_slice(file);
     Ok(img)
@@ -165,9 +132,7 @@ fn geometry(volume_bytes: u64) -> Option<Geometry> {
         let (reserved, root_sectors, entry) = if fat32 { (32, 0, 4) } else { (1, 32, 2) };
         let fat_sectors = (u64::from(total / spc) + 2) * entry;
         let fat_sectors = u32::try_from(fat_sectors.div_ceil(SECTOR as u64)).ok()?;
-        let data = total
-            .checked_sub(reserved + root_sectors)?
-            .checked_sub(fat_sectors.checked_mul(FATS as u32)?)?;
+        let data = total.checked_sub(reserved + root_sectors)?.checked_sub(fat_sectors.checked_mul(FATS as u32)?)?;
         let clusters = data / spc;
         // Stay 16 away from the border between variants: some drivers count it one way, some another.
         let fits = match fat32 {
@@ -186,19 +151,12 @@ fn geometry(volume_bytes: u64) -> Option<Geometry> {
         fits.then_some(g)
     };
     let sizes = [1u32, 2, 4, 8, 16, 32];
-    sizes
-        .iter()
-        .rev()
-        .find_map(|s| try_one(true, *s))
-        .or_else(|| sizes.iter().find_map(|s| try_one(false, *s)))
+    sizes.iter().rev().find_map(|s| try_one(true, *s)).or_else(|| sizes.iter().find_map(|s| try_one(false, *s)))
 }
 
 fn short_label(label: &str) -> [u8; 11] {
     let mut out = *b"           ";
-    let ascii = label
-        .bytes()
-        .map(|b| b.to_ascii_uppercase())
-        .filter(|b| b.is_ascii_alphanumeric() || *b == b'-');
+    let ascii = label.bytes().map(|b| b.to_ascii_uppercase()).filter(|b| b.is_ascii_alphanumeric() || *b == b'-');
     out.iter_mut().zip(ascii).for_each(|(o, b)| *o = b);
     out
 }
@@ -269,14 +227,8 @@ mod tests {
 
     #[test]
     fn an_esp_is_fat32_and_a_small_volume_fat16() {
-        assert_eq!(
-            &esp_image(128 * MIB, "ESP", b"x").unwrap()[82..90],
-            b"FAT32   "
-        );
-        assert_eq!(
-            &esp_image(16 * MIB, "ESP", b"x").unwrap()[54..62],
-            b"FAT16   "
-        );
+        assert_eq!(&esp_image(128 * MIB, "ESP", b"x").unwrap()[82..90], b"FAT32   ");
+        assert_eq!(&esp_image(16 * MIB, "ESP", b"x").unwrap()[54..62], b"FAT16   ");
     }
 
     #[test]
@@ -290,17 +242,8 @@ mod tests {
 
     #[test]
     fn a_file_larger_than_the_volume_is_refused() {
-        assert!(matches!(
-            esp_image(4 * MIB, "ESP", &vec![0; 4 << 20]),
-            Err(FatError::Full { .. })
-        ));
-        assert!(matches!(
-            esp_image(MIB, "ESP", b""),
-            Err(FatError::VolumeSize { .. })
-        ));
-        assert!(matches!(
-            esp_image(4 * MIB + 1, "ESP", b""),
-            Err(FatError::VolumeSize { .. })
-        ));
+        assert!(matches!(esp_image(4 * MIB, "ESP", &vec![0; 4 << 20]), Err(FatError::Full { .. })));
+        assert!(matches!(esp_image(MIB, "ESP", b""), Err(FatError::VolumeSize { .. })));
+        assert!(matches!(esp_image(4 * MIB + 1, "ESP", b""), Err(FatError::VolumeSize { .. })));
     }
 }

@@ -72,9 +72,7 @@ pub enum GptError {
         what: String,
     },
     /// The table is valid but not Holdfast's layout.
-    #[error(
-        "partition {partition}: {found}; this disk does not carry the Holdfast layout, flash it again"
-    )]
+    #[error("partition {partition}: {found}; this disk does not carry the Holdfast layout, flash it again")]
     Layout {
         /// GPT name.
         partition: &'static str,
@@ -158,10 +156,7 @@ impl Table {
         let sectors = self.disk_bytes / SECTOR;
         let needed = 2 * FIRST_USABLE * SECTOR;
         if self.disk_bytes < needed {
-            return Err(GptError::TooSmall {
-                disk_bytes: self.disk_bytes,
-                needed_bytes: needed,
-            });
+            return Err(GptError::TooSmall { disk_bytes: self.disk_bytes, needed_bytes: needed });
         }
         self.check_partitions()?;
         let last = sectors - 1;
@@ -172,57 +167,26 @@ impl Table {
         let mut primary = protective_mbr(sectors);
         primary.extend(self.header(1, last, 2, entries_crc));
         primary.extend(entries);
-        Ok([
-            Extent {
-                offset: (last - ENTRIES_SECTORS) * SECTOR,
-                data: backup,
-            },
-            Extent {
-                offset: 0,
-                data: primary,
-            },
-        ])
+        Ok([Extent { offset: (last - ENTRIES_SECTORS) * SECTOR, data: backup }, Extent { offset: 0, data: primary }])
     }
 
     /// Reads and validates the table of a disk of `disk_bytes`: the primary, or the backup if the primary is damaged.
     ///
     /// # Errors
     /// [`GptError::NoTable`] with what is wrong with each copy.
-    pub fn read(
-        disk: &(impl ReadAt + ?Sized),
-        disk_bytes: u64,
-    ) -> Result<(Table, Health), GptError> {
+    pub fn read(disk: &(impl ReadAt + ?Sized), disk_bytes: u64) -> Result<(Table, Health), GptError> {
         let end_lba = (disk_bytes / SECTOR).saturating_sub(1);
         let primary = read_copy(disk, disk_bytes, 1);
-        let backup_lba = primary
-            .as_ref()
-            .map_or(end_lba, |t| t.disk_bytes / SECTOR - 1);
+        let backup_lba = primary.as_ref().map_or(end_lba, |t| t.disk_bytes / SECTOR - 1);
         let backup = read_copy(disk, disk_bytes, backup_lba);
         let backup_at_end = backup_lba == end_lba;
         match (primary, backup) {
             (Ok(p), b) => {
                 let backup = b.is_ok_and(|b| b == p);
-                Ok((
-                    p,
-                    Health {
-                        primary: true,
-                        backup,
-                        backup_at_end,
-                    },
-                ))
+                Ok((p, Health { primary: true, backup, backup_at_end }))
             }
-            (Err(_), Ok(b)) => Ok((
-                b,
-                Health {
-                    primary: false,
-                    backup: true,
-                    backup_at_end,
-                },
-            )),
-            (Err(p), Err(b)) => Err(GptError::NoTable {
-                primary: p.into(),
-                backup: b.into(),
-            }),
+            (Err(_), Ok(b)) => Ok((b, Health { primary: false, backup: true, backup_at_end })),
+            (Err(p), Err(b)) => Err(GptError::NoTable { primary: p.into(), backup: b.into() }),
         }
     }
 
@@ -235,10 +199,7 @@ impl Table {
             return None;
         }
         let last_lba = usable_end(disk_bytes) / SECTOR / ALIGN * ALIGN - 1;
-        let mut grown = Table {
-            disk_bytes,
-            ..self.clone()
-        };
+        let mut grown = Table { disk_bytes, ..self.clone() };
         let p = grown.partitions.iter_mut().max_by_key(|p| p.last_lba)?;
         p.last_lba = p.last_lba.max(last_lba);
         Some(grown)
@@ -248,10 +209,7 @@ impl Table {
         let last_usable = usable_end(self.disk_bytes) / SECTOR - 1;
         let bad = |index: usize, what: String| Err(GptError::Entry { index, what });
         if self.partitions.len() > ENTRIES as usize {
-            return bad(
-                self.partitions.len(),
-                format!("more than {ENTRIES} partitions"),
-            );
+            return bad(self.partitions.len(), format!("more than {ENTRIES} partitions"));
         }
         for (i, p) in self.partitions.iter().enumerate() {
             if p.first_lba < FIRST_USABLE || p.last_lba < p.first_lba || p.last_lba > last_usable {
@@ -264,20 +222,14 @@ impl Table {
                 );
             }
             if p.name.encode_utf16().count() > 36 {
-                return bad(
-                    i,
-                    format!("name {:?} is longer than 36 UTF-16 units", p.name),
-                );
+                return bad(i, format!("name {:?} is longer than 36 UTF-16 units", p.name));
             }
             for (j, q) in self.partitions[..i].iter().enumerate() {
                 if p.first_lba <= q.last_lba && q.first_lba <= p.last_lba {
                     return bad(i, format!("{:?} overlaps entry {j}, {:?}", p.name, q.name));
                 }
                 if p.guid == q.guid {
-                    return bad(
-                        i,
-                        format!("{:?} has the same GUID as entry {j}, {:?}", p.name, q.name),
-                    );
+                    return bad(i, format!("{:?} has the same GUID as entry {j}, {:?}", p.name, q.name));
                 }
             }
         }
@@ -286,11 +238,7 @@ impl Table {
 
     fn entries(&self) -> Vec<u8> {
         let mut out = vec![0u8; ENTRIES_BYTES];
-        for (p, e) in self
-            .partitions
-            .iter()
-            .zip(out.chunks_exact_mut(ENTRY_BYTES))
-        {
+        for (p, e) in self.partitions.iter().zip(out.chunks_exact_mut(ENTRY_BYTES)) {
             e[0..16].copy_from_slice(&p.type_guid.0);
             e[16..32].copy_from_slice(&p.guid.0);
             e[32..40].copy_from_slice(&p.first_lba.to_le_bytes());
@@ -303,13 +251,7 @@ impl Table {
         out
     }
 
-    fn header(
-        &self,
-        my_lba: u64,
-        alternate_lba: u64,
-        entries_lba: u64,
-        entries_crc: u32,
-    ) -> Vec<u8> {
+    fn header(&self, my_lba: u64, alternate_lba: u64, entries_lba: u64, entries_crc: u32) -> Vec<u8> {
         let mut h = vec![0u8; SECTOR as usize];
         h[0..8].copy_from_slice(SIGNATURE);
         h[8..12].copy_from_slice(&REVISION.to_le_bytes());
@@ -333,9 +275,7 @@ impl Table {
 fn protective_mbr(sectors: u64) -> Vec<u8> {
     let mut m = vec![0u8; SECTOR as usize];
     let size = u32::try_from(sectors - 1).unwrap_or(u32::MAX);
-    m[446..462].copy_from_slice(&[
-        0x00, 0x00, 0x02, 0x00, 0xEE, 0xFF, 0xFF, 0xFF, 1, 0, 0, 0, 0, 0, 0, 0,
-    ]);
+    m[446..462].copy_from_slice(&[0x00, 0x00, 0x02, 0x00, 0xEE, 0xFF, 0xFF, 0xFF, 1, 0, 0, 0, 0, 0, 0, 0]);
     m[458..462].copy_from_slice(&size.to_le_bytes());
     m[510..512].copy_from_slice(&[0x55, 0xAA]);
     m
@@ -344,8 +284,7 @@ fn protective_mbr(sectors: u64) -> Vec<u8> {
 fn read_copy(disk: &(impl ReadAt + ?Sized), disk_bytes: u64, lba: u64) -> Result<Table, GptError> {
     let read = |buf: &mut [u8], lba: u64| {
         let offset = lba.saturating_mul(SECTOR);
-        disk.read_exact_at(buf, offset)
-            .map_err(|source| GptError::Read { offset, source })
+        disk.read_exact_at(buf, offset).map_err(|source| GptError::Read { offset, source })
     };
     let bad = |what: String| GptError::Header { lba, what };
     let mut h = [0u8; SECTOR as usize];
@@ -353,16 +292,11 @@ fn read_copy(disk: &(impl ReadAt + ?Sized), disk_bytes: u64, lba: u64) -> Result
     let u32at = |at| le32(&h, at).unwrap_or_default();
     let u64at = |at| le64(&h, at).unwrap_or_default();
     if &h[0..8] != SIGNATURE {
-        return Err(bad(
-            "no signature \"EFI PART\" (never partitioned, or a disk with 4096-byte sectors)"
-                .into(),
-        ));
+        return Err(bad("no signature \"EFI PART\" (never partitioned, or a disk with 4096-byte sectors)".into()));
     }
     let header_bytes = u32at(12) as usize;
     if !(HEADER_BYTES..=SECTOR as usize).contains(&header_bytes) {
-        return Err(bad(format!(
-            "header size {header_bytes}, expected {HEADER_BYTES}"
-        )));
+        return Err(bad(format!("header size {header_bytes}, expected {HEADER_BYTES}")));
     }
     let stored = u32at(16);
     let mut zeroed = h;
@@ -376,52 +310,30 @@ fn read_copy(disk: &(impl ReadAt + ?Sized), disk_bytes: u64, lba: u64) -> Result
     }
     // The size that the table believes in follows from where the last of the two headers is.
     let last = lba.max(u64at(32));
-    let believed = last
-        .checked_add(1)
-        .and_then(|s| s.checked_mul(SECTOR))
-        .filter(|b| *b <= disk_bytes);
+    let believed = last.checked_add(1).and_then(|s| s.checked_mul(SECTOR)).filter(|b| *b <= disk_bytes);
     let Some(believed) = believed else {
-        return Err(bad(format!(
-            "last sector {last} lies beyond the disk of {disk_bytes} bytes (image cut short?)"
-        )));
+        return Err(bad(format!("last sector {last} lies beyond the disk of {disk_bytes} bytes (image cut short?)")));
     };
     let (count, size, entries_lba) = (u32at(80), u32at(84), u64at(72));
     if count == 0 || count > ENTRIES || size as usize != ENTRY_BYTES {
-        return Err(bad(format!(
-            "{count} entries of {size} bytes, expected at most {ENTRIES} of {ENTRY_BYTES}"
-        )));
+        return Err(bad(format!("{count} entries of {size} bytes, expected at most {ENTRIES} of {ENTRY_BYTES}")));
     }
     if entries_lba < 2 || entries_lba > last {
-        return Err(bad(format!(
-            "entries at LBA {entries_lba}, outside the disk"
-        )));
+        return Err(bad(format!("entries at LBA {entries_lba}, outside the disk")));
     }
     let mut raw = vec![0u8; count as usize * ENTRY_BYTES];
     read(&mut raw, entries_lba)?;
     let (stored, computed) = (u32at(88), crc32fast::hash(&raw));
     if stored != computed {
-        return Err(bad(format!(
-            "CRC of the entries {stored:08x}, expected {computed:08x}"
-        )));
+        return Err(bad(format!("CRC of the entries {stored:08x}, expected {computed:08x}")));
     }
     if believed < 2 * FIRST_USABLE * SECTOR {
-        return Err(GptError::TooSmall {
-            disk_bytes: believed,
-            needed_bytes: 2 * FIRST_USABLE * SECTOR,
-        });
+        return Err(GptError::TooSmall { disk_bytes: believed, needed_bytes: 2 * FIRST_USABLE * SECTOR });
     }
     let mut guid = [0u8; 16];
     guid.copy_from_slice(&h[56..72]);
-    let partitions = raw
-        .chunks_exact(ENTRY_BYTES)
-        .filter(|e| e[..16] != [0; 16])
-        .map(parse_entry)
-        .collect();
-    let table = Table {
-        disk_guid: Guid(guid),
-        disk_bytes: believed,
-        partitions,
-    };
+    let partitions = raw.chunks_exact(ENTRY_BYTES).filter(|e| e[..16] != [0; 16]).map(parse_entry).collect();
+    let table = Table { disk_guid: Guid(guid), disk_bytes: believed, partitions };
     table.check_partitions()?;
     Ok(table)
 }
@@ -432,14 +344,9 @@ fn parse_entry(e: &[u8]) -> Partition {
         g.copy_from_slice(&e[at..at + 16]);
         Guid(g)
     };
-    let units = e[56..]
-        .chunks_exact(2)
-        .map(|c| u16::from_le_bytes([c[0], c[1]]))
-        .take_while(|u| *u != 0);
+    let units = e[56..].chunks_exact(2).map(|c| u16::from_le_bytes([c[0], c[1]])).take_while(|u| *u != 0);
     Partition {
-        name: char::decode_utf16(units)
-            .map(|c| c.unwrap_or('?'))
-            .collect(),
+        name: char::decode_utf16(units).map(|c| c.unwrap_or('?')).collect(),
         type_guid: guid(0),
         guid: guid(16),
         first_lba: le64(e, 32).unwrap_or_default(),
@@ -493,14 +400,7 @@ mod tests {
         let t = layout::table(4 << 30).unwrap();
         let (r, health) = Table::read(&disk(&t), t.disk_bytes).unwrap();
         assert_eq!(r, t);
-        assert_eq!(
-            health,
-            Health {
-                primary: true,
-                backup: true,
-                backup_at_end: true
-            }
-        );
+        assert_eq!(health, Health { primary: true, backup: true, backup_at_end: true });
     }
 
     #[test]
@@ -520,10 +420,7 @@ mod tests {
         d.0[1].data[512 + 60] ^= 1;
         d.0[0].data[0] ^= 1;
         let text = Table::read(&d, t.disk_bytes).unwrap_err().to_string();
-        assert!(
-            text.contains("primary: GPT header at LBA 1") && text.contains("CRC of the entries"),
-            "{text}"
-        );
+        assert!(text.contains("primary: GPT header at LBA 1") && text.contains("CRC of the entries"), "{text}");
     }
 
     #[test]
@@ -538,8 +435,7 @@ mod tests {
         assert_eq!(grown.partitions[..6], small.partitions[..6]);
         assert!(grown.partitions[6].size_bytes() > 98_000_000_000);
         assert_eq!(grown.grow_last(d.1), None);
-        let (again, health) =
-            Table::read(&Disk(grown.encode().unwrap().to_vec(), d.1), d.1).unwrap();
+        let (again, health) = Table::read(&Disk(grown.encode().unwrap().to_vec(), d.1), d.1).unwrap();
         assert_eq!(again, grown);
         assert!(health.backup_at_end);
     }
@@ -555,10 +451,7 @@ mod tests {
         d.0.push(backup);
         assert_eq!(Table::read(&d, size).unwrap().0, small);
         // Torn primary: half of the new sectors are there.
-        d.0.push(Extent {
-            offset: 0,
-            data: primary.data[..1024].to_vec(),
-        });
+        d.0.push(Extent { offset: 0, data: primary.data[..1024].to_vec() });
         assert_eq!(Table::read(&d, size).unwrap().0, grown);
     }
 
@@ -567,12 +460,7 @@ mod tests {
         let t = layout::table(4 << 30).unwrap();
         let mut d = disk(&t);
         d.1 = 3 << 30;
-        assert!(
-            Table::read(&d, d.1)
-                .unwrap_err()
-                .to_string()
-                .contains("image cut short")
-        );
+        assert!(Table::read(&d, d.1).unwrap_err().to_string().contains("image cut short"));
     }
 
     #[test]

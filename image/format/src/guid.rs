@@ -22,19 +22,13 @@ impl Guid {
     #[must_use]
     pub const fn from_fields(a: u32, b: u16, c: u16, d: [u8; 8]) -> Guid {
         let (a, b, c) = (a.to_le_bytes(), b.to_le_bytes(), c.to_le_bytes());
-        Guid([
-            a[0], a[1], a[2], a[3], b[0], b[1], c[0], c[1], d[0], d[1], d[2], d[3], d[4], d[5],
-            d[6], d[7],
-        ])
+        Guid([a[0], a[1], a[2], a[3], b[0], b[1], c[0], c[1], d[0], d[1], d[2], d[3], d[4], d[5], d[6], d[7]])
     }
 
     /// A GUID that depends only on `name`: RFC 9562 version 8 over SHA-256, so that images are reproducible.
     #[must_use]
     pub fn named(name: &str) -> Guid {
-        let hash = Sha256::new()
-            .chain_update(b"holdfast guid\0")
-            .chain_update(name)
-            .finalize();
+        let hash = Sha256::new().chain_update(b"holdfast guid\0").chain_update(name).finalize();
         let mut b = [0u8; 16];
         b.copy_from_slice(&hash[..16]);
         // Version nibble sits in the high byte of the third field, which is stored little-endian.
@@ -88,9 +82,7 @@ impl Serialize for Guid {
 
 impl<'de> Deserialize<'de> for Guid {
     fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        String::deserialize(d)?
-            .parse()
-            .map_err(serde::de::Error::custom)
+        String::deserialize(d)?.parse().map_err(serde::de::Error::custom)
     }
 }
 
@@ -100,12 +92,7 @@ mod tests {
 
     #[test]
     fn text_and_disk_order_agree_with_the_efi_system_partition_type() {
-        let g = Guid::from_fields(
-            0xC12A_7328,
-            0xF81F,
-            0x11D2,
-            [0xBA, 0x4B, 0x00, 0xA0, 0xC9, 0x3E, 0xC9, 0x3B],
-        );
+        let g = Guid::from_fields(0xC12A_7328, 0xF81F, 0x11D2, [0xBA, 0x4B, 0x00, 0xA0, 0xC9, 0x3E, 0xC9, 0x3B]);
         assert_eq!(g.to_string(), "c12a7328-f81f-11d2-ba4b-00a0c93ec93b");
         assert_eq!(g.0[..4], [0x28, 0x73, 0x2a, 0xc1]);
         assert_eq!("C12A7328-F81F-11D2-BA4B-00A0C93EC93B".parse(), Ok(g));

@@ -1,9 +1,7 @@
 //! P-256 keys as PEM files: the release key of payloads and the key of PCR policies.
 
 use p256::ecdsa::{SigningKey, VerifyingKey};
-use p256::pkcs8::{
-    DecodePrivateKey, DecodePublicKey, EncodePrivateKey, EncodePublicKey, LineEnding,
-};
+use p256::pkcs8::{DecodePrivateKey, DecodePublicKey, EncodePrivateKey, EncodePublicKey, LineEnding};
 
 /// A key file that cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -55,16 +53,9 @@ pub fn public_pem(key: &VerifyingKey) -> Result<String, KeyError> {
 /// # Errors
 /// [`KeyError`] when the bytes are not a valid scalar; draw again.
 pub fn private_pem(scalar: &[u8; 32]) -> Result<String, KeyError> {
-    let bad = |cause: String| KeyError {
-        what: "private key",
-        cause,
-        expected: "a scalar below the group order",
-    };
+    let bad = |cause: String| KeyError { what: "private key", cause, expected: "a scalar below the group order" };
     let key = SigningKey::from_slice(scalar).map_err(|e| bad(e.to_string()))?;
-    Ok(key
-        .to_pkcs8_pem(LineEnding::LF)
-        .map_err(|e| bad(e.to_string()))?
-        .to_string())
+    Ok(key.to_pkcs8_pem(LineEnding::LF).map_err(|e| bad(e.to_string()))?.to_string())
 }
 
 #[cfg(test)]
@@ -77,12 +68,7 @@ mod tests {
         let key = signing_key(&pem).unwrap();
         let public = public_pem(key.verifying_key()).unwrap();
         assert_eq!(verifying_key(&public).unwrap(), *key.verifying_key());
-        assert!(
-            verifying_key(&pem)
-                .unwrap_err()
-                .to_string()
-                .contains("BEGIN PUBLIC KEY")
-        );
+        assert!(verifying_key(&pem).unwrap_err().to_string().contains("BEGIN PUBLIC KEY"));
         assert!(private_pem(&[0; 32]).is_err());
     }
 }

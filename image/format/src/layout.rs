@@ -23,20 +23,12 @@ pub const DATA_MIN: u64 = 64 * MIB;
 
 /// GPT type of the EFI system partition. Only ESP-A has it, so that firmware which lost its variables finds slot A
 /// and does not invent a boot entry for slot B.
-pub const TYPE_ESP: Guid = Guid::from_fields(
-    0xC12A_7328,
-    0xF81F,
-    0x11D2,
-    [0xBA, 0x4B, 0x00, 0xA0, 0xC9, 0x3E, 0xC9, 0x3B],
-);
+pub const TYPE_ESP: Guid =
+    Guid::from_fields(0xC12A_7328, 0xF81F, 0x11D2, [0xBA, 0x4B, 0x00, 0xA0, 0xC9, 0x3E, 0xC9, 0x3B]);
 
 /// GPT type "Linux filesystem data", for everything that is not ESP-A: nothing may act on it by type.
-pub const TYPE_LINUX: Guid = Guid::from_fields(
-    0x0FC6_3DAF,
-    0x8483,
-    0x4772,
-    [0x8E, 0x79, 0x3D, 0x69, 0xD8, 0x47, 0x7D, 0xE4],
-);
+pub const TYPE_LINUX: Guid =
+    Guid::from_fields(0x0FC6_3DAF, 0x8483, 0x4772, [0x8E, 0x79, 0x3D, 0x69, 0xD8, 0x47, 0x7D, 0xE4]);
 
 /// The partitions, in disk order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -59,15 +51,7 @@ pub enum Part {
 
 impl Part {
     /// All partitions in disk order.
-    pub const ALL: [Part; 7] = [
-        Part::EspA,
-        Part::EspB,
-        Part::OsA,
-        Part::OsB,
-        Part::Site,
-        Part::State,
-        Part::Data,
-    ];
+    pub const ALL: [Part; 7] = [Part::EspA, Part::EspB, Part::OsA, Part::OsB, Part::Site, Part::State, Part::Data];
 
     /// GPT partition name.
     #[must_use]
@@ -159,10 +143,7 @@ pub fn image_bytes(data_bytes: u64) -> u64 {
 pub fn table(disk_bytes: u64) -> Result<Table, GptError> {
     let needed = image_bytes(DATA_MIN);
     if disk_bytes < needed {
-        return Err(GptError::TooSmall {
-            disk_bytes,
-            needed_bytes: needed,
-        });
+        return Err(GptError::TooSmall { disk_bytes, needed_bytes: needed });
     }
     let end = crate::gpt::usable_end(disk_bytes) / MIB * MIB;
     let mut at = MIB;
@@ -182,11 +163,7 @@ pub fn table(disk_bytes: u64) -> Result<Table, GptError> {
             p
         })
         .collect();
-    Ok(Table {
-        disk_guid: Guid::named("holdfast disk"),
-        disk_bytes,
-        partitions,
-    })
+    Ok(Table { disk_guid: Guid::named("holdfast disk"), disk_bytes, partitions })
 }
 
 /// Checks that a table read from a disk is ours: every partition present once, with its size and GUID.
@@ -195,13 +172,8 @@ pub fn table(disk_bytes: u64) -> Result<Table, GptError> {
 /// [`GptError::Layout`] names the first partition that differs.
 pub fn check(table: &Table) -> Result<(), GptError> {
     for part in Part::ALL {
-        let wrong = |found: String| GptError::Layout {
-            partition: part.name(),
-            found,
-        };
-        let p = table
-            .find(part.name())
-            .ok_or_else(|| wrong("no such partition".into()))?;
+        let wrong = |found: String| GptError::Layout { partition: part.name(), found };
+        let p = table.find(part.name()).ok_or_else(|| wrong("no such partition".into()))?;
         if p.guid != part.guid() {
             return Err(wrong(format!("GUID {}, expected {}", p.guid, part.guid())));
         }
@@ -210,10 +182,7 @@ pub fn check(table: &Table) -> Result<(), GptError> {
                 return Err(wrong(format!("{} bytes, expected {size}", p.size_bytes())));
             }
             None if p.size_bytes() < DATA_MIN => {
-                return Err(wrong(format!(
-                    "{} bytes, expected at least {DATA_MIN}",
-                    p.size_bytes()
-                )));
+                return Err(wrong(format!("{} bytes, expected at least {DATA_MIN}", p.size_bytes())));
             }
             _ => {}
         }
@@ -238,21 +207,14 @@ mod tests {
 
     #[test]
     fn sizes_of_deployed_partitions_never_change() {
-        let sizes: Vec<u64> = Part::ALL
-            .iter()
-            .filter_map(|p| p.size_bytes())
-            .map(|b| b / MIB)
-            .collect();
+        let sizes: Vec<u64> = Part::ALL.iter().filter_map(|p| p.size_bytes()).map(|b| b / MIB).collect();
         assert_eq!(sizes, [128, 128, 512, 512, 16, 16]);
     }
 
     #[test]
     fn the_smallest_image_is_accepted_and_one_sector_less_is_not() {
         let n = image_bytes(0);
-        assert_eq!(
-            table(n).unwrap().find("DATA").unwrap().size_bytes(),
-            DATA_MIN
-        );
+        assert_eq!(table(n).unwrap().find("DATA").unwrap().size_bytes(), DATA_MIN);
         assert!(matches!(table(n - 512), Err(GptError::TooSmall { .. })));
     }
 

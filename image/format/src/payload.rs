@@ -119,28 +119,14 @@ impl Manifest {
             return Err("version: expected 1 to 64 of A-Z a-z 0-9 . _ + -".into());
         }
         if self.epoch > release::MAX_EPOCH {
-            return Err(format!(
-                "epoch {}, expected 0 to {}",
-                self.epoch,
-                release::MAX_EPOCH
-            ));
+            return Err(format!("epoch {}, expected 0 to {}", self.epoch, release::MAX_EPOCH));
         }
-        if !self
-            .images
-            .iter()
-            .map(|i| i.kind)
-            .eq([ImageKind::Os, ImageKind::Esp])
-        {
+        if !self.images.iter().map(|i| i.kind).eq([ImageKind::Os, ImageKind::Esp]) {
             return Err("images: expected exactly os, then esp".into());
         }
         for i in &self.images {
             if i.size == 0 || i.chunks.len() as u64 != i.size.div_ceil(CHUNK) {
-                return Err(format!(
-                    "image {}: {} chunks for {} bytes",
-                    i.kind,
-                    i.chunks.len(),
-                    i.size
-                ));
+                return Err(format!("image {}: {} chunks for {} bytes", i.kind, i.chunks.len(), i.size));
             }
             let hashes = i.chunks.iter().filter_map(|c| match c {
                 Stored::Zero => None,
@@ -150,16 +136,11 @@ impl Manifest {
                 return Err(format!("image {}: {bad:.80?} is not a SHA-256", i.kind));
             }
             let long = i.chunks.iter().find_map(|c| match c {
-                Stored::Deflate { length, .. } if u64::from(*length) > CHUNK || *length == 0 => {
-                    Some(length)
-                }
+                Stored::Deflate { length, .. } if u64::from(*length) > CHUNK || *length == 0 => Some(length),
                 _ => None,
             });
             if let Some(length) = long {
-                return Err(format!(
-                    "image {}: chunk of {length} stored bytes, expected 1 to {CHUNK}",
-                    i.kind
-                ));
+                return Err(format!("image {}: chunk of {length} stored bytes, expected 1 to {CHUNK}", i.kind));
             }
         }
         Ok(())

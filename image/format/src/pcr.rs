@@ -15,9 +15,7 @@ pub type Digest = [u8; 32];
 pub const ZERO: Digest = [0; 32];
 
 /// Sections in the order in which they are measured, whatever their order in the file.
-pub const MEASURED_SECTIONS: [&str; 7] = [
-    ".linux", ".osrel", ".cmdline", ".initrd", ".splash", ".dtb", ".pcrpkey",
-];
+pub const MEASURED_SECTIONS: [&str; 7] = [".linux", ".osrel", ".cmdline", ".initrd", ".splash", ".dtb", ".pcrpkey"];
 
 /// The PCR of UKI sections and phase words.
 pub const PCR_UKI: u32 = 11;
@@ -63,10 +61,7 @@ pub fn phase_digest(word: &str) -> Digest {
 
 /// PCR 11 after a boot with these sections (in any order; empty and unmeasured ones are left out) and phase words.
 #[must_use]
-pub fn predict_pcr11<'a>(
-    sections: impl IntoIterator<Item = (&'a str, &'a [u8])>,
-    phases: &[&str],
-) -> Digest {
+pub fn predict_pcr11<'a>(sections: impl IntoIterator<Item = (&'a str, &'a [u8])>, phases: &[&str]) -> Digest {
     let given: Vec<(&str, &[u8])> = sections.into_iter().collect();
     let mut pcr = ZERO;
     for name in MEASURED_SECTIONS {
@@ -76,9 +71,7 @@ pub fn predict_pcr11<'a>(
         pcr = extend(&pcr, &sha256(&[name.as_bytes(), &[0]]));
         pcr = extend(&pcr, &sha256(&[data]));
     }
-    phases
-        .iter()
-        .fold(pcr, |pcr, word| extend(&pcr, &phase_digest(word)))
+    phases.iter().fold(pcr, |pcr, word| extend(&pcr, &phase_digest(word)))
 }
 
 /// [`PCR_SITE`] after PID 1 has measured these document bytes ([`crate::site`]); zero when there is no document.
@@ -98,22 +91,11 @@ mod tests {
         let h = |b: &[u8]| -> Vec<u8> { Sha256::digest(b).to_vec() };
         let step = |p: &[u8], m: &[u8]| h(&[p, &h(m)].concat());
         let mut p = vec![0u8; 32];
-        for m in [
-            b".linux\0".as_slice(),
-            b"K",
-            b".cmdline\0",
-            b"quiet",
-            b"enter-pid1",
-        ] {
+        for m in [b".linux\0".as_slice(), b"K", b".cmdline\0", b"quiet", b"enter-pid1"] {
             p = step(&p, m);
         }
         let got = predict_pcr11(
-            [
-                (".cmdline", b"quiet".as_slice()),
-                (".osrel", b""),
-                (".pcrsig", b"x"),
-                (".linux", b"K"),
-            ],
+            [(".cmdline", b"quiet".as_slice()), (".osrel", b""), (".pcrsig", b"x"), (".linux", b"K")],
             &["enter-pid1"],
         );
         assert_eq!(got.to_vec(), p);
@@ -131,9 +113,6 @@ mod tests {
             ],
             &[phase::ENTER_PID1],
         );
-        assert_eq!(
-            hex::encode(got),
-            "e858571c913e473134db33f129c617780e15c85ca0b8698165b17f5d476ab6a3"
-        );
+        assert_eq!(hex::encode(got), "e858571c913e473134db33f129c617780e15c85ca0b8698165b17f5d476ab6a3");
     }
 }

@@ -36,9 +36,7 @@ pub enum PeError {
         what: &'static str,
     },
     /// The section table has no room for what is to be added.
-    #[error(
-        "PE header has room for {free} more sections, {wanted} are to be added: use another stub"
-    )]
+    #[error("PE header has room for {free} more sections, {wanted} are to be added: use another stub")]
     NoRoom {
         /// Free section headers.
         free: usize,
@@ -71,9 +69,7 @@ impl Section {
     pub fn data<'a>(&self, image: &'a [u8]) -> &'a [u8] {
         let start = self.raw_offset as usize;
         let len = self.virtual_size.min(self.raw_size) as usize;
-        image
-            .get(start..start.saturating_add(len))
-            .unwrap_or_default()
+        image.get(start..start.saturating_add(len)).unwrap_or_default()
     }
 }
 
@@ -107,9 +103,7 @@ impl Pe {
             return Err(Malformed("no MZ signature"));
         }
         let pe = le32(image, 0x3c).ok_or(Malformed("shorter than its DOS header"))? as usize;
-        let pe = Some(pe)
-            .filter(|pe| *pe <= 0x10_0000)
-            .ok_or(Malformed("PE header too far from the start"))?;
+        let pe = Some(pe).filter(|pe| *pe <= 0x10_0000).ok_or(Malformed("PE header too far from the start"))?;
         if image.get(pe..pe + 4) != Some(b"PE\0\0") {
             return Err(Malformed("no PE signature"));
         }
@@ -134,9 +128,7 @@ impl Pe {
         }
         let size_of_headers = u32at(opt + 60)?;
         let section_table = opt + optional_bytes;
-        if size_of_headers as usize > image.len()
-            || section_table + count * SECTION_HEADER > size_of_headers as usize
-        {
+        if size_of_headers as usize > image.len() || section_table + count * SECTION_HEADER > size_of_headers as usize {
             return Err(Malformed("section table lies outside the headers"));
         }
         let mut sections = Vec::with_capacity(count);
@@ -161,9 +153,7 @@ impl Pe {
         }
         let certificates = (u32at(opt + 144)?, u32at(opt + 148)?);
         if u64::from(certificates.0) + u64::from(certificates.1) > image.len() as u64 {
-            return Err(Malformed(
-                "certificate table lies beyond the end of the file",
-            ));
+            return Err(Malformed("certificate table lies beyond the end of the file"));
         }
         Ok(Pe {
             pe_offset: pe,
@@ -200,67 +190,36 @@ impl Pe {
 ///
 /// # Errors
 /// A malformed or signed stub, a name longer than 8 bytes, no free section headers, or a result beyond 4 GiB.
-pub fn append_sections(
-    stub: &[u8],
-    sections: &[(&str, &[u8])],
-    timestamp: u32,
-) -> Result<Vec<u8>, PeError> {
+pub fn append_sections(stub: &[u8], sections: &[(&str, &[u8])], timestamp: u32) -> Result<Vec<u8>, PeError> {
     let pe = Pe::parse(stub)?;
     if pe.certificates != (0, 0) {
         return Err(PeError::Signed);
     }
-    let first = pe
-        .sections
-        .iter()
-        .map(|s| s.raw_offset)
-        .filter(|o| *o != 0)
-        .min()
-        .unwrap_or(pe.size_of_headers);
+    let first = pe.sections.iter().map(|s| s.raw_offset).filter(|o| *o != 0).min().unwrap_or(pe.size_of_headers);
     let room = pe.size_of_headers.min(first) as usize - pe.section_table;
     let free = (room / SECTION_HEADER).saturating_sub(pe.sections.len());
     if sections.len() > free {
-        return Err(PeError::NoRoom {
-            free,
-            wanted: sections.len(),
-        });
+        return Err(PeError::NoRoom { free, wanted: sections.len() });
     }
-    let (sect_align, file_align) = (
-        u64::from(pe.section_alignment),
-        u64::from(pe.file_alignment),
-    );
-    let end = pe
-        .sections
-        .iter()
-        .map(|s| u64::from(s.virtual_address) + u64::from(s.virtual_size.max(s.raw_size)))
-        .max();
+    let (sect_align, file_align) = (u64::from(pe.section_alignment), u64::from(pe.file_alignment));
+    let end =
+        pe.sections.iter().map(|s| u64::from(s.virtual_address) + u64::from(s.virtual_size.max(s.raw_size))).max();
     let mut va = round_up(end.unwrap_or(u64::from(pe.size_of_headers)), sect_align);
     // The stub's COFF symbols lie behind its last section. Left there, they would be a gap between sections, which
     // Authenticode implementations hash in different ways; nothing needs them.
-    let raw_end = pe
-        .sections
-        .iter()
-        .map(|s| s.raw_offset as usize + s.raw_size as usize)
-        .max();
+    let raw_end = pe.sections.iter().map(|s| s.raw_offset as usize + s.raw_size as usize).max();
     let mut out = stub[..raw_end.unwrap_or(0).max(pe.size_of_headers as usize)].to_vec();
     out[pe.pe_offset + 12..pe.pe_offset + 20].fill(0);
     out.resize(round_up(out.len() as u64, file_align) as usize, 0);
     let mut initialised = u64::from(le32(stub, pe.pe_offset + 32).unwrap_or_default());
     for (i, (name, data)) in sections.iter().enumerate() {
-        let bad = |what| PeError::Section {
-            name: (*name).into(),
-            what,
-        };
+        let bad = |what| PeError::Section { name: (*name).into(), what };
         if name.is_empty() || name.len() > 8 {
             return Err(bad("name must have 1 to 8 bytes"));
         }
         let raw_size = round_up(data.len() as u64, file_align);
         let to32 = |v: u64| u32::try_from(v).map_err(|_| bad("image grows beyond 4 GiB"));
-        let fields = [
-            to32(data.len() as u64)?,
-            to32(va)?,
-            to32(raw_size)?,
-            to32(out.len() as u64)?,
-        ];
+        let fields = [to32(data.len() as u64)?, to32(va)?, to32(raw_size)?, to32(out.len() as u64)?];
         let at = pe.section_table + (pe.sections.len() + i) * SECTION_HEADER;
         let header = &mut out[at..at + SECTION_HEADER];
         header.fill(0);
@@ -277,12 +236,10 @@ pub fn append_sections(
     }
     let opt = pe.pe_offset + 24;
     let count = (pe.sections.len() + sections.len()) as u16;
-    let image_size =
-        u32::try_from(va).map_err(|_| PeError::Malformed("image grows beyond 4 GiB"))?;
+    let image_size = u32::try_from(va).map_err(|_| PeError::Malformed("image grows beyond 4 GiB"))?;
     out[pe.pe_offset + 6..pe.pe_offset + 8].copy_from_slice(&count.to_le_bytes());
     out[pe.pe_offset + 8..pe.pe_offset + 12].copy_from_slice(&timestamp.to_le_bytes());
-    out[opt + 8..opt + 12]
-        .copy_from_slice(&(initialised.min(u64::from(u32::MAX)) as u32).to_le_bytes());
+    out[opt + 8..opt + 12].copy_from_slice(&(initialised.min(u64::from(u32::MAX)) as u32).to_le_bytes());
     out[opt + 56..opt + 60].copy_from_slice(&image_size.to_le_bytes());
     out[opt + 64..opt + 68].fill(0);
     Ok(out)
@@ -292,9 +249,7 @@ pub fn append_sections(
 #[doc(hidden)]
 pub fn fuzz_pe(data: &[u8]) {
     if let Ok(pe) = Pe::parse(data) {
-        pe.sections
-            .iter()
-            .for_each(|s| assert!(s.data(data).len() <= data.len()));
+        pe.sections.iter().for_each(|s| assert!(s.data(data).len() <= data.len()));
         let _ = crate::authenticode::sha256(data);
         let _ = append_sections(data, &[(".x", b"y")], 0);
         let _ = crate::uki::predict_pcr11(data, &[]);
@@ -318,15 +273,7 @@ pub(crate) mod tests {
         b[0x96..0x98].copy_from_slice(&0x22eu16.to_le_bytes());
         let opt = 0x98;
         b[opt..opt + 2].copy_from_slice(&0x20bu16.to_le_bytes());
-        for (at, v) in [
-            (8, 0x200u32),
-            (16, 0x1000),
-            (32, 0x200),
-            (36, 0x200),
-            (56, 0x1200),
-            (60, 0x400),
-            (108, 16),
-        ] {
+        for (at, v) in [(8, 0x200u32), (16, 0x1000), (32, 0x200), (36, 0x200), (56, 0x1200), (60, 0x400), (108, 16)] {
             b[opt + at..opt + at + 4].copy_from_slice(&v.to_le_bytes());
         }
         b[opt + 68] = 10; // subsystem: EFI application
@@ -340,8 +287,7 @@ pub(crate) mod tests {
 
     #[test]
     fn appended_sections_are_read_back_exactly() {
-        let out =
-            append_sections(&tiny_pe(), &[(".a", b"hello"), (".b", &[9; 0x201])], 42).unwrap();
+        let out = append_sections(&tiny_pe(), &[(".a", b"hello"), (".b", &[9; 0x201])], 42).unwrap();
         let pe = Pe::parse(&out).unwrap();
         assert_eq!(pe.section(".a").unwrap().data(&out), b"hello");
         assert_eq!(pe.section(".b").unwrap().data(&out), [9; 0x201]);
@@ -355,10 +301,7 @@ pub(crate) mod tests {
     #[test]
     fn a_full_section_table_is_named() {
         let many = [(".x", b"".as_slice()); 20];
-        assert!(matches!(
-            append_sections(&tiny_pe(), &many, 0),
-            Err(PeError::NoRoom { wanted: 20, .. })
-        ));
+        assert!(matches!(append_sections(&tiny_pe(), &many, 0), Err(PeError::NoRoom { wanted: 20, .. })));
     }
 
     #[test]

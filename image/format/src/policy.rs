@@ -50,16 +50,8 @@ const MAX_DOCUMENT: usize = 64 * 1024;
 #[must_use]
 pub fn pcr_selection(pcrs: &[u32]) -> Vec<u8> {
     let mut bitmap = [0u8; 3];
-    pcrs.iter()
-        .filter(|p| **p < 24)
-        .for_each(|p| bitmap[(*p / 8) as usize] |= 1 << (p % 8));
-    [
-        &1u32.to_be_bytes()[..],
-        &ALG_SHA256.to_be_bytes(),
-        &[3],
-        &bitmap,
-    ]
-    .concat()
+    pcrs.iter().filter(|p| **p < 24).for_each(|p| bitmap[(*p / 8) as usize] |= 1 << (p % 8));
+    [&1u32.to_be_bytes()[..], &ALG_SHA256.to_be_bytes(), &[3], &bitmap].concat()
 }
 
 /// The policy digest after `TPM2_PolicyPCR` on `policy`; `values` are (PCR, value).
@@ -69,23 +61,12 @@ pub fn policy_pcr(policy: &Digest, values: &[(u32, Digest)]) -> Digest {
     sorted.sort_by_key(|(n, _)| *n);
     let numbers: Vec<u32> = sorted.iter().map(|(n, _)| *n).collect();
     let all: Vec<u8> = sorted.iter().flat_map(|(_, v)| *v).collect();
-    sha256(&[
-        policy,
-        &CC_POLICY_PCR.to_be_bytes(),
-        &pcr_selection(&numbers),
-        &sha256(&[&all]),
-    ])
+    sha256(&[policy, &CC_POLICY_PCR.to_be_bytes(), &pcr_selection(&numbers), &sha256(&[&all])])
 }
 
 /// The policy digest after `TPM2_PolicyNV` on `policy`.
 #[must_use]
-pub fn policy_nv(
-    policy: &Digest,
-    name: &[u8],
-    operand: &[u8],
-    offset: u16,
-    operation: u16,
-) -> Digest {
+pub fn policy_nv(policy: &Digest, name: &[u8], operand: &[u8], offset: u16, operation: u16) -> Digest {
     let args = sha256(&[operand, &offset.to_be_bytes(), &operation.to_be_bytes()]);
     sha256(&[policy, &CC_POLICY_NV.to_be_bytes(), &args, name])
 }
@@ -101,14 +82,9 @@ pub fn policy_authorize(key_name: &[u8], policy_ref: &[u8]) -> Digest {
 #[must_use]
 pub fn nv_name(index: u32, attributes: u32) -> [u8; 34] {
     // TPMS_NV_PUBLIC: index, nameAlg, attributes, authPolicy (empty), dataSize.
-    let public = [
-        &index.to_be_bytes()[..],
-        &ALG_SHA256.to_be_bytes(),
-        &attributes.to_be_bytes(),
-        &[0, 0],
-        &8u16.to_be_bytes(),
-    ]
-    .concat();
+    let public =
+        [&index.to_be_bytes()[..], &ALG_SHA256.to_be_bytes(), &attributes.to_be_bytes(), &[0, 0], &8u16.to_be_bytes()]
+            .concat();
     name(&public)
 }
 
@@ -158,13 +134,7 @@ pub fn approved_policy(pcr11: &Digest, epoch: Option<u32>) -> Digest {
     let d = policy_pcr(&ZERO, &values);
     match epoch {
         None => d,
-        Some(e) => policy_nv(
-            &d,
-            &nv_name(EPOCH_INDEX, EPOCH_ATTRIBUTES),
-            &epoch_operand(e),
-            0,
-            OP_BITCLEAR,
-        ),
+        Some(e) => policy_nv(&d, &nv_name(EPOCH_INDEX, EPOCH_ATTRIBUTES), &epoch_operand(e), 0, OP_BITCLEAR),
     }
 }
 
@@ -236,23 +206,17 @@ impl SignedPolicies {
     /// Signs both policies for an image whose PCR 11 (after `enter-pid1`) is `pcr11`.
     #[must_use]
     pub fn sign(pcr11: &Digest, epoch: u32, key: &SigningKey) -> SignedPolicies {
-        let policies =
-            [(POLICY_REF, Some(epoch)), (POLICY_REF_NO_EPOCH, None)].map(|(policy_ref, epoch)| {
-                let approved = approved_policy(pcr11, epoch);
-                // `sign` hashes the message: the result is over H(approvedPolicy ‖ policyRef). RFC 6979: no randomness.
-                let signature: Signature =
-                    key.sign(&[&approved[..], policy_ref.as_bytes()].concat());
-                SignedPolicy {
-                    policy_ref: policy_ref.into(),
-                    approved_policy: hex::encode(approved),
-                    signature: hex::encode(signature.to_bytes()),
-                }
-            });
-        SignedPolicies {
-            pcr11: hex::encode(pcr11),
-            epoch,
-            policies: policies.into(),
-        }
+        let policies = [(POLICY_REF, Some(epoch)), (POLICY_REF_NO_EPOCH, None)].map(|(policy_ref, epoch)| {
+            let approved = approved_policy(pcr11, epoch);
+            // `sign` hashes the message: the result is over H(approvedPolicy ‖ policyRef). RFC 6979: no randomness.
+            let signature: Signature = key.sign(&[&approved[..], policy_ref.as_bytes()].concat());
+            SignedPolicy {
+                policy_ref: policy_ref.into(),
+                approved_policy: hex::encode(approved),
+                signature: hex::encode(signature.to_bytes()),
+            }
+        });
+        SignedPolicies { pcr11: hex::encode(pcr11), epoch, policies: policies.into() }
     }
 
     /// The bytes of `.pcrsig`.
@@ -267,10 +231,7 @@ impl SignedPolicies {
     /// [`PolicyError::Document`].
     pub fn decode(bytes: &[u8]) -> Result<SignedPolicies, PolicyError> {
         if bytes.len() > MAX_DOCUMENT {
-            return Err(PolicyError::Document(format!(
-                "{} bytes, expected at most {MAX_DOCUMENT}",
-                bytes.len()
-            )));
+            return Err(PolicyError::Document(format!("{} bytes, expected at most {MAX_DOCUMENT}", bytes.len())));
         }
         serde_json::from_slice(bytes).map_err(|e| PolicyError::Document(e.to_string()))
     }
@@ -283,33 +244,22 @@ impl SignedPolicies {
         let p = self.policies.iter().find(|p| p.policy_ref == policy_ref);
         let p = p.ok_or_else(|| PolicyError::NoPolicy(policy_ref.into()))?;
         let bytes = |h: &str| hex::decode(h).unwrap_or_default();
-        let policy: Digest = bytes(&p.approved_policy).try_into().map_err(|_| {
-            PolicyError::Document("approved_policy is not 64 hexadecimal digits".into())
-        })?;
-        let refused = || PolicyError::Signature {
-            policy_ref: policy_ref.into(),
-        };
+        let policy: Digest = bytes(&p.approved_policy)
+            .try_into()
+            .map_err(|_| PolicyError::Document("approved_policy is not 64 hexadecimal digits".into()))?;
+        let refused = || PolicyError::Signature { policy_ref: policy_ref.into() };
         let signature = Signature::from_slice(&bytes(&p.signature)).map_err(|_| refused())?;
         let message = [&policy[..], policy_ref.as_bytes()].concat();
         key.verify(&message, &signature).map_err(|_| refused())?;
         let (r, s) = signature.split_bytes();
-        Ok(Approved {
-            policy,
-            policy_ref: policy_ref.into(),
-            digest: sha256(&[&message]),
-            r: r.into(),
-            s: s.into(),
-        })
+        Ok(Approved { policy, policy_ref: policy_ref.into(), digest: sha256(&[&message]), r: r.into(), s: s.into() })
     }
 }
 
 /// Fuzz entry: a `.pcrsig` section.
 #[doc(hidden)]
 pub fn fuzz_policy(data: &[u8]) {
-    if let (Ok(d), Ok(key)) = (
-        SignedPolicies::decode(data),
-        SigningKey::from_slice(&[1; 32]),
-    ) {
+    if let (Ok(d), Ok(key)) = (SignedPolicies::decode(data), SigningKey::from_slice(&[1; 32])) {
         let _ = d.approved(POLICY_REF, key.verifying_key());
     }
 }
@@ -330,14 +280,8 @@ mod tests {
         let a = read.approved(POLICY_REF, key().verifying_key()).unwrap();
         assert_eq!(a.policy, approved_policy(&[5; 32], Some(3)));
         let other = SigningKey::from_slice(&[8; 32]).unwrap();
-        assert!(matches!(
-            read.approved(POLICY_REF, other.verifying_key()),
-            Err(PolicyError::Signature { .. })
-        ));
-        assert!(matches!(
-            read.approved("x", key().verifying_key()),
-            Err(PolicyError::NoPolicy(_))
-        ));
+        assert!(matches!(read.approved(POLICY_REF, other.verifying_key()), Err(PolicyError::Signature { .. })));
+        assert!(matches!(read.approved("x", key().verifying_key()), Err(PolicyError::NoPolicy(_))));
     }
 
     #[test]
@@ -345,11 +289,7 @@ mod tests {
         let mut signed = SignedPolicies::sign(&[5; 32], 3, &key());
         signed.policies[0].policy_ref = POLICY_REF_NO_EPOCH.into();
         signed.policies.truncate(1);
-        assert!(
-            signed
-                .approved(POLICY_REF_NO_EPOCH, key().verifying_key())
-                .is_err()
-        );
+        assert!(signed.approved(POLICY_REF_NO_EPOCH, key().verifying_key()).is_err());
     }
 
     #[test]

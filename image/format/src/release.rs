@@ -55,10 +55,7 @@ pub enum ReleaseError {
 /// 1 to 64 letters, digits and `._+-`: safe in command lines, file names and wire messages.
 #[must_use]
 pub fn valid_version(version: &str) -> bool {
-    (1..=64).contains(&version.len())
-        && version
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || b"._+-".contains(&b))
+    (1..=64).contains(&version.len()) && version.bytes().all(|b| b.is_ascii_alphanumeric() || b"._+-".contains(&b))
 }
 
 impl Release {
@@ -76,19 +73,9 @@ impl Release {
     /// [`ReleaseError`].
     pub fn decode(bytes: &[u8]) -> Result<Release, ReleaseError> {
         let r: Release = serde_json::from_slice(bytes)?;
-        let bad = |field, found: String, expected| {
-            Err(ReleaseError::Field {
-                field,
-                found,
-                expected,
-            })
-        };
+        let bad = |field, found: String, expected| Err(ReleaseError::Field { field, found, expected });
         if !valid_version(&r.version) {
-            return bad(
-                "version",
-                r.version.chars().take(80).collect(),
-                "1 to 64 of A-Z a-z 0-9 . _ + -",
-            );
+            return bad("version", r.version.chars().take(80).collect(), "1 to 64 of A-Z a-z 0-9 . _ + -");
         }
         if r.epoch > MAX_EPOCH {
             return bad("epoch", r.epoch.to_string(), "0 to 63");
@@ -103,29 +90,11 @@ mod tests {
 
     #[test]
     fn the_document_round_trips_and_bad_fields_are_named() {
-        let r = Release {
-            product: PRODUCT.into(),
-            version: "0.1.0+g1".into(),
-            epoch: 3,
-            kind: Kind::Dev,
-        };
+        let r = Release { product: PRODUCT.into(), version: "0.1.0+g1".into(), epoch: 3, kind: Kind::Dev };
         assert_eq!(Release::decode(&r.encode()).unwrap(), r);
-        let bad = Release {
-            version: "a b".into(),
-            ..r.clone()
-        };
-        assert!(
-            Release::decode(&bad.encode())
-                .unwrap_err()
-                .to_string()
-                .contains("version")
-        );
+        let bad = Release { version: "a b".into(), ..r.clone() };
+        assert!(Release::decode(&bad.encode()).unwrap_err().to_string().contains("version"));
         let bad = Release { epoch: 64, ..r };
-        assert!(
-            Release::decode(&bad.encode())
-                .unwrap_err()
-                .to_string()
-                .contains("0 to 63")
-        );
+        assert!(Release::decode(&bad.encode()).unwrap_err().to_string().contains("0 to 63"));
     }
 }

@@ -99,9 +99,7 @@ pub enum SiteError {
     #[error("cannot read SITE: {0}")]
     Read(#[from] io::Error),
     /// Neither zeros nor a site document.
-    #[error(
-        "SITE: no site document: bytes {found}, expected \"HFSITE01\"; flash the machine again"
-    )]
+    #[error("SITE: no site document: bytes {found}, expected \"HFSITE01\"; flash the machine again")]
     Magic {
         /// The first bytes, hexadecimal.
         found: String,
@@ -113,9 +111,7 @@ pub enum SiteError {
         found: usize,
     },
     /// The document is damaged.
-    #[error(
-        "SITE: SHA-256 of the document is {found}, expected {expected}: the partition is damaged or was altered"
-    )]
+    #[error("SITE: SHA-256 of the document is {found}, expected {expected}: the partition is damaged or was altered")]
     Digest {
         /// Computed.
         found: String,
@@ -152,17 +148,12 @@ impl Site {
     /// # Errors
     /// [`SiteError::Field`] when it is not `host:port`.
     pub fn host_port(&self) -> Result<(&str, u16), SiteError> {
-        let split = self
-            .server
-            .rsplit_once(':')
-            .and_then(|(h, p)| Some((h, p.parse::<u16>().ok()?)));
-        split
-            .filter(|(h, p)| !h.is_empty() && *p != 0)
-            .ok_or_else(|| SiteError::Field {
-                field: "server",
-                found: cut(&self.server),
-                expected: "HOST:PORT",
-            })
+        let split = self.server.rsplit_once(':').and_then(|(h, p)| Some((h, p.parse::<u16>().ok()?)));
+        split.filter(|(h, p)| !h.is_empty() && *p != 0).ok_or_else(|| SiteError::Field {
+            field: "server",
+            found: cut(&self.server),
+            expected: "HOST:PORT",
+        })
     }
 
     /// The bytes to write to the start of the partition.
@@ -173,9 +164,7 @@ impl Site {
         self.check()?;
         let document = serde_json::to_vec(self)?;
         if document.len() > MAX_DOCUMENT {
-            return Err(SiteError::Length {
-                found: document.len(),
-            });
+            return Err(SiteError::Length { found: document.len() });
         }
         let mut out = Vec::with_capacity(HEADER + document.len());
         out.extend(MAGIC);
@@ -188,21 +177,12 @@ impl Site {
 
     fn check(&self) -> Result<(), SiteError> {
         self.host_port()?;
-        let bad = |field, found: &str, expected| {
-            Err(SiteError::Field {
-                field,
-                found: cut(found),
-                expected,
-            })
-        };
+        let bad = |field, found: &str, expected| Err(SiteError::Field { field, found: cut(found), expected });
         if self.hosts.len() > MAX_HOSTS {
             return bad("hosts", &self.hosts.len().to_string(), "at most 64 entries");
         }
         let name_ok = |n: &str| {
-            !n.is_empty()
-                && n.len() <= 253
-                && n.bytes()
-                    .all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b))
+            !n.is_empty() && n.len() <= 253 && n.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b))
         };
         for h in &self.hosts {
             if !name_ok(&h.name) {
@@ -210,35 +190,22 @@ impl Site {
             }
         }
         for (field, value) in [("serial", &self.serial), ("soft_serial", &self.soft_serial)] {
-            if let Some(v) = value.as_deref().filter(|v| {
-                v.is_empty() || v.len() > 128 || !v.bytes().all(|b| b.is_ascii_graphic())
-            }) {
+            if let Some(v) =
+                value.as_deref().filter(|v| v.is_empty() || v.len() > 128 || !v.bytes().all(|b| b.is_ascii_graphic()))
+            {
                 return bad(field, v, "1 to 128 printable characters without spaces");
             }
         }
-        if let Some(i) = self
-            .network
-            .interface
-            .as_deref()
-            .filter(|i| !name_ok(i) || i.len() > 15)
-        {
-            return bad(
-                "network.interface",
-                i,
-                "an interface name of at most 15 characters",
-            );
+        if let Some(i) = self.network.interface.as_deref().filter(|i| !name_ok(i) || i.len() > 15) {
+            return bad("network.interface", i, "an interface name of at most 15 characters");
         }
         match &self.network.addressing {
-            Addressing::Static { prefix_len, .. } if !(1..=32).contains(prefix_len) => bad(
-                "network.addressing.prefix_len",
-                &prefix_len.to_string(),
-                "1 to 32",
-            ),
-            Addressing::Static { dns, .. } if dns.len() > 8 => bad(
-                "network.addressing.dns",
-                &dns.len().to_string(),
-                "at most 8",
-            ),
+            Addressing::Static { prefix_len, .. } if !(1..=32).contains(prefix_len) => {
+                bad("network.addressing.prefix_len", &prefix_len.to_string(), "1 to 32")
+            }
+            Addressing::Static { dns, .. } if dns.len() > 8 => {
+                bad("network.addressing.dns", &dns.len().to_string(), "at most 8")
+            }
             _ => Ok(()),
         }
     }
@@ -255,9 +222,7 @@ pub fn read(partition: &(impl ReadAt + ?Sized)) -> Result<Option<Found>, SiteErr
         return Ok(None);
     }
     if &header[..8] != MAGIC {
-        return Err(SiteError::Magic {
-            found: hex::encode(&header[..8]),
-        });
+        return Err(SiteError::Magic { found: hex::encode(&header[..8]) });
     }
     let length = le32(&header, 8).unwrap_or_default() as usize;
     if length == 0 || length > MAX_DOCUMENT {
@@ -267,10 +232,7 @@ pub fn read(partition: &(impl ReadAt + ?Sized)) -> Result<Option<Found>, SiteErr
     partition.read_exact_at(&mut document, HEADER as u64)?;
     let digest = Sha256::digest(&document);
     if digest[..] != header[16..48] {
-        return Err(SiteError::Digest {
-            found: hex::encode(digest),
-            expected: hex::encode(&header[16..48]),
-        });
+        return Err(SiteError::Digest { found: hex::encode(digest), expected: hex::encode(&header[16..48]) });
     }
     let site: Site = serde_json::from_slice(&document)?;
     site.check()?;
@@ -285,12 +247,7 @@ fn cut(s: &str) -> String {
 #[doc(hidden)]
 pub fn fuzz_site(data: &[u8]) {
     let _ = read(data);
-    let mut b = [
-        MAGIC.as_slice(),
-        &(data.len() as u32).to_le_bytes(),
-        &[0; 4],
-    ]
-    .concat();
+    let mut b = [MAGIC.as_slice(), &(data.len() as u32).to_le_bytes(), &[0; 4]].concat();
     b.extend(Sha256::digest(data));
     b.extend(data);
     let _ = read(&b);
@@ -310,10 +267,7 @@ mod tests {
             onboard_key_pem: "k".into(),
             serial: Some("SN-1".into()),
             soft_serial: None,
-            hosts: vec![Host {
-                name: "registry.test".into(),
-                address: [10, 0, 2, 2].into(),
-            }],
+            hosts: vec![Host { name: "registry.test".into(), address: [10, 0, 2, 2].into() }],
             network: FirstNetwork {
                 interface: Some("eth0".into()),
                 addressing: Addressing::Static {
@@ -340,10 +294,7 @@ mod tests {
     #[test]
     fn an_empty_partition_is_no_site_and_a_foreign_one_an_error() {
         assert_eq!(read(&vec![0u8; 4096]).unwrap(), None);
-        assert!(matches!(
-            read(&vec![1u8; 4096]),
-            Err(SiteError::Magic { .. })
-        ));
+        assert!(matches!(read(&vec![1u8; 4096]), Err(SiteError::Magic { .. })));
     }
 
     #[test]
@@ -353,9 +304,7 @@ mod tests {
             ("server", |s| s.server = "controller".into()),
             ("serial", |s| s.serial = Some("a b".into())),
             ("hosts", |s| s.hosts[0].name = "x\n1.2.3.4 evil".into()),
-            ("network.interface", |s| {
-                s.network.interface = Some("a-name-that-is-too-long".into())
-            }),
+            ("network.interface", |s| s.network.interface = Some("a-name-that-is-too-long".into())),
         ];
         for (field, spoil) in cases {
             let mut s = site();
@@ -367,8 +316,7 @@ mod tests {
 
     #[test]
     fn the_shortest_document_needs_only_server_and_certificates() {
-        let json =
-            br#"{"server":"c:1","root_certs_pem":"","onboard_cert_pem":"","onboard_key_pem":""}"#;
+        let json = br#"{"server":"c:1","root_certs_pem":"","onboard_cert_pem":"","onboard_key_pem":""}"#;
         let s: Site = serde_json::from_slice(json).unwrap();
         assert_eq!(s.network.addressing, Addressing::Dhcp);
         fuzz_site(json);

@@ -49,12 +49,7 @@ impl Uki<'_> {
     /// # Errors
     /// [`UkiError`].
     pub fn build(&self) -> Result<Vec<u8>, UkiError> {
-        if let Some((at, byte)) = self
-            .cmdline
-            .bytes()
-            .enumerate()
-            .find(|(_, b)| !(0x20..0x7f).contains(b))
-        {
+        if let Some((at, byte)) = self.cmdline.bytes().enumerate().find(|(_, b)| !(0x20..0x7f).contains(b)) {
             return Err(UkiError::Cmdline { at, byte });
         }
         let all = [
@@ -65,10 +60,7 @@ impl Uki<'_> {
             (".linux", self.linux),
             (".initrd", self.initrd),
         ];
-        let present: Vec<_> = all
-            .into_iter()
-            .filter(|(_, data)| !data.is_empty())
-            .collect();
+        let present: Vec<_> = all.into_iter().filter(|(_, data)| !data.is_empty()).collect();
         Ok(pe::append_sections(self.stub, &present, self.timestamp)?)
     }
 }
@@ -81,9 +73,7 @@ impl Uki<'_> {
 pub fn predict_pcr11(uki: &[u8], phases: &[&str]) -> Result<Digest, UkiError> {
     let pe = Pe::parse(uki)?;
     pe.section(".linux").ok_or(UkiError::Missing(".linux"))?;
-    let sections = pcr::MEASURED_SECTIONS
-        .iter()
-        .filter_map(|n| Some((*n, pe.section(n)?.data(uki))));
+    let sections = pcr::MEASURED_SECTIONS.iter().filter_map(|n| Some((*n, pe.section(n)?.data(uki))));
     Ok(pcr::predict_pcr11(sections, phases))
 }
 
@@ -93,15 +83,8 @@ pub fn predict_pcr11(uki: &[u8], phases: &[&str]) -> Result<Digest, UkiError> {
 /// [`UkiError`] when the file is not a UKI or the section is not ASCII.
 pub fn cmdline(uki: &[u8]) -> Result<String, UkiError> {
     let pe = Pe::parse(uki)?;
-    let data = pe
-        .section(".cmdline")
-        .ok_or(UkiError::Missing(".cmdline"))?
-        .data(uki);
-    match data
-        .iter()
-        .enumerate()
-        .find(|(_, b)| !(0x20..0x7f).contains(*b))
-    {
+    let data = pe.section(".cmdline").ok_or(UkiError::Missing(".cmdline"))?.data(uki);
+    match data.iter().enumerate().find(|(_, b)| !(0x20..0x7f).contains(*b)) {
         Some((at, byte)) => Err(UkiError::Cmdline { at, byte: *byte }),
         None => Ok(data.iter().map(|b| char::from(*b)).collect()),
     }

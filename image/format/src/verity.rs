@@ -47,11 +47,7 @@ impl Root {
     /// `slot.root=HEX slot.blocks=N`.
     #[must_use]
     pub fn to_cmdline(&self) -> String {
-        format!(
-            "slot.root={} slot.blocks={}",
-            hex::encode(self.hash),
-            self.blocks
-        )
+        format!("slot.root={} slot.blocks={}", hex::encode(self.hash), self.blocks)
     }
 
     /// Finds the two items in a command line.
@@ -60,18 +56,13 @@ impl Root {
     /// Names the item that is missing or malformed.
     pub fn from_cmdline(cmdline: &str) -> Result<Root, RootError> {
         let get = |item: &'static str| {
-            let value = cmdline
-                .split_ascii_whitespace()
-                .find_map(|w| w.strip_prefix(item)?.strip_prefix('='));
+            let value = cmdline.split_ascii_whitespace().find_map(|w| w.strip_prefix(item)?.strip_prefix('='));
             value.unwrap_or_default()
         };
         let (root, blocks) = (get("slot.root"), get("slot.blocks"));
         let hash = hex::decode(root).ok().and_then(|h| h.try_into().ok());
-        let hash = hash.ok_or_else(|| RootError {
-            item: "slot.root",
-            found: root.into(),
-            expected: "64 hexadecimal digits",
-        })?;
+        let hash =
+            hash.ok_or_else(|| RootError { item: "slot.root", found: root.into(), expected: "64 hexadecimal digits" })?;
         let max = 1u64 << 40;
         let count = blocks.parse().ok().filter(|n| (1..=max).contains(n));
         let blocks = count.ok_or_else(|| RootError {
@@ -141,28 +132,19 @@ pub fn build(mut data: impl Read) -> io::Result<Tree> {
         }
     }
     if blocks == 0 {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            "no data to build a verity tree over",
-        ));
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "no data to build a verity tree over"));
     }
     // Levels from the leaves up; stored the other way round.
     let mut levels = Vec::new();
     while level.len() > 32 {
         level.resize(level.len().next_multiple_of(BLOCK as usize), 0);
-        let above = level
-            .chunks_exact(BLOCK as usize)
-            .flat_map(digest)
-            .collect();
+        let above = level.chunks_exact(BLOCK as usize).flat_map(digest).collect();
         levels.push(std::mem::replace(&mut level, above));
     }
     let mut hash = [0u8; 32];
     hash.copy_from_slice(&level);
     let bytes = levels.into_iter().rev().flatten().collect();
-    Ok(Tree {
-        root: Root { hash, blocks },
-        bytes,
-    })
+    Ok(Tree { root: Root { hash, blocks }, bytes })
 }
 
 /// Reads a whole slot image (data, then tree) and says whether it is the one that `root` stands for.
@@ -180,11 +162,7 @@ pub fn check(image: &mut impl Read, root: &Root) -> io::Result<bool> {
 }
 
 fn digest(block: &[u8]) -> [u8; 32] {
-    Sha256::new()
-        .chain_update(SALT)
-        .chain_update(block)
-        .finalize()
-        .into()
+    Sha256::new().chain_update(SALT).chain_update(block).finalize().into()
 }
 
 fn read_full(data: &mut impl Read, buf: &mut [u8]) -> io::Result<usize> {
@@ -208,11 +186,7 @@ mod tests {
     fn the_tree_has_the_predicted_size_at_each_level_border() {
         for blocks in [1u64, 2, 127, 128, 129, 128 * 128, 128 * 128 + 1] {
             let t = build(io::repeat(3).take(blocks * BLOCK)).unwrap();
-            assert_eq!(
-                t.bytes.len() as u64,
-                tree_blocks(blocks) * BLOCK,
-                "{blocks}"
-            );
+            assert_eq!(t.bytes.len() as u64, tree_blocks(blocks) * BLOCK, "{blocks}");
             assert_eq!(t.root.blocks, blocks);
         }
     }
@@ -223,13 +197,7 @@ mod tests {
         let t = build(&data[..]).unwrap();
         let image = [data, t.bytes.clone()].concat();
         assert!(check(&mut &image[..], &t.root).unwrap());
-        for at in [
-            0,
-            4096 * 150 + 5,
-            4096 * 300 - 1,
-            4096 * 300,
-            image.len() - 4000,
-        ] {
+        for at in [0, 4096 * 150 + 5, 4096 * 300 - 1, 4096 * 300, image.len() - 4000] {
             let mut bad = image.clone();
             bad[at] ^= 1;
             assert!(!check(&mut &bad[..], &t.root).unwrap(), "{at}");
@@ -239,31 +207,17 @@ mod tests {
 
     #[test]
     fn the_command_line_round_trips_and_names_what_is_wrong() {
-        let root = Root {
-            hash: [0xab; 32],
-            blocks: 6000,
-        };
+        let root = Root { hash: [0xab; 32], blocks: 6000 };
         let line = format!("quiet {} panic=10", root.to_cmdline());
         assert_eq!(Root::from_cmdline(&line), Ok(root));
         let e = Root::from_cmdline(&line.replace("slot.blocks=6000", "slot.blocks=0")).unwrap_err();
-        assert_eq!(
-            e.to_string(),
-            "kernel command line: slot.blocks=\"0\", expected the number of data blocks"
-        );
-        assert!(
-            Root::from_cmdline("slot.blocks=1 slot.root=abcd")
-                .unwrap_err()
-                .to_string()
-                .contains("slot.root")
-        );
+        assert_eq!(e.to_string(), "kernel command line: slot.blocks=\"0\", expected the number of data blocks");
+        assert!(Root::from_cmdline("slot.blocks=1 slot.root=abcd").unwrap_err().to_string().contains("slot.root"));
     }
 
     #[test]
     fn table_parameters_are_what_the_kernel_documents() {
-        let root = Root {
-            hash: [1; 32],
-            blocks: 10,
-        };
+        let root = Root { hash: [1; 32], blocks: 10 };
         let want = format!(
             "1 /dev/vda3 /dev/vda3 4096 4096 10 10 sha256 {} {} 1 panic_on_corruption",
             "01".repeat(32),

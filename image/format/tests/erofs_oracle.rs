@@ -16,14 +16,7 @@ fn spool() -> Vec<u8> {
 }
 
 fn meta(mode: u16, n: u64) -> Meta {
-    Meta {
-        mode,
-        uid: 0,
-        gid: 0,
-        mtime: 1_700_000_000 + n as i64,
-        mtime_nsec: 5,
-        xattrs: BTreeMap::new(),
-    }
+    Meta { mode, uid: 0, gid: 0, mtime: 1_700_000_000 + n as i64, mtime_nsec: 5, xattrs: BTreeMap::new() }
 }
 
 /// Writes, extracts, compares. `false` when the tool is missing.
@@ -37,9 +30,7 @@ fn round_trips(tree: &Tree) -> bool {
     let length = erofs::write(&mut file, tree, &spool, Options::default()).unwrap();
     assert_eq!(fs::metadata(&image).unwrap().len(), length);
     let mut command = Command::new("fsck.erofs");
-    command
-        .arg(format!("--extract={}", out.display()))
-        .arg(&image);
+    command.arg(format!("--extract={}", out.display())).arg(&image);
     let result = match command.output() {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
             eprintln!("left out: fsck.erofs is not installed");
@@ -47,11 +38,7 @@ fn round_trips(tree: &Tree) -> bool {
         }
         r => r.unwrap(),
     };
-    let text = format!(
-        "{}{}",
-        String::from_utf8_lossy(&result.stdout),
-        String::from_utf8_lossy(&result.stderr)
-    );
+    let text = format!("{}{}", String::from_utf8_lossy(&result.stdout), String::from_utf8_lossy(&result.stderr));
     assert!(result.status.success() && !text.contains("<E>"), "{text}");
     compare(tree, tree.root(), &out, &spool);
     true
@@ -63,23 +50,12 @@ fn compare(tree: &Tree, id: NodeId, at: &Path, spool: &[u8]) {
     let show = at.display();
     match &node.kind {
         Kind::Dir(children) => {
-            let mut names: Vec<Vec<u8>> = fs::read_dir(at)
-                .unwrap()
-                .map(|e| e.unwrap().file_name().as_bytes().to_vec())
-                .collect();
+            let mut names: Vec<Vec<u8>> =
+                fs::read_dir(at).unwrap().map(|e| e.unwrap().file_name().as_bytes().to_vec()).collect();
             names.sort();
-            assert_eq!(
-                names,
-                children.keys().cloned().collect::<Vec<_>>(),
-                "{show}"
-            );
+            assert_eq!(names, children.keys().cloned().collect::<Vec<_>>(), "{show}");
             for (name, child) in children {
-                compare(
-                    tree,
-                    *child,
-                    &at.join(std::ffi::OsStr::from_bytes(name)),
-                    spool,
-                );
+                compare(tree, *child, &at.join(std::ffi::OsStr::from_bytes(name)), spool);
             }
         }
         Kind::File(Data::Bytes(b)) => {
@@ -89,38 +65,22 @@ fn compare(tree: &Tree, id: NodeId, at: &Path, spool: &[u8]) {
             let want = &spool[*offset as usize..(offset + len) as usize];
             assert!(fs::read(at).unwrap() == want, "{show}: contents");
         }
-        Kind::Symlink(target) => assert_eq!(
-            fs::read_link(at).unwrap().as_os_str().as_bytes(),
-            &target[..],
-            "{show}"
-        ),
+        Kind::Symlink(target) => assert_eq!(fs::read_link(at).unwrap().as_os_str().as_bytes(), &target[..], "{show}"),
         Kind::Fifo => assert!(found.file_type().is_fifo(), "{show}"),
         Kind::Socket => assert!(found.file_type().is_socket(), "{show}"),
         Kind::Char { major, minor } => {
             assert!(found.file_type().is_char_device(), "{show}");
             let rdev = found.rdev();
-            assert_eq!(
-                (libc_major(rdev), libc_minor(rdev)),
-                (*major, *minor),
-                "{show}"
-            );
+            assert_eq!((libc_major(rdev), libc_minor(rdev)), (*major, *minor), "{show}");
         }
         Kind::Block { .. } => assert!(found.file_type().is_block_device(), "{show}"),
     }
     if !matches!(node.kind, Kind::Symlink(_)) {
         // The extraction changes the owner last, which drops set-id bits; they are pinned by a golden test instead.
-        assert_eq!(
-            found.mode() & 0o1777,
-            u32::from(node.meta.mode) & 0o1777,
-            "{show}: mode"
-        );
+        assert_eq!(found.mode() & 0o1777, u32::from(node.meta.mode) & 0o1777, "{show}: mode");
     }
     if matches!(node.kind, Kind::File(_)) {
-        assert_eq!(
-            (found.uid(), found.gid()),
-            (node.meta.uid, node.meta.gid),
-            "{show}: owner"
-        );
+        assert_eq!((found.uid(), found.gid()), (node.meta.uid, node.meta.gid), "{show}: owner");
         assert_eq!(found.mtime(), node.meta.mtime, "{show}: time");
     }
 }
@@ -137,68 +97,23 @@ fn libc_minor(dev: u64) -> u32 {
 fn every_kind_of_entry_is_extracted_as_it_went_in() {
     let mut t = Tree::new(100_000);
     t.insert(b"", meta(0o755, 0), Kind::dir()).unwrap();
-    let sizes = [
-        0u64, 1, 2048, 2049, 4032, 4033, 4095, 4096, 4097, 8192, 10_000, 250_000,
-    ];
+    let sizes = [0u64, 1, 2048, 2049, 4032, 4033, 4095, 4096, 4097, 8192, 10_000, 250_000];
     for len in sizes {
         let path = format!("sizes/{len}");
-        t.insert(
-            path.as_bytes(),
-            meta(0o644, len),
-            Kind::File(Data::Spool { offset: 77, len }),
-        )
-        .unwrap();
+        t.insert(path.as_bytes(), meta(0o644, len), Kind::File(Data::Spool { offset: 77, len })).unwrap();
     }
-    t.insert(
-        b"bytes",
-        meta(0o4755, 1),
-        Kind::File(Data::Bytes(b"in memory".as_slice().into())),
-    )
-    .unwrap();
-    t.insert(
-        b"dir with spaces/\xff\xfe",
-        meta(0o600, 1),
-        Kind::File(Data::Bytes([].into())),
-    )
-    .unwrap();
-    t.insert(
-        b"link",
-        meta(0o777, 1),
-        Kind::Symlink(b"sizes/4096".to_vec()),
-    )
-    .unwrap();
-    t.insert(
-        b"long-link",
-        meta(0o777, 1),
-        Kind::Symlink(vec![b'x'; 4000]),
-    )
-    .unwrap();
+    t.insert(b"bytes", meta(0o4755, 1), Kind::File(Data::Bytes(b"in memory".as_slice().into()))).unwrap();
+    t.insert(b"dir with spaces/\xff\xfe", meta(0o600, 1), Kind::File(Data::Bytes([].into()))).unwrap();
+    t.insert(b"link", meta(0o777, 1), Kind::Symlink(b"sizes/4096".to_vec())).unwrap();
+    t.insert(b"long-link", meta(0o777, 1), Kind::Symlink(vec![b'x'; 4000])).unwrap();
     t.insert(b"fifo", meta(0o640, 1), Kind::Fifo).unwrap();
-    t.insert(b"null", meta(0o666, 1), Kind::Char { major: 1, minor: 3 })
-        .unwrap();
-    t.insert(
-        b"big-minor",
-        meta(0o666, 1),
-        Kind::Char {
-            major: 259,
-            minor: 70_000,
-        },
-    )
-    .unwrap();
+    t.insert(b"null", meta(0o666, 1), Kind::Char { major: 1, minor: 3 }).unwrap();
+    t.insert(b"big-minor", meta(0o666, 1), Kind::Char { major: 259, minor: 70_000 }).unwrap();
     t.hardlink(b"again", b"sizes/250000").unwrap();
     // Several directory blocks, with names on both sides of "." in byte order.
     for i in 0..700 {
-        let path = format!(
-            "many/{}{i:0w$}",
-            if i % 2 == 0 { "-" } else { "n" },
-            w = 3 + i % 90
-        );
-        t.insert(
-            path.as_bytes(),
-            meta(0o600, i as u64),
-            Kind::File(Data::Bytes(path.as_bytes().into())),
-        )
-        .unwrap();
+        let path = format!("many/{}{i:0w$}", if i % 2 == 0 { "-" } else { "n" }, w = 3 + i % 90);
+        t.insert(path.as_bytes(), meta(0o600, i as u64), Kind::File(Data::Bytes(path.as_bytes().into()))).unwrap();
     }
     round_trips(&t);
 }
@@ -211,15 +126,9 @@ fn extended_attributes_do_not_disturb_what_follows_them() {
         // vfs_cap_data revision 2, effective: cap_net_bind_service.
         let capability = hex::decode("0100000200040000000000000000000000000000").unwrap();
         m.xattrs.insert(b"security.capability".to_vec(), capability);
-        m.xattrs
-            .insert(format!("user.n{i}").into_bytes(), vec![b'v'; i * 37]);
+        m.xattrs.insert(format!("user.n{i}").into_bytes(), vec![b'v'; i * 37]);
         let len = (i * 53) as u64;
-        t.insert(
-            format!("f{i}").as_bytes(),
-            m,
-            Kind::File(Data::Spool { offset: 9, len }),
-        )
-        .unwrap();
+        t.insert(format!("f{i}").as_bytes(), m, Kind::File(Data::Spool { offset: 9, len })).unwrap();
     }
     round_trips(&t);
 }

@@ -21,11 +21,7 @@ fn tool(name: &str, args: &[&str]) -> Option<Output> {
 }
 
 fn text(out: &Output) -> String {
-    format!(
-        "{}{}",
-        String::from_utf8_lossy(&out.stdout),
-        String::from_utf8_lossy(&out.stderr)
-    )
+    format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr))
 }
 
 fn path(p: &Path) -> &str {
@@ -42,34 +38,16 @@ fn partx_and_sfdisk_read_the_partition_table() {
     for e in table.encode().unwrap() {
         f.write_all_at(&e.data, e.offset).unwrap();
     }
-    if let Some(out) = tool(
-        "partx",
-        &[
-            "--show",
-            "--noheadings",
-            "-o",
-            "NR,START,SECTORS,NAME,UUID,TYPE",
-            path(&disk),
-        ],
-    ) {
+    if let Some(out) = tool("partx", &["--show", "--noheadings", "-o", "NR,START,SECTORS,NAME,UUID,TYPE", path(&disk)])
+    {
         let out = text(&out);
         let lines: Vec<&str> = out.lines().collect();
         assert_eq!(lines.len(), Part::ALL.len(), "{out}");
         for (i, part) in Part::ALL.iter().enumerate() {
             let p = table.find(part.name()).unwrap();
-            let want = format!(
-                "{} {} {} {} {} {}",
-                i + 1,
-                p.first_lba,
-                p.size_bytes() / 512,
-                p.name,
-                p.guid,
-                p.type_guid
-            );
-            assert_eq!(
-                lines[i].split_whitespace().collect::<Vec<_>>().join(" "),
-                want
-            );
+            let want =
+                format!("{} {} {} {} {} {}", i + 1, p.first_lba, p.size_bytes() / 512, p.name, p.guid, p.type_guid);
+            assert_eq!(lines[i].split_whitespace().collect::<Vec<_>>().join(" "), want);
         }
     }
     if let Some(out) = tool("sfdisk", &["--verify", path(&disk)]) {
@@ -84,27 +62,13 @@ fn fsck_fat_and_mtools_accept_the_esp() {
         let (img, copy) = (dir.path().join("esp"), dir.path().join("copy"));
         let file: Vec<u8> = (0..5_000_001u32).map(|i| ((i * 7) >> 3) as u8).collect();
         let f = File::create(&img).unwrap();
-        f.write_all_at(&fat::esp_image(volume, "ESP-A", &file).unwrap(), 0)
-            .unwrap();
+        f.write_all_at(&fat::esp_image(volume, "ESP-A", &file).unwrap(), 0).unwrap();
         f.set_len(volume).unwrap();
         if let Some(out) = tool("fsck.fat", &["-n", "-v", path(&img)]) {
             assert!(out.status.success(), "{}", text(&out));
-            assert!(
-                text(&out).contains("4 files") || text(&out).contains("3 files"),
-                "{}",
-                text(&out)
-            );
+            assert!(text(&out).contains("4 files") || text(&out).contains("3 files"), "{}", text(&out));
         }
-        if let Some(out) = tool(
-            "mcopy",
-            &[
-                "-n",
-                "-i",
-                path(&img),
-                "::EFI/BOOT/BOOTX64.EFI",
-                path(&copy),
-            ],
-        ) {
+        if let Some(out) = tool("mcopy", &["-n", "-i", path(&img), "::EFI/BOOT/BOOTX64.EFI", path(&copy)]) {
             assert!(out.status.success(), "{}", text(&out));
             assert!(std::fs::read(&copy).unwrap() == file);
         }
@@ -116,24 +80,15 @@ fn veritysetup_computes_the_same_root_and_tree() {
     for blocks in [2u64, 129, 5000] {
         let dir = tempfile::tempdir().unwrap();
         let (data, tree) = (dir.path().join("data"), dir.path().join("tree"));
-        let bytes: Vec<u8> = (0..blocks * 4096)
-            .map(|i| (i / 3 + i / 4096) as u8)
-            .collect();
+        let bytes: Vec<u8> = (0..blocks * 4096).map(|i| (i / 3 + i / 4096) as u8).collect();
         std::fs::write(&data, &bytes).unwrap();
         let ours = verity::build(&bytes[..]).unwrap();
         let salt = format!("--salt={}", hex::encode(verity::SALT));
-        let Some(out) = tool(
-            "veritysetup",
-            &["format", "--no-superblock", &salt, path(&data), path(&tree)],
-        ) else {
+        let Some(out) = tool("veritysetup", &["format", "--no-superblock", &salt, path(&data), path(&tree)]) else {
             return;
         };
         assert!(out.status.success(), "{}", text(&out));
-        assert!(
-            text(&out).contains(&hex::encode(ours.root.hash)),
-            "{}",
-            text(&out)
-        );
+        assert!(text(&out).contains(&hex::encode(ours.root.hash)), "{}", text(&out));
         assert!(std::fs::read(&tree).unwrap() == ours.bytes);
     }
 }
@@ -143,21 +98,11 @@ fn cpio_unpacks_the_archive() {
     let dir = tempfile::tempdir().unwrap();
     let archive = dir.path().join("a.cpio");
     let mut a = cpio::Archive::new();
-    a.dir("dev", 0o755)
-        .char_device("dev/console", 0o600, 5, 1)
-        .file("init", 0o755, b"#!")
-        .symlink("link", "init");
+    a.dir("dev", 0o755).char_device("dev/console", 0o600, 5, 1).file("init", 0o755, b"#!").symlink("link", "init");
     std::fs::write(&archive, a.finish()).unwrap();
-    if let Some(out) = tool(
-        "sh",
-        &[
-            "-c",
-            &format!(
-                "command -v cpio >/dev/null || exit 99; cpio -itv < {}",
-                path(&archive)
-            ),
-        ],
-    ) {
+    if let Some(out) =
+        tool("sh", &["-c", &format!("command -v cpio >/dev/null || exit 99; cpio -itv < {}", path(&archive))])
+    {
         if out.status.code() == Some(99) {
             eprintln!("left out: cpio is not installed");
             return;
@@ -214,33 +159,18 @@ fn sbverify_accepts_our_signature_on_a_real_uki() {
     let read = |f: &str| std::fs::read_to_string(f).unwrap();
     let signer = authenticode::Signer::from_pem(&read(&key), &read(&crt)).unwrap();
     let signed = signer.sign(&unsigned).unwrap();
-    assert!(
-        signed == signer.sign(&unsigned).unwrap(),
-        "signing is deterministic"
-    );
-    assert_eq!(
-        authenticode::sha256(&signed).unwrap(),
-        authenticode::sha256(&unsigned).unwrap()
-    );
+    assert!(signed == signer.sign(&unsigned).unwrap(), "signing is deterministic");
+    assert_eq!(authenticode::sha256(&signed).unwrap(), authenticode::sha256(&unsigned).unwrap());
     std::fs::write(p("good.efi"), &signed).unwrap();
     let Some(out) = tool("sbverify", &["--cert", &crt, &p("good.efi")]) else {
         return;
     };
-    assert!(
-        out.status.success() && text(&out).contains("Signature verification OK"),
-        "{}",
-        text(&out)
-    );
+    assert!(out.status.success() && text(&out).contains("Signature verification OK"), "{}", text(&out));
     assert!(!text(&out).contains("warning"), "{}", text(&out));
     // A changed byte inside the kernel, and sbsign agreeing on what a second signature would cover.
     let mut bad = signed.clone();
     let at = bad.len() / 2;
     bad[at] ^= 1;
     std::fs::write(p("bad.efi"), &bad).unwrap();
-    assert!(
-        !tool("sbverify", &["--cert", &crt, &p("bad.efi")])
-            .unwrap()
-            .status
-            .success()
-    );
+    assert!(!tool("sbverify", &["--cert", &crt, &p("bad.efi")]).unwrap().status.success());
 }

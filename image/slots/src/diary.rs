@@ -58,8 +58,7 @@ impl Diary {
         let Some(bytes) = DIARY.read(store)? else {
             return Ok(Diary::default());
         };
-        let mut diary: Diary =
-            serde_json::from_slice(&bytes).map_err(|e| DIARY.contents_error(e))?;
+        let mut diary: Diary = serde_json::from_slice(&bytes).map_err(|e| DIARY.contents_error(e))?;
         diary.trim();
         Ok(diary)
     }
@@ -77,13 +76,7 @@ impl Diary {
     pub fn begin(&mut self, slot: Option<Slot>, version: &str) -> u64 {
         self.boots = self.boots.saturating_add(1);
         let version = cut(version, 64);
-        self.entries.push_back(Entry {
-            boot: self.boots,
-            slot,
-            version,
-            started: None,
-            end: None,
-        });
+        self.entries.push_back(Entry { boot: self.boots, slot, version, started: None, end: None });
         self.trim();
         self.boots
     }
@@ -98,11 +91,7 @@ impl Diary {
     /// This boot is about to end. The first reason stays: what follows from it is not the cause.
     pub fn end(&mut self, reason: BootReason, text: &str, time: Option<u64>) {
         if let Some(e) = self.entries.back_mut().filter(|e| e.end.is_none()) {
-            e.end = Some(End {
-                reason,
-                text: cut(text, MAX_TEXT),
-                time,
-            });
+            e.end = Some(End { reason, text: cut(text, MAX_TEXT), time });
         }
     }
 
@@ -115,19 +104,12 @@ impl Diary {
     /// How the boot before this one ended, for reports: class, text, time. `pstore` says that a kernel crash was found.
     #[must_use]
     pub fn previous_end(&self, kernel_crash: Option<&str>) -> End {
-        let end = |reason, text: &str| End {
-            reason,
-            text: text.into(),
-            time: None,
-        };
+        let end = |reason, text: &str| End { reason, text: text.into(), time: None };
         match (self.previous(), kernel_crash) {
             (_, Some(text)) => end(BootReason::Kernel, &cut(text, MAX_TEXT)),
             (None, None) => end(BootReason::First, "first boot"),
             (Some(Entry { end: Some(e), .. }), None) => e.clone(),
-            (Some(_), None) => end(
-                BootReason::PowerFail,
-                "no reason was recorded: power loss, reset button or hang",
-            ),
+            (Some(_), None) => end(BootReason::PowerFail, "no reason was recorded: power loss, reset button or hang"),
         }
     }
 
@@ -142,11 +124,7 @@ impl Diary {
 ///
 /// # Errors
 /// [`StoreError`].
-pub fn save_kernel_log(
-    store: &mut (impl Store + ?Sized),
-    boot: u64,
-    log: &[u8],
-) -> Result<(), StoreError> {
+pub fn save_kernel_log(store: &mut (impl Store + ?Sized), boot: u64, log: &[u8]) -> Result<(), StoreError> {
     let room = KERNEL_LOG.capacity() - 8;
     let tail = &log[log.len().saturating_sub(room)..];
     KERNEL_LOG.write(store, &[&boot.to_le_bytes(), tail].concat())
@@ -156,13 +134,8 @@ pub fn save_kernel_log(
 ///
 /// # Errors
 /// [`StoreError`].
-pub fn load_kernel_log(
-    store: &(impl Store + ?Sized),
-) -> Result<Option<(u64, Vec<u8>)>, StoreError> {
-    let split = |b: Vec<u8>| {
-        b.split_first_chunk::<8>()
-            .map(|(n, log)| (u64::from_le_bytes(*n), log.to_vec()))
-    };
+pub fn load_kernel_log(store: &(impl Store + ?Sized)) -> Result<Option<(u64, Vec<u8>)>, StoreError> {
+    let split = |b: Vec<u8>| b.split_first_chunk::<8>().map(|(n, log)| (u64::from_le_bytes(*n), log.to_vec()));
     Ok(KERNEL_LOG.read(store)?.and_then(split))
 }
 
@@ -172,10 +145,7 @@ fn cut(text: &str, limit: usize) -> String {
     while !text.is_char_boundary(end) {
         end -= 1;
     }
-    text[..end]
-        .chars()
-        .map(|c| if c.is_control() && c != '\n' { ' ' } else { c })
-        .collect()
+    text[..end].chars().map(|c| if c.is_control() && c != '\n' { ' ' } else { c }).collect()
 }
 
 #[cfg(test)]

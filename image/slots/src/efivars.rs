@@ -49,19 +49,13 @@ impl EfiVars {
     /// Over efivarfs mounted at `dir`.
     #[must_use]
     pub fn new(dir: &Path) -> EfiVars {
-        EfiVars {
-            dir: dir.into(),
-            truncate: false,
-        }
+        EfiVars { dir: dir.into(), truncate: false }
     }
 
     /// Over a plain directory that plays efivarfs.
     #[must_use]
     pub fn plain(dir: &Path) -> EfiVars {
-        EfiVars {
-            dir: dir.into(),
-            truncate: true,
-        }
+        EfiVars { dir: dir.into(), truncate: true }
     }
 
     /// Whether there are variables at all (booted by UEFI, efivarfs mounted).
@@ -79,11 +73,7 @@ impl EfiVars {
             Ok(mut b) if b.len() >= 4 && b.len() <= MAX_VALUE => Ok(Some(b.split_off(4))),
             Ok(_) => Ok(None),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(source) => Err(EfiError {
-                name: name.into(),
-                action: "read",
-                source,
-            }),
+            Err(source) => Err(EfiError { name: name.into(), action: "read", source }),
         }
     }
 
@@ -95,11 +85,7 @@ impl EfiVars {
         if self.read(name, GLOBAL)?.as_deref() == Some(value) {
             return Ok(());
         }
-        let failed = |source| EfiError {
-            name: name.into(),
-            action: "write",
-            source,
-        };
+        let failed = |source| EfiError { name: name.into(), action: "write", source };
         let mut options = OpenOptions::new();
         options.write(true).create(true).truncate(self.truncate);
         let mut file = options.open(self.path(name, GLOBAL)).map_err(failed)?;
@@ -132,10 +118,7 @@ impl EfiVars {
     /// [`EfiError`].
     pub fn numbers(&self, name: &str) -> Result<Vec<u16>, EfiError> {
         let value = self.read(name, GLOBAL)?.unwrap_or_default();
-        Ok(value
-            .chunks_exact(2)
-            .map(|c| u16::from_le_bytes([c[0], c[1]]))
-            .collect())
+        Ok(value.chunks_exact(2).map(|c| u16::from_le_bytes([c[0], c[1]])).collect())
     }
 
     /// Writes a list of numbers.
@@ -152,20 +135,14 @@ impl EfiVars {
     /// # Errors
     /// [`EfiError`].
     pub fn loader_partition(&self) -> Result<Option<Guid>, EfiError> {
-        let value = self
-            .read("LoaderDevicePartUUID", LOADER)?
-            .unwrap_or_default();
+        let value = self.read("LoaderDevicePartUUID", LOADER)?.unwrap_or_default();
         let text: String = utf16(&value).trim_end_matches('\0').into();
         Ok(text.parse().ok())
     }
 
     fn names(&self) -> Result<impl Iterator<Item = String>, EfiError> {
         let name = self.dir.display().to_string();
-        let entries = fs::read_dir(&self.dir).map_err(|source| EfiError {
-            name,
-            action: "list",
-            source,
-        })?;
+        let entries = fs::read_dir(&self.dir).map_err(|source| EfiError { name, action: "list", source })?;
         Ok(entries.filter_map(|e| e.ok()?.file_name().into_string().ok()))
     }
 
@@ -242,11 +219,7 @@ impl LoadOption {
             }
             list = &list[length..];
         }
-        (attributes & ACTIVE != 0).then_some(LoadOption {
-            description,
-            drive: drive?,
-            file: file?,
-        })
+        (attributes & ACTIVE != 0).then_some(LoadOption { description, drive: drive?, file: file? })
     }
 }
 
@@ -262,29 +235,19 @@ fn decode_drive(node: &[u8]) -> Option<HardDrive> {
 }
 
 fn wide(text: &str) -> Vec<u8> {
-    text.encode_utf16()
-        .chain([0])
-        .flat_map(u16::to_le_bytes)
-        .collect()
+    text.encode_utf16().chain([0]).flat_map(u16::to_le_bytes).collect()
 }
 
 fn utf16(bytes: &[u8]) -> String {
-    let units = bytes
-        .chunks_exact(2)
-        .map(|c| u16::from_le_bytes([c[0], c[1]]));
-    char::decode_utf16(units)
-        .map(|c| c.unwrap_or('?'))
-        .collect()
+    let units = bytes.chunks_exact(2).map(|c| u16::from_le_bytes([c[0], c[1]]));
+    char::decode_utf16(units).map(|c| c.unwrap_or('?')).collect()
 }
 
 /// Fuzz entry: the value of a `Boot####` variable.
 #[doc(hidden)]
 pub fn fuzz_load_option(data: &[u8]) {
     if let Some(o) = LoadOption::decode(data) {
-        assert_eq!(
-            LoadOption::decode(&o.encode()).map(|d| d.drive),
-            Some(o.drive)
-        );
+        assert_eq!(LoadOption::decode(&o.encode()).map(|d| d.drive), Some(o.drive));
     }
 }
 
@@ -323,10 +286,7 @@ mod tests {
             "7fff0400",
         );
         let bytes = option().encode();
-        assert_eq!(
-            bytes.iter().map(|b| format!("{b:02x}")).collect::<String>(),
-            want
-        );
+        assert_eq!(bytes.iter().map(|b| format!("{b:02x}")).collect::<String>(), want);
         assert_eq!(LoadOption::decode(&bytes), Some(option()));
     }
 
@@ -335,10 +295,7 @@ mod tests {
         let mut bytes = option().encode();
         let at = 6 + 22;
         // An ACPI PciRoot node in front, and data behind.
-        bytes.splice(
-            at..at,
-            [0x02, 0x01, 12, 0, 0xd0, 0x41, 0x03, 0x0a, 0, 0, 0, 0],
-        );
+        bytes.splice(at..at, [0x02, 0x01, 12, 0, 0xd0, 0x41, 0x03, 0x0a, 0, 0, 0, 0]);
         bytes[4] += 12;
         bytes.extend(b"optional");
         assert_eq!(LoadOption::decode(&bytes), Some(option()));
@@ -374,11 +331,7 @@ mod tests {
         let vars = EfiVars::plain(dir.path());
         assert_eq!(vars.loader_partition().unwrap(), None);
         let text = "01020304-0506-0708-090A-0B0C0D0E0F10";
-        fs::write(
-            vars.path("LoaderDevicePartUUID", LOADER),
-            [&[6, 0, 0, 0], &wide(text)[..]].concat(),
-        )
-        .unwrap();
+        fs::write(vars.path("LoaderDevicePartUUID", LOADER), [&[6, 0, 0, 0], &wide(text)[..]].concat()).unwrap();
         assert_eq!(vars.loader_partition().unwrap(), Some(option().drive.guid));
     }
 }

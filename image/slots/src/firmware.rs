@@ -51,24 +51,12 @@ impl EfiBoot {
     pub fn over(vars: EfiVars, table: &Table) -> Result<EfiBoot, BootError> {
         let esp = |slot: Slot| {
             let name = Part::esp(slot).name();
-            let index = table
-                .partitions
-                .iter()
-                .position(|p| p.name == name)
-                .ok_or(BootError::NoEsp(name))?;
+            let index = table.partitions.iter().position(|p| p.name == name).ok_or(BootError::NoEsp(name))?;
             let p = &table.partitions[index];
             let sectors = p.last_lba - p.first_lba + 1;
-            Ok::<_, BootError>(HardDrive {
-                number: index as u32 + 1,
-                start_lba: p.first_lba,
-                sectors,
-                guid: p.guid,
-            })
+            Ok::<_, BootError>(HardDrive { number: index as u32 + 1, start_lba: p.first_lba, sectors, guid: p.guid })
         };
-        Ok(EfiBoot {
-            vars,
-            esp: [esp(Slot::A)?, esp(Slot::B)?],
-        })
+        Ok(EfiBoot { vars, esp: [esp(Slot::A)?, esp(Slot::B)?] })
     }
 
     /// The variables.
@@ -93,10 +81,7 @@ impl EfiBoot {
             })
         };
         match state() {
-            Ok(first) => Nvram {
-                available: self.vars.available(),
-                first,
-            },
+            Ok(first) => Nvram { available: self.vars.available(), first },
             Err(_) => Nvram::default(),
         }
     }
@@ -104,19 +89,11 @@ impl EfiBoot {
     /// The slot that runs: by the partition its UKI came from, else by `BootCurrent`.
     #[must_use]
     pub fn running(&self) -> Option<Slot> {
-        if let Some(slot) = self
-            .vars
-            .loader_partition()
-            .ok()
-            .flatten()
-            .and_then(slot_of_esp)
-        {
+        if let Some(slot) = self.vars.loader_partition().ok().flatten().and_then(slot_of_esp) {
             return Some(slot);
         }
         let current = *self.vars.numbers("BootCurrent").ok()?.first()?;
-        Slot::ALL
-            .into_iter()
-            .find(|s| self.is_entry(current, *s).unwrap_or(false))
+        Slot::ALL.into_iter().find(|s| self.is_entry(current, *s).unwrap_or(false))
     }
 
     fn drive(&self, slot: Slot) -> &HardDrive {
@@ -137,13 +114,9 @@ impl EfiBoot {
     }
 
     fn is_entry(&self, number: u16, slot: Slot) -> Result<bool, BootError> {
-        let value = self
-            .vars
-            .read(&format!("Boot{number:04X}"), crate::efivars::GLOBAL)?;
+        let value = self.vars.read(&format!("Boot{number:04X}"), crate::efivars::GLOBAL)?;
         let option = value.as_deref().and_then(LoadOption::decode);
-        Ok(option.is_some_and(|o| {
-            o.drive.guid == self.drive(slot).guid && o.file.eq_ignore_ascii_case(UKI_PATH)
-        }))
+        Ok(option.is_some_and(|o| o.drive.guid == self.drive(slot).guid && o.file.eq_ignore_ascii_case(UKI_PATH)))
     }
 
     /// Number of the slot's entry, made if missing.
@@ -152,16 +125,10 @@ impl EfiBoot {
             return Ok(n);
         }
         let taken = self.vars.boot_numbers()?;
-        let free = (0..=u16::MAX)
-            .find(|n| !taken.contains(n))
-            .ok_or(BootError::Full(slot))?;
-        let option = LoadOption {
-            description: format!("Holdfast {slot}"),
-            drive: *self.drive(slot),
-            file: UKI_PATH.into(),
-        };
-        self.vars
-            .write(&format!("Boot{free:04X}"), &option.encode())?;
+        let free = (0..=u16::MAX).find(|n| !taken.contains(n)).ok_or(BootError::Full(slot))?;
+        let option =
+            LoadOption { description: format!("Holdfast {slot}"), drive: *self.drive(slot), file: UKI_PATH.into() };
+        self.vars.write(&format!("Boot{free:04X}"), &option.encode())?;
         Ok(free)
     }
 }
@@ -170,19 +137,13 @@ impl Firmware for EfiBoot {
     type Error = BootError;
 
     fn ensure_entries(&mut self) -> Result<(), BootError> {
-        Slot::ALL
-            .into_iter()
-            .try_for_each(|s| self.ensure(s).map(drop))
+        Slot::ALL.into_iter().try_for_each(|s| self.ensure(s).map(drop))
     }
 
     fn set_boot_order(&mut self, first: Slot) -> Result<(), BootError> {
         let mut order = vec![self.ensure(first)?, self.ensure(first.other())?];
         let rest = self.vars.numbers("BootOrder")?;
-        order.extend(
-            rest.into_iter()
-                .filter(|n| !order[..2].contains(n))
-                .collect::<Vec<_>>(),
-        );
+        order.extend(rest.into_iter().filter(|n| !order[..2].contains(n)).collect::<Vec<_>>());
         Ok(self.vars.write_numbers("BootOrder", &order)?)
     }
 
@@ -207,17 +168,9 @@ mod tests {
     fn entries_are_made_once_and_the_order_keeps_what_else_was_there() {
         let dir = tempfile::tempdir().unwrap();
         let mut b = boot(dir.path());
-        b.vars()
-            .write("Boot0000", b"\x01\0\0\0\0\0U\0I\0\0\0")
-            .unwrap();
+        b.vars().write("Boot0000", b"\x01\0\0\0\0\0U\0I\0\0\0").unwrap();
         b.vars().write_numbers("BootOrder", &[0]).unwrap();
-        assert_eq!(
-            b.nvram(),
-            Nvram {
-                available: true,
-                first: None
-            }
-        );
+        assert_eq!(b.nvram(), Nvram { available: true, first: None });
         b.ensure_entries().unwrap();
         b.ensure_entries().unwrap();
         assert_eq!(b.vars().boot_numbers().unwrap(), [0, 1, 2].into());
@@ -239,13 +192,7 @@ mod tests {
             fs::remove_file(f.unwrap().path()).unwrap();
         }
         b.vars().write("Lang", b"eng").unwrap();
-        assert_eq!(
-            b.nvram(),
-            Nvram {
-                available: true,
-                first: None
-            }
-        );
+        assert_eq!(b.nvram(), Nvram { available: true, first: None });
         b.set_boot_order(Slot::A).unwrap();
         assert_eq!(b.nvram().first, Some(Slot::A));
     }
@@ -258,16 +205,10 @@ mod tests {
         b.set_boot_order(Slot::A).unwrap();
         b.vars().write_numbers("BootCurrent", &[1]).unwrap();
         assert_eq!(b.running(), Some(Slot::B));
-        let text: Vec<u8> = format!("{}\0", Part::EspA.guid())
-            .to_uppercase()
-            .encode_utf16()
-            .flat_map(u16::to_le_bytes)
-            .collect();
-        fs::write(
-            dir.path().join(format!("LoaderDevicePartUUID-{LOADER}")),
-            [&[6, 0, 0, 0], &text[..]].concat(),
-        )
-        .unwrap();
+        let text: Vec<u8> =
+            format!("{}\0", Part::EspA.guid()).to_uppercase().encode_utf16().flat_map(u16::to_le_bytes).collect();
+        fs::write(dir.path().join(format!("LoaderDevicePartUUID-{LOADER}")), [&[6, 0, 0, 0], &text[..]].concat())
+            .unwrap();
         assert_eq!(b.running(), Some(Slot::A));
     }
 

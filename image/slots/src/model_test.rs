@@ -21,6 +21,8 @@ enum Quality {
     Hangs,
     /// Starts and gives up by itself.
     Fails,
+    /// PID 1 starts and finds that the OS slot does not verify.
+    Broken,
 }
 
 #[derive(Debug, Clone)]
@@ -38,6 +40,8 @@ enum Action {
     /// Firmware forgets all variables.
     WipeNvram,
     PowerCycle,
+    /// A block of the running slot goes bad.
+    Damage,
 }
 
 struct Machine {
@@ -49,6 +53,8 @@ struct Machine {
     running: Slot,
     /// Power goes when this many more effects were carried out.
     cuts: Vec<usize>,
+    cuts_made: usize,
+    stuck: bool,
     boots: u32,
     versions: u32,
 }
@@ -62,15 +68,8 @@ fn index(slot: Slot) -> usize {
 
 impl Machine {
     fn flashed(cuts: Vec<usize>) -> Machine {
-        let image = Image {
-            version: "v0".into(),
-            epoch: 0,
-        };
-        let first = Content {
-            image,
-            quality: Quality::Good,
-            passed: true,
-        };
+        let image = Image { version: "v0".into(), epoch: 0 };
+        let first = Content { image, quality: Quality::Good, passed: true };
         Machine {
             slots: [Some(first), None],
             order: vec![],
@@ -79,31 +78,25 @@ impl Machine {
             epoch: 0,
             running: Slot::A,
             cuts,
+            cuts_made: 0,
+            stuck: false,
             boots: 0,
             versions: 0,
         }
     }
 
     fn bootable(&self, slot: Slot) -> bool {
-        self.slots[index(slot)]
-            .as_ref()
-            .is_some_and(|c| c.quality != Quality::Dead)
+        self.slots[index(slot)].as_ref().is_some_and(|c| c.quality != Quality::Dead)
     }
 
     fn content(&self, slot: Slot) -> &Content {
-        self.slots[index(slot)]
-            .as_ref()
-            .expect("a slot that holds something")
+        self.slots[index(slot)].as_ref().expect("a slot that holds something")
     }
 
     /// Power on, until the machine rests: committed and stable, or with a trial that passed.
     fn power_on(&mut self) {
         for attempt in 0.. {
-            assert!(
-                attempt < 40,
-                "the machine does not come to rest: {:?}",
-                self.state
-            );
+            assert!(attempt < 40, "the machine does not come to rest: {:?}", self.state);
             if let Ok(true) = self.boot() {
                 return;
             }
@@ -113,43 +106,34 @@ impl Machine {
     /// One boot; `true` when it stays up.
     fn boot(&mut self) -> Result<bool, Cut> {
         self.boots += 1;
-        let mut candidates: Vec<Slot> = self
-            .next
-            .take()
-            .into_iter()
-            .chain(self.order.clone())
-            .collect();
+        let mut candidates: Vec<Slot> = self.next.take().into_iter().chain(self.order.clone()).collect();
         // Firmware without entries tries the only partition of ESP type.
         candidates.push(Slot::A);
-        let slot = candidates
-            .into_iter()
-            .find(|s| self.bootable(*s))
-            .expect("something boots");
+        let slot = candidates.into_iter().find(|s| self.bootable(*s)).expect("something boots");
         self.running = slot;
         let content = self.content(slot).clone();
-        let mut record = self
-            .state
-            .clone()
-            .unwrap_or_else(|| Record::initial(slot, content.image.clone()));
+        let mut record = self.state.clone().unwrap_or_else(|| Record::initial(slot, content.image.clone()));
         let asked_for = slot == record.committed
             || matches!(&record.phase, Phase::Staged { image, .. } | Phase::Armed(image) | Phase::Trial { image, .. } | Phase::Committing(image) if *image == content.image);
         let wiped = self.order.is_empty();
-        assert!(
-            asked_for || wiped || content.passed,
-            "slot {slot} runs unasked: {record:?}"
-        );
+        assert!(asked_for || wiped || content.passed, "slot {slot} runs unasked: {record:?}");
         let first = (self.order.len() >= 2).then(|| self.order[0]);
         let facts = BootFacts {
             running: slot,
             image: content.image.clone(),
-            nvram: Nvram {
-                available: true,
-                first,
-            },
+            nvram: Nvram { available: true, first },
             previous_end: String::new(),
         };
         if self.send(&mut record, Event::Boot(facts))? {
             return Ok(false);
+        }
+        if content.quality == Quality::Broken {
+            let broken = Event::SlotBroken { running: slot, reason: "block 7".into() };
+            // Refused only when the other slot did not start either, which here takes power cuts in just the wrong
+            // moments of two boots on top of the damage. PID 1 then waits for help.
+            self.stuck = !self.send(&mut record, broken)?;
+            assert!(!self.stuck || self.cuts_made >= 2, "there is another slot to go to: {record:?}");
+            return Ok(self.stuck);
         }
         while let Phase::Trial { .. } = record.phase {
             match content.quality {
@@ -158,11 +142,9 @@ impl Machine {
                     self.send(&mut record, Event::TrialPassed)?;
                 }
                 Quality::Fails => {
-                    return self
-                        .send(&mut record, Event::TrialFailed("unhealthy".into()))
-                        .map(|r| !r);
+                    return self.send(&mut record, Event::TrialFailed("unhealthy".into())).map(|r| !r);
                 }
-                Quality::Hangs | Quality::Dead => return Ok(false),
+                Quality::Hangs | Quality::Dead | Quality::Broken => return Ok(false),
             }
         }
         assert!(matches!(record.phase, Phase::Stable | Phase::Staged { .. }), "{record:?}");
@@ -179,6 +161,7 @@ impl Machine {
             if let Some(left) = self.cuts.first_mut() {
                 if *left == 0 {
                     self.cuts.remove(0);
+                    self.cuts_made += 1;
                     return Err(Cut);
                 }
                 *left -= 1;
@@ -186,18 +169,12 @@ impl Machine {
             match effect {
                 Effect::WriteRecord(r) => {
                     let committed = self.content(r.committed);
-                    assert!(
-                        committed.passed,
-                        "an image that has not passed is committed: {r:?}"
-                    );
+                    assert!(committed.passed, "an image that has not passed is committed: {r:?}");
                     let booting = match r.phase {
                         Phase::Committing(_) => self.content(r.target()),
                         _ => committed,
                     };
-                    assert!(
-                        booting.image.epoch >= self.epoch,
-                        "the committed image could not open the vault: {r:?}"
-                    );
+                    assert!(booting.image.epoch >= self.epoch, "the committed image could not open the vault: {r:?}");
                     self.state = Some(r.clone());
                     *record = r;
                 }
@@ -208,10 +185,7 @@ impl Machine {
                 Effect::Reboot { .. } => return Ok(true),
             }
         }
-        assert_eq!(
-            *record, after,
-            "the last record written is the one returned"
-        );
+        assert_eq!(*record, after, "the last record written is the one returned");
         Ok(false)
     }
 
@@ -229,6 +203,19 @@ impl Machine {
                 Err(Cut)
             }
             Action::PowerCycle => Err(Cut),
+            Action::Damage => {
+                // Only where there is something to go to: two damaged slots cannot be helped.
+                let other = self.slots[index(self.running.other())].as_ref();
+                let known = record.image(self.running.other()).is_some();
+                let helped = known && other.is_some_and(|c| c.quality == Quality::Good && c.image.epoch >= self.epoch);
+                match helped {
+                    true => {
+                        self.slots[index(self.running)].as_mut().unwrap().quality = Quality::Broken;
+                        Err(Cut)
+                    }
+                    false => Ok(false),
+                }
+            }
         };
         match outcome {
             Ok(false) => {}
@@ -238,10 +225,7 @@ impl Machine {
 
     fn update(&mut self, record: &mut Record, quality: Quality, epoch: u32) -> Result<bool, Cut> {
         self.versions += 1;
-        let image = Image {
-            version: format!("v{}", self.versions),
-            epoch,
-        };
+        let image = Image { version: format!("v{}", self.versions), epoch };
         let target = record.target();
         let before = record.clone();
         self.send(record, Event::BeginStage(image.clone()))?;
@@ -254,18 +238,14 @@ impl Machine {
             self.cuts.remove(0);
             return Err(Cut);
         }
-        self.slots[index(target)] = Some(Content {
-            image,
-            quality,
-            passed: false,
-        });
+        self.slots[index(target)] = Some(Content { image, quality, passed: false });
         self.send(record, Event::Staged)?;
         self.send(record, Event::Activate)
     }
 }
 
 fn quality() -> impl Strategy<Value = Quality> {
-    prop_oneof![3 => Just(Quality::Good), 1 => Just(Quality::Dead), 1 => Just(Quality::Hangs), 1 => Just(Quality::Fails)]
+    prop_oneof![3 => Just(Quality::Good), 1 => Just(Quality::Dead), 1 => Just(Quality::Hangs), 1 => Just(Quality::Fails), 1 => Just(Quality::Broken)]
 }
 
 fn action() -> impl Strategy<Value = Action> {
@@ -275,6 +255,7 @@ fn action() -> impl Strategy<Value = Action> {
         2 => (0u32..4).prop_map(Action::ForceFallback),
         1 => Just(Action::WipeNvram),
         1 => Just(Action::PowerCycle),
+        1 => Just(Action::Damage),
     ]
 }
 
@@ -289,6 +270,9 @@ proptest! {
         m.power_on();
         for a in &actions {
             m.act(a);
+            if m.stuck {
+                return Ok(());
+            }
         }
         m.cuts.clear();
         m.power_on();
@@ -303,7 +287,7 @@ proptest! {
 /// Every single cut of one update, exhaustively, for every quality.
 #[test]
 fn one_update_survives_a_cut_after_each_effect() {
-    for quality in [Quality::Good, Quality::Dead, Quality::Hangs, Quality::Fails] {
+    for quality in [Quality::Good, Quality::Dead, Quality::Hangs, Quality::Fails, Quality::Broken] {
         for cut in 0..30 {
             for second in 0..30 {
                 let mut m = Machine::flashed(vec![cut, second]);
@@ -327,6 +311,7 @@ fn an_update_that_is_not_cut_takes_one_boot_and_a_failing_one_two() {
         (Quality::Dead, 2, Some("did not start")),
         (Quality::Hangs, 3, Some("without saying why")),
         (Quality::Fails, 3, Some("unhealthy")),
+        (Quality::Broken, 3, Some("block 7")),
     ] {
         let mut m = Machine::flashed(vec![]);
         m.power_on();
@@ -343,10 +328,7 @@ fn an_update_that_is_not_cut_takes_one_boot_and_a_failing_one_two() {
                 let failure = record.failure.clone().unwrap();
                 assert!(failure.reason.contains(text), "{failure:?}");
                 // The same version is refused until the counter changes.
-                let image = Image {
-                    version: "v1".into(),
-                    epoch: 1,
-                };
+                let image = Image { version: "v1".into(), epoch: 1 };
                 assert!(step(&record, Event::BeginStage(image.clone())).is_err());
                 let (retry, _) = step(&record, Event::RetryCounter(1)).unwrap();
                 assert!(step(&retry, Event::BeginStage(image)).is_ok());
@@ -378,26 +360,7 @@ fn a_forced_fallback_goes_back_once_and_only_to_a_good_image() {
 
 #[test]
 fn a_downgrade_below_the_committed_epoch_is_refused_by_name() {
-    let record = Record {
-        committed_epoch: 3,
-        ..Record::initial(
-            Slot::A,
-            Image {
-                version: "1".into(),
-                epoch: 3,
-            },
-        )
-    };
-    let e = step(
-        &record,
-        Event::BeginStage(Image {
-            version: "0".into(),
-            epoch: 2,
-        }),
-    )
-    .unwrap_err();
-    assert_eq!(
-        e.to_string(),
-        "version 0 has security epoch 2, this machine has committed epoch 3: downgrade refused"
-    );
+    let record = Record { committed_epoch: 3, ..Record::initial(Slot::A, Image { version: "1".into(), epoch: 3 }) };
+    let e = step(&record, Event::BeginStage(Image { version: "0".into(), epoch: 2 })).unwrap_err();
+    assert_eq!(e.to_string(), "version 0 has security epoch 2, this machine has committed epoch 3: downgrade refused");
 }

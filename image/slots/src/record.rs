@@ -139,9 +139,7 @@ impl Record {
         let Some(bytes) = RECORD.read(store)? else {
             return Ok(None);
         };
-        serde_json::from_slice(&bytes)
-            .map(Some)
-            .map_err(|e| RECORD.contents_error(e))
+        serde_json::from_slice(&bytes).map(Some).map_err(|e| RECORD.contents_error(e))
     }
 
     /// Writes the record to STATE.
@@ -163,20 +161,8 @@ mod tests {
     fn a_record_round_trips_through_state() {
         let mut store = Memory::new(vec![0; 3 << 20]);
         assert_eq!(Record::load(&store).unwrap(), None);
-        let mut r = Record::initial(
-            Slot::B,
-            Image {
-                version: "1".into(),
-                epoch: 2,
-            },
-        );
-        r.phase = Phase::Trial {
-            image: Image {
-                version: "2".into(),
-                epoch: 3,
-            },
-            reason: Some("x".into()),
-        };
+        let mut r = Record::initial(Slot::B, Image { version: "1".into(), epoch: 2 });
+        r.phase = Phase::Trial { image: Image { version: "2".into(), epoch: 3 }, reason: Some("x".into()) };
         r.save(&mut store).unwrap();
         assert_eq!(Record::load(&store).unwrap(), Some(r));
     }

@@ -85,12 +85,8 @@ pub fn run<F: Firmware>(
                 *record = r;
             }
             Effect::EnsureEntries => firmware.ensure_entries().map_err(RunError::Firmware)?,
-            Effect::SetBootOrder(first) => {
-                firmware.set_boot_order(first).map_err(RunError::Firmware)?
-            }
-            Effect::SetBootNext(slot) => {
-                firmware.set_boot_next(slot).map_err(RunError::Firmware)?
-            }
+            Effect::SetBootOrder(first) => firmware.set_boot_order(first).map_err(RunError::Firmware)?,
+            Effect::SetBootNext(slot) => firmware.set_boot_next(slot).map_err(RunError::Firmware)?,
             Effect::CommitEpoch(epoch) => {
                 commit_epoch(epoch).map_err(|cause| RunError::Epoch { epoch, cause })?;
             }

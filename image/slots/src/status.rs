@@ -14,12 +14,7 @@ use holdfast_model::slot::{BaseOsStatus, BaseOsSubStatus, PartitionState, Slot, 
 /// Status of both slots, the running one first. `seconds_left` of the trial comes from [`crate::trial::judge`].
 #[must_use]
 pub fn status(record: &Record, running: Slot, seconds_left: Option<u32>) -> [SlotStatus; 2] {
-    let version = |slot: Slot| {
-        record
-            .image(slot)
-            .map(|i| i.version.clone())
-            .unwrap_or_default()
-    };
+    let version = |slot: Slot| record.image(slot).map(|i| i.version.clone()).unwrap_or_default();
     let active = |slot: Slot| SlotStatus {
         slot,
         running: slot == running,
@@ -50,11 +45,9 @@ pub fn status(record: &Record, running: Slot, seconds_left: Option<u32>) -> [Slo
     };
     let of_target = match &record.phase {
         Phase::Stable => match &record.failure {
-            None => SlotStatus {
-                partition_state: PartitionState::Unused,
-                status: BaseOsStatus::None,
-                ..active(target)
-            },
+            None => {
+                SlotStatus { partition_state: PartitionState::Unused, status: BaseOsStatus::None, ..active(target) }
+            }
             Some(f) => SlotStatus {
                 version: f.version.clone(),
                 partition_state: PartitionState::InProgress,
@@ -64,9 +57,7 @@ pub fn status(record: &Record, running: Slot, seconds_left: Option<u32>) -> [Slo
             },
         },
         Phase::Dirty(image) => updating(&image.version, BaseOsSubStatus::Installing),
-        Phase::Staged { image, .. } | Phase::Armed(image) => {
-            updating(&image.version, BaseOsSubStatus::Rebooting)
-        }
+        Phase::Staged { image, .. } | Phase::Armed(image) => updating(&image.version, BaseOsSubStatus::Rebooting),
         Phase::Trial { image, reason } => SlotStatus {
             partition_state: PartitionState::InProgress,
             sub_status_progress: seconds_left.unwrap_or(0),
@@ -90,10 +81,7 @@ mod tests {
     use crate::record::{Failure, Image};
 
     fn image(v: &str) -> Image {
-        Image {
-            version: v.into(),
-            epoch: 0,
-        }
+        Image { version: v.into(), epoch: 0 }
     }
 
     #[test]
@@ -103,74 +91,35 @@ mod tests {
         use PartitionState as P;
         let base = Record::initial(Slot::A, image("1"));
         let failed = Record {
-            failure: Some(Failure {
-                version: "2".into(),
-                reason: "why".into(),
-                tried: true,
-            }),
+            failure: Some(Failure { version: "2".into(), reason: "why".into(), tried: true }),
             ..base.clone()
         };
-        let phase = |phase| Record {
-            phase,
-            ..base.clone()
-        };
-        let trial = Phase::Trial {
-            image: image("2"),
-            reason: None,
-        };
+        let phase = |phase| Record { phase, ..base.clone() };
+        let trial = Phase::Trial { image: image("2"), reason: None };
         let cases = [
-            (
-                base.clone(),
-                Slot::A,
-                [
-                    ("1", P::Active, S::Updated, U::None, 0),
-                    ("", P::Unused, S::None, U::None, 0),
-                ],
-            ),
-            (
-                failed,
-                Slot::A,
-                [
-                    ("1", P::Active, S::Updated, U::None, 0),
-                    ("2", P::InProgress, S::Failed, U::None, 0),
-                ],
-            ),
+            (base.clone(), Slot::A, [("1", P::Active, S::Updated, U::None, 0), ("", P::Unused, S::None, U::None, 0)]),
+            (failed, Slot::A, [("1", P::Active, S::Updated, U::None, 0), ("2", P::InProgress, S::Failed, U::None, 0)]),
             (
                 phase(Phase::Dirty(image("2"))),
                 Slot::A,
-                [
-                    ("1", P::Active, S::Updated, U::None, 0),
-                    ("2", P::Updating, S::Updating, U::Installing, 0),
-                ],
+                [("1", P::Active, S::Updated, U::None, 0), ("2", P::Updating, S::Updating, U::Installing, 0)],
             ),
             (
                 phase(Phase::Armed(image("2"))),
                 Slot::A,
-                [
-                    ("1", P::Active, S::Updated, U::None, 0),
-                    ("2", P::Updating, S::Updating, U::Rebooting, 0),
-                ],
+                [("1", P::Active, S::Updated, U::None, 0), ("2", P::Updating, S::Updating, U::Rebooting, 0)],
             ),
             (
                 phase(trial),
                 Slot::B,
-                [
-                    ("2", P::InProgress, S::Updating, U::Testing, 42),
-                    ("1", P::Active, S::Updated, U::None, 0),
-                ],
+                [("2", P::InProgress, S::Updating, U::Testing, 42), ("1", P::Active, S::Updated, U::None, 0)],
             ),
         ];
         for (record, running, want) in cases {
             let got = status(&record, running, Some(42));
             for (g, w) in got.iter().zip(want) {
                 assert_eq!(
-                    (
-                        g.version.as_str(),
-                        g.partition_state,
-                        g.status,
-                        g.sub_status,
-                        g.sub_status_progress
-                    ),
+                    (g.version.as_str(), g.partition_state, g.status, g.sub_status, g.sub_status_progress),
                     w,
                     "{:?}",
                     record.phase

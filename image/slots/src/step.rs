@@ -99,9 +99,7 @@ pub enum Effect {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
     /// It failed before.
-    #[error(
-        "version {version} failed before ({reason}); it is tried again when the controller raises retry_update"
-    )]
+    #[error("version {version} failed before ({reason}); it is tried again when the controller raises retry_update")]
     FailedBefore {
         /// The version.
         version: String,
@@ -148,28 +146,14 @@ pub fn step(record: &Record, event: Event) -> Outcome {
         Event::Boot(facts) => Ok(boot(r, facts)),
         Event::BeginStage(image) => begin_stage(r, image),
         Event::Staged => match r.phase.clone() {
-            Phase::Dirty(image) => Ok(saved(Record {
-                phase: Phase::Staged {
-                    image,
-                    forced: false,
-                },
-                ..r
-            })),
+            Phase::Dirty(image) => Ok(saved(Record { phase: Phase::Staged { image, forced: false }, ..r })),
             phase => refused("finish staging", &phase),
         },
         Event::StageFailed(reason) => match r.phase.clone() {
             // The slot's contents are lost, but the version is not at fault: it may be fetched again.
             Phase::Dirty(image) => {
-                let failure = Some(Failure {
-                    version: image.version,
-                    reason,
-                    tried: false,
-                });
-                Ok(saved(Record {
-                    phase: Phase::Stable,
-                    failure,
-                    ..r
-                }))
+                let failure = Some(Failure { version: image.version, reason, tried: false });
+                Ok(saved(Record { phase: Phase::Stable, failure, ..r }))
             }
             phase => refused("fail staging", &phase),
         },
@@ -178,28 +162,18 @@ pub fn step(record: &Record, event: Event) -> Outcome {
             phase => refused("activate", &phase),
         },
         Event::TrialPassed => match r.phase.clone() {
-            Phase::Trial {
-                image,
-                reason: None,
-            } => Ok(commit(r, image)),
+            Phase::Trial { image, reason: None } => Ok(commit(r, image)),
             Phase::Committing(image) => Ok(commit(r, image)),
             phase => refused("commit", &phase),
         },
         Event::TrialFailed(reason) => match r.phase.clone() {
-            Phase::Trial {
-                image,
-                reason: earlier,
-            } => Ok(give_up(r, image, earlier.unwrap_or(reason))),
+            Phase::Trial { image, reason: earlier } => Ok(give_up(r, image, earlier.unwrap_or(reason))),
             phase => refused("give up a trial", &phase),
         },
         Event::SlotBroken { running, reason } => slot_broken(r, running, reason),
         Event::RetryCounter(counter) => Ok(match counter == r.retry_counter {
             true => (r, vec![]),
-            false => saved(Record {
-                retry_counter: counter,
-                failure: None,
-                ..r
-            }),
+            false => saved(Record { retry_counter: counter, failure: None, ..r }),
         }),
         Event::ForceFallback(counter) => force_fallback(r, counter),
     }
@@ -210,27 +184,13 @@ fn begin_stage(r: Record, image: Image) -> Outcome {
         Phase::Stable | Phase::Dirty(_) | Phase::Staged { .. } => {}
         phase => return refused("overwrite the other slot", phase),
     }
-    if let Some(f) = r
-        .failure
-        .as_ref()
-        .filter(|f| f.tried && f.version == image.version)
-    {
-        return Err(Refused::FailedBefore {
-            version: f.version.clone(),
-            reason: f.reason.clone(),
-        });
+    if let Some(f) = r.failure.as_ref().filter(|f| f.tried && f.version == image.version) {
+        return Err(Refused::FailedBefore { version: f.version.clone(), reason: f.reason.clone() });
     }
     if image.epoch < r.committed_epoch {
-        return Err(Refused::Downgrade {
-            version: image.version,
-            found: image.epoch,
-            committed: r.committed_epoch,
-        });
+        return Err(Refused::Downgrade { version: image.version, found: image.epoch, committed: r.committed_epoch });
     }
-    let mut r = Record {
-        phase: Phase::Dirty(image),
-        ..r
-    };
+    let mut r = Record { phase: Phase::Dirty(image), ..r };
     *r.image_mut(r.target()) = None;
     Ok(saved(r))
 }
@@ -244,36 +204,28 @@ fn boot(mut r: Record, facts: BootFacts) -> (Record, Vec<Effect>) {
             Phase::Stable => {}
             // Cut off while writing: the target is neither the old nor the new image.
             Phase::Dirty(_) => r.phase = Phase::Stable,
-            Phase::Staged {
-                image,
-                forced: true,
-            } => return arm(r, image, true),
+            Phase::Staged { image, forced: true } => return arm(r, image, true),
             Phase::Staged { .. } => {}
             Phase::Armed(image) => {
-                let seen = format!(
-                    "slot {other} did not start: firmware came back to slot {running} before PID 1 ran there"
-                );
+                let seen =
+                    format!("slot {other} did not start: firmware came back to slot {running} before PID 1 ran there");
                 fail(&mut r, image, seen);
             }
             Phase::Trial { image, reason } => {
-                let own = reason.unwrap_or_else(|| {
-                    "it ended without saying why (power loss, crash or hang)".into()
-                });
+                let own = reason.unwrap_or_else(|| "it ended without saying why (power loss, crash or hang)".into());
                 let end = if facts.previous_end.is_empty() {
                     String::new()
                 } else {
                     format!("; last boot: {}", facts.previous_end)
                 };
-                let seen =
-                    format!("trial in slot {other} failed: {own}; slot {running} runs again{end}");
+                let seen = format!("trial in slot {other} failed: {own}; slot {running} runs again{end}");
                 fail(&mut r, image, seen);
             }
             Phase::Committing(image) => {
                 // The new image has proved itself; only the boot order was not changed before the power went.
                 if r.repairs < MAX_REPAIRS && facts.nvram.available {
                     r.repairs += 1;
-                    let text =
-                        format!("slot {other} is being committed, firmware started slot {running}");
+                    let text = format!("slot {other} is being committed, firmware started slot {running}");
                     return redirect(r, other, text);
                 }
                 // With a raised epoch this slot may be locked out already: keep trying, without rebooting by ourselves.
@@ -282,9 +234,7 @@ fn boot(mut r: Record, facts: BootFacts) -> (Record, Vec<Effect>) {
                     order(&mut fx, &facts.nvram, other);
                     return (r, fx);
                 }
-                let seen = format!(
-                    "slot {other} passed its trial, but firmware keeps starting slot {running}"
-                );
+                let seen = format!("slot {other} passed its trial, but firmware keeps starting slot {running}");
                 fail(&mut r, image, seen);
             }
         }
@@ -310,20 +260,12 @@ fn boot(mut r: Record, facts: BootFacts) -> (Record, Vec<Effect>) {
         phase => {
             if r.repairs < MAX_REPAIRS && facts.nvram.available {
                 r.repairs += 1;
-                if let Phase::Trial {
-                    image,
-                    reason: None,
-                } = phase
-                {
+                if let Phase::Trial { image, reason: None } = phase {
                     let reason = Some("it was started again without having been asked for".into());
                     r.phase = Phase::Trial { image, reason };
                 }
                 let to = r.committed;
-                return redirect(
-                    r,
-                    to,
-                    format!("slot {running} runs though slot {to} is committed"),
-                );
+                return redirect(r, to, format!("slot {running} runs though slot {to} is committed"));
             }
             // Firmware cannot be brought to start the committed slot: this one has to prove itself instead.
             begin_trial(r, facts)
@@ -333,10 +275,7 @@ fn boot(mut r: Record, facts: BootFacts) -> (Record, Vec<Effect>) {
 
 /// Stands for "whatever that slot holds" in [`Phase::Armed`]: no valid version is empty.
 fn unknown() -> Image {
-    Image {
-        version: String::new(),
-        epoch: 0,
-    }
+    Image { version: String::new(), epoch: 0 }
 }
 
 fn is_unknown(image: &Image) -> bool {
@@ -346,10 +285,7 @@ fn is_unknown(image: &Image) -> bool {
 fn slot_broken(mut r: Record, running: Slot, reason: String) -> Outcome {
     if running != r.committed {
         return match r.phase.clone() {
-            Phase::Trial {
-                image,
-                reason: earlier,
-            } => Ok(give_up(r, image, earlier.unwrap_or(reason))),
+            Phase::Trial { image, reason: earlier } => Ok(give_up(r, image, earlier.unwrap_or(reason))),
             phase => refused("leave the damaged slot", &phase),
         };
     }
@@ -364,40 +300,23 @@ fn slot_broken(mut r: Record, running: Slot, reason: String) -> Outcome {
         (Phase::Stable, None, _) => unknown(),
         (phase, _, _) => return refused("leave the damaged slot", phase),
     };
-    let version = r
-        .image_mut(running)
-        .take()
-        .map(|i| i.version)
-        .unwrap_or_default();
+    let version = r.image_mut(running).take().map(|i| i.version).unwrap_or_default();
     let text = format!("{version} in slot {running} is damaged: {reason}; slot {to} boots instead");
     // Damage is not the version's fault: it may be written again.
-    r.failure = Some(Failure {
-        version,
-        reason,
-        tried: false,
-    });
+    r.failure = Some(Failure { version, reason, tried: false });
     r.phase = Phase::Armed(image);
     let fx = vec![
         Effect::EnsureEntries,
         Effect::SetBootOrder(running),
         Effect::SetBootNext(to),
         Effect::WriteRecord(r.clone()),
-        Effect::Reboot {
-            reason: BootReason::Fallback,
-            text,
-        },
+        Effect::Reboot { reason: BootReason::Fallback, text },
     ];
     Ok((r, fx))
 }
 
 fn begin_trial(r: Record, facts: BootFacts) -> (Record, Vec<Effect>) {
-    let r = Record {
-        phase: Phase::Trial {
-            image: facts.image,
-            reason: None,
-        },
-        ..r
-    };
+    let r = Record { phase: Phase::Trial { image: facts.image, reason: None }, ..r };
     let mut fx = vec![Effect::WriteRecord(r.clone())];
     // Without the committed slot first in the order, a failing trial would not end.
     order(&mut fx, &facts.nvram, r.committed);
@@ -409,23 +328,13 @@ fn begin_trial(r: Record, facts: BootFacts) -> (Record, Vec<Effect>) {
 fn arm(r: Record, image: Image, forced: bool) -> (Record, Vec<Effect>) {
     let to = r.target();
     let (reason, text) = match forced {
-        true => (
-            BootReason::Fallback,
-            format!(
-                "fallback to {} in slot {to}, ordered by the controller",
-                image.version
-            ),
-        ),
-        false => (
-            BootReason::Update,
-            format!("update to {} in slot {to}", image.version),
-        ),
+        true => {
+            (BootReason::Fallback, format!("fallback to {} in slot {to}, ordered by the controller", image.version))
+        }
+        false => (BootReason::Update, format!("update to {} in slot {to}", image.version)),
     };
     let committed = r.committed;
-    let r = Record {
-        phase: Phase::Armed(image),
-        ..r
-    };
+    let r = Record { phase: Phase::Armed(image), ..r };
     let fx = vec![
         Effect::EnsureEntries,
         Effect::SetBootOrder(committed),
@@ -438,15 +347,8 @@ fn arm(r: Record, image: Image, forced: bool) -> (Record, Vec<Effect>) {
 
 fn commit(r: Record, image: Image) -> (Record, Vec<Effect>) {
     let new = r.target();
-    let committing = Record {
-        phase: Phase::Committing(image.clone()),
-        ..r
-    };
-    let mut fx = vec![
-        Effect::WriteRecord(committing.clone()),
-        Effect::EnsureEntries,
-        Effect::SetBootOrder(new),
-    ];
+    let committing = Record { phase: Phase::Committing(image.clone()), ..r };
+    let mut fx = vec![Effect::WriteRecord(committing.clone()), Effect::EnsureEntries, Effect::SetBootOrder(new)];
     let mut done = committing;
     if image.epoch > done.committed_epoch {
         fx.push(Effect::CommitEpoch(image.epoch));
@@ -465,36 +367,16 @@ fn commit(r: Record, image: Image) -> (Record, Vec<Effect>) {
 }
 
 fn give_up(r: Record, image: Image, reason: String) -> (Record, Vec<Effect>) {
-    let text = format!(
-        "trial of {} in slot {} failed: {reason}",
-        image.version,
-        r.target()
-    );
-    let r = Record {
-        phase: Phase::Trial {
-            image,
-            reason: Some(reason),
-        },
-        ..r
-    };
-    let fx = vec![
-        Effect::WriteRecord(r.clone()),
-        Effect::Reboot {
-            reason: BootReason::Fallback,
-            text,
-        },
-    ];
+    let text = format!("trial of {} in slot {} failed: {reason}", image.version, r.target());
+    let r = Record { phase: Phase::Trial { image, reason: Some(reason) }, ..r };
+    let fx = vec![Effect::WriteRecord(r.clone()), Effect::Reboot { reason: BootReason::Fallback, text }];
     (r, fx)
 }
 
 fn fail(r: &mut Record, image: Image, reason: String) {
     let target = r.target();
     *r.image_mut(target) = None;
-    r.failure = Some(Failure {
-        version: image.version,
-        reason,
-        tried: true,
-    });
+    r.failure = Some(Failure { version: image.version, reason, tried: true });
     r.phase = Phase::Stable;
 }
 
@@ -506,10 +388,7 @@ fn redirect(r: Record, to: Slot, text: String) -> (Record, Vec<Effect>) {
         Effect::SetBootOrder(to),
         Effect::SetBootNext(to),
         Effect::WriteRecord(r.clone()),
-        Effect::Reboot {
-            reason: BootReason::Fallback,
-            text,
-        },
+        Effect::Reboot { reason: BootReason::Fallback, text },
     ];
     (r, fx)
 }
@@ -519,27 +398,18 @@ fn force_fallback(r: Record, counter: u32) -> Outcome {
         Some(seen) if seen == counter => return Ok((r, vec![])),
         // The first value ever seen is where counting starts.
         None => {
-            return Ok(saved(Record {
-                fallback_counter: Some(counter),
-                ..r
-            }));
+            return Ok(saved(Record { fallback_counter: Some(counter), ..r }));
         }
         Some(_) => {}
     }
     let slot = r.target();
-    let good = r
-        .image(slot)
-        .filter(|i| i.epoch >= r.committed_epoch)
-        .cloned();
+    let good = r.image(slot).filter(|i| i.epoch >= r.committed_epoch).cloned();
     match (&r.phase, good) {
         (Phase::Stable, Some(image)) => {
             // The counter first: the order is carried out once, also when the power goes now.
             let r = Record {
                 fallback_counter: Some(counter),
-                phase: Phase::Staged {
-                    image: image.clone(),
-                    forced: true,
-                },
+                phase: Phase::Staged { image: image.clone(), forced: true },
                 ..r
             };
             let first = Effect::WriteRecord(r.clone());
@@ -579,34 +449,17 @@ mod tests {
     use super::*;
 
     fn image(version: &str) -> Image {
-        Image {
-            version: version.into(),
-            epoch: 0,
-        }
+        Image { version: version.into(), epoch: 0 }
     }
 
     fn boots(record: &Record, running: Slot, version: &str) -> Record {
-        let nvram = Nvram {
-            available: true,
-            first: Some(record.committed),
-        };
-        let facts = BootFacts {
-            running,
-            image: image(version),
-            nvram,
-            previous_end: String::new(),
-        };
+        let nvram = Nvram { available: true, first: Some(record.committed) };
+        let facts = BootFacts { running, image: image(version), nvram, previous_end: String::new() };
         step(record, Event::Boot(facts)).unwrap().0
     }
 
     fn broken(record: &Record, running: Slot) -> Outcome {
-        step(
-            record,
-            Event::SlotBroken {
-                running,
-                reason: "block 7".into(),
-            },
-        )
+        step(record, Event::SlotBroken { running, reason: "block 7".into() })
     }
 
     #[test]
@@ -628,10 +481,7 @@ mod tests {
             let (done, _) = step(&trial, Event::TrialPassed).unwrap();
             assert_eq!((done.committed, done.image_a.as_ref()), (Slot::B, None));
             // The reason stays, and the same version may be written again.
-            assert_eq!(
-                done.failure.as_ref().map(|f| f.reason.as_str()),
-                Some("block 7")
-            );
+            assert_eq!(done.failure.as_ref().map(|f| f.reason.as_str()), Some("block 7"));
             assert!(step(&done, Event::BeginStage(image("2"))).is_ok());
         }
     }
@@ -639,16 +489,10 @@ mod tests {
     #[test]
     fn damaged_slot_on_trial_fails_the_trial() {
         let mut record = Record::initial(Slot::A, image("1"));
-        record.phase = Phase::Trial {
-            image: image("2"),
-            reason: None,
-        };
+        record.phase = Phase::Trial { image: image("2"), reason: None };
         let (record, _) = broken(&record, Slot::B).unwrap();
         let back = boots(&record, Slot::A, "1");
-        assert!(
-            back.failure
-                .is_some_and(|f| f.tried && f.version == "2" && f.reason.contains("block 7"))
-        );
+        assert!(back.failure.is_some_and(|f| f.tried && f.version == "2" && f.reason.contains("block 7")));
     }
 
     #[test]
@@ -656,9 +500,6 @@ mod tests {
         let record = Record::initial(Slot::A, image("1"));
         let (record, _) = broken(&record, Slot::A).unwrap();
         let back = boots(&record, Slot::A, "1");
-        assert_eq!(
-            broken(&back, Slot::A),
-            Err(Refused::NoFallback { slot: Slot::B })
-        );
+        assert_eq!(broken(&back, Slot::A), Err(Refused::NoFallback { slot: Slot::B }));
     }
 }

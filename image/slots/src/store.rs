@@ -112,26 +112,11 @@ pub struct Cell {
 }
 
 /// Place of the slot record.
-pub const RECORD: Cell = Cell {
-    what: "slot record",
-    magic: b"HFSLOT01",
-    offset: 0,
-    size: 64 * KIB,
-};
+pub const RECORD: Cell = Cell { what: "slot record", magic: b"HFSLOT01", offset: 0, size: 64 * KIB };
 /// Place of the boot diary.
-pub const DIARY: Cell = Cell {
-    what: "boot diary",
-    magic: b"HFDIARY1",
-    offset: 128 * KIB,
-    size: 256 * KIB,
-};
+pub const DIARY: Cell = Cell { what: "boot diary", magic: b"HFDIARY1", offset: 128 * KIB, size: 256 * KIB };
 /// Place of the last kernel log.
-pub const KERNEL_LOG: Cell = Cell {
-    what: "kernel log",
-    magic: b"HFKLOG01",
-    offset: 1024 * KIB,
-    size: 1024 * KIB,
-};
+pub const KERNEL_LOG: Cell = Cell { what: "kernel log", magic: b"HFKLOG01", offset: 1024 * KIB, size: 1024 * KIB };
 
 impl Cell {
     /// Most bytes of payload.
@@ -152,17 +137,9 @@ impl Cell {
     ///
     /// # Errors
     /// [`StoreError::TooLarge`], [`StoreError::Io`].
-    pub fn write(
-        &self,
-        store: &mut (impl Store + ?Sized),
-        payload: &[u8],
-    ) -> Result<(), StoreError> {
+    pub fn write(&self, store: &mut (impl Store + ?Sized), payload: &[u8]) -> Result<(), StoreError> {
         if payload.len() > self.capacity() {
-            return Err(StoreError::TooLarge {
-                what: self.what,
-                found: payload.len(),
-                limit: self.capacity(),
-            });
+            return Err(StoreError::TooLarge { what: self.what, found: payload.len(), limit: self.capacity() });
         }
         let (copy, generation) = match self.newest(store)? {
             Some((copy, generation, _)) => (1 - copy, generation.wrapping_add(1)),
@@ -175,27 +152,13 @@ impl Cell {
         bytes.extend(crc(&bytes, payload).to_le_bytes());
         bytes.extend(payload);
         // Whole sectors, so that the device never reads before it writes.
-        bytes.resize(
-            bytes.len().next_multiple_of(4096).min(self.size as usize),
-            0,
-        );
-        let failed = |action| {
-            move |source| StoreError::Io {
-                what: self.what,
-                action,
-                source,
-            }
-        };
-        store
-            .write_at(&bytes, self.offset + copy * self.size)
-            .map_err(failed("write"))?;
+        bytes.resize(bytes.len().next_multiple_of(4096).min(self.size as usize), 0);
+        let failed = |action| move |source| StoreError::Io { what: self.what, action, source };
+        store.write_at(&bytes, self.offset + copy * self.size).map_err(failed("write"))?;
         store.sync().map_err(failed("sync"))
     }
 
-    fn newest(
-        &self,
-        store: &(impl Store + ?Sized),
-    ) -> Result<Option<(u64, u64, Vec<u8>)>, StoreError> {
+    fn newest(&self, store: &(impl Store + ?Sized)) -> Result<Option<(u64, u64, Vec<u8>)>, StoreError> {
         let mut best: Option<(u64, u64, Vec<u8>)> = None;
         for copy in 0..2 {
             let at = self.offset + copy * self.size;
@@ -208,40 +171,25 @@ impl Cell {
         Ok(best)
     }
 
-    fn read_copy(
-        &self,
-        store: &(impl Store + ?Sized),
-        at: u64,
-    ) -> Result<Option<(u64, Vec<u8>)>, StoreError> {
-        let failed = |source| StoreError::Io {
-            what: self.what,
-            action: "read",
-            source,
-        };
+    fn read_copy(&self, store: &(impl Store + ?Sized), at: u64) -> Result<Option<(u64, Vec<u8>)>, StoreError> {
+        let failed = |source| StoreError::Io { what: self.what, action: "read", source };
         let mut header = [0u8; HEADER];
         store.read_at(&mut header, at).map_err(failed)?;
         let (head, stored) = header.split_at(HEADER - 4);
-        let number = |from: usize| {
-            u32::from_le_bytes([head[from], head[from + 1], head[from + 2], head[from + 3]])
-        };
+        let number = |from: usize| u32::from_le_bytes([head[from], head[from + 1], head[from + 2], head[from + 3]]);
         let length = number(16) as usize;
         if &head[..8] != self.magic || length > self.capacity() {
             return Ok(None);
         }
         let mut payload = vec![0u8; length];
-        store
-            .read_at(&mut payload, at + HEADER as u64)
-            .map_err(failed)?;
+        store.read_at(&mut payload, at + HEADER as u64).map_err(failed)?;
         let generation = u64::from(number(8)) | u64::from(number(12)) << 32;
         let intact = crc(head, &payload).to_le_bytes() == stored;
         Ok(intact.then_some((generation, payload)))
     }
 
     pub(crate) fn contents_error(&self, cause: impl ToString) -> StoreError {
-        StoreError::Contents {
-            what: self.what,
-            cause: cause.to_string(),
-        }
+        StoreError::Contents { what: self.what, cause: cause.to_string() }
     }
 }
 
@@ -291,10 +239,7 @@ pub mod tests_support {
     impl Store for Memory {
         fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
             let at = offset as usize;
-            let part = self
-                .bytes
-                .get(at..at + buf.len())
-                .ok_or(io::ErrorKind::UnexpectedEof)?;
+            let part = self.bytes.get(at..at + buf.len()).ok_or(io::ErrorKind::UnexpectedEof)?;
             buf.copy_from_slice(part);
             Ok(())
         }
@@ -353,10 +298,7 @@ mod tests {
     fn what_does_not_fit_is_refused_and_the_old_stays() {
         let mut s = blank();
         DIARY.write(&mut s, b"old").unwrap();
-        assert!(matches!(
-            DIARY.write(&mut s, &vec![0; 256 * 1024]),
-            Err(StoreError::TooLarge { .. })
-        ));
+        assert!(matches!(DIARY.write(&mut s, &vec![0; 256 * 1024]), Err(StoreError::TooLarge { .. })));
         assert_eq!(DIARY.read(&s).unwrap().unwrap(), b"old");
     }
 

@@ -52,11 +52,7 @@ pub enum TrialFailure {
 impl fmt::Display for TrialFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            TrialFailure::NoController(d) => write!(
-                f,
-                "no configuration from the controller within {} s",
-                d.as_secs()
-            ),
+            TrialFailure::NoController(d) => write!(f, "no configuration from the controller within {} s", d.as_secs()),
             TrialFailure::Vault(d) => write!(f, "the vault did not open within {} s", d.as_secs()),
             TrialFailure::Fatal(text) => f.write_str(text),
         }
@@ -89,19 +85,13 @@ pub fn judge(deadlines: &Deadlines, health: &Health) -> Verdict {
     let Some(since) = health.controller_since else {
         return match health.now >= deadlines.no_controller {
             true => Verdict::Failed(TrialFailure::NoController(deadlines.no_controller)),
-            false => Verdict::Waiting {
-                seconds_left: seconds(deadlines.test_window),
-            },
+            false => Verdict::Waiting { seconds_left: seconds(deadlines.test_window) },
         };
     };
-    let left = deadlines
-        .test_window
-        .saturating_sub(health.now.saturating_sub(since));
+    let left = deadlines.test_window.saturating_sub(health.now.saturating_sub(since));
     match left.is_zero() && health.vault_open.is_some() {
         true => Verdict::Passed,
-        false => Verdict::Waiting {
-            seconds_left: seconds(left),
-        },
+        false => Verdict::Waiting { seconds_left: seconds(left) },
     }
 }
 
@@ -117,58 +107,34 @@ mod tests {
         let s = Duration::from_secs;
         judge(
             &Deadlines::default(),
-            &Health {
-                now: s(now),
-                vault_open: vault.map(s),
-                controller_since: controller.map(s),
-                fatal: None,
-            },
+            &Health { now: s(now), vault_open: vault.map(s), controller_since: controller.map(s), fatal: None },
         )
     }
 
     #[test]
     fn a_trial_passes_only_after_its_window_with_vault_and_controller() {
-        let failed_controller =
-            Verdict::Failed(TrialFailure::NoController(Duration::from_secs(300)));
+        let failed_controller = Verdict::Failed(TrialFailure::NoController(Duration::from_secs(300)));
         let failed_vault = Verdict::Failed(TrialFailure::Vault(Duration::from_secs(300)));
         let cases = [
             ((10, None, None), Verdict::Waiting { seconds_left: 600 }),
             ((299, Some(5), None), Verdict::Waiting { seconds_left: 600 }),
             ((300, Some(5), None), failed_controller),
             ((300, None, Some(20)), failed_vault),
-            (
-                (100, Some(5), Some(20)),
-                Verdict::Waiting { seconds_left: 520 },
-            ),
-            (
-                (619, Some(5), Some(20)),
-                Verdict::Waiting { seconds_left: 1 },
-            ),
+            ((100, Some(5), Some(20)), Verdict::Waiting { seconds_left: 520 }),
+            ((619, Some(5), Some(20)), Verdict::Waiting { seconds_left: 1 }),
             ((620, Some(5), Some(20)), Verdict::Passed),
             // A temporary failure has started the window again.
-            (
-                (620, Some(5), Some(500)),
-                Verdict::Waiting { seconds_left: 480 },
-            ),
+            ((620, Some(5), Some(500)), Verdict::Waiting { seconds_left: 480 }),
         ];
         for ((now, vault, controller), want) in cases {
-            assert_eq!(
-                at(now, vault, controller),
-                want,
-                "{now} {vault:?} {controller:?}"
-            );
+            assert_eq!(at(now, vault, controller), want, "{now} {vault:?} {controller:?}");
         }
     }
 
     #[test]
     fn a_fatal_fault_ends_it_at_once_and_says_so() {
-        let h = Health {
-            fatal: Some("node crashed 5 times".into()),
-            ..Health::default()
-        };
-        let Verdict::Failed(f) = judge(&Deadlines::default(), &h) else {
-            panic!()
-        };
+        let h = Health { fatal: Some("node crashed 5 times".into()), ..Health::default() };
+        let Verdict::Failed(f) = judge(&Deadlines::default(), &h) else { panic!() };
         assert_eq!(f.to_string(), "node crashed 5 times");
     }
 }

@@ -132,17 +132,8 @@ impl Tree {
     /// removed ones included: a bound on memory against hostile layers.
     #[must_use]
     pub fn new(max_nodes: usize) -> Tree {
-        let root = Node {
-            meta: Meta {
-                mode: 0o755,
-                ..Meta::default()
-            },
-            kind: Kind::dir(),
-        };
-        Tree {
-            nodes: vec![root],
-            max_nodes,
-        }
+        let root = Node { meta: Meta { mode: 0o755, ..Meta::default() }, kind: Kind::dir() };
+        Tree { nodes: vec![root], max_nodes }
     }
 
     /// The root directory.
@@ -184,10 +175,7 @@ impl Tree {
         if let Kind::Symlink(target) = &kind
             && (target.is_empty() || target.len() > MAX_TARGET || target.contains(&0))
         {
-            return Err(error(
-                path,
-                "symbolic link target is empty, too long or has a NUL",
-            ));
+            return Err(error(path, "symbolic link target is empty, too long or has a NUL"));
         }
         let (parent, name) = self.make_parents(path)?;
         let Some(name) = name else {
@@ -216,9 +204,7 @@ impl Tree {
     /// # Errors
     /// [`TreeError`]: no such target, the target is a directory, or as [`Tree::insert`].
     pub fn hardlink(&mut self, path: &[u8], target: &[u8]) -> Result<(), TreeError> {
-        let id = self
-            .lookup(target)
-            .ok_or_else(|| error(target, "no such target of a hard link"))?;
+        let id = self.lookup(target).ok_or_else(|| error(target, "no such target of a hard link"))?;
         if matches!(self.node(id).kind, Kind::Dir(_)) {
             return Err(error(target, "a directory cannot have hard links"));
         }
@@ -230,8 +216,7 @@ impl Tree {
 
     /// Takes the name at `path` away, with everything below it. Says whether there was one.
     pub fn remove(&mut self, path: &[u8]) -> bool {
-        let Ok((parent, Some(name))) = self.resolve(path).map(|(p, n)| (p, n.map(<[u8]>::to_vec)))
-        else {
+        let Ok((parent, Some(name))) = self.resolve(path).map(|(p, n)| (p, n.map(<[u8]>::to_vec))) else {
             return false;
         };
         match &mut self.nodes[parent.0].kind {
@@ -296,9 +281,7 @@ impl Tree {
             return Ok((self.root(), None));
         };
         let mut budget = MAX_FOLLOW;
-        let parent = self
-            .walk(parents, &mut budget)
-            .map_err(|what| error(path, what))?;
+        let parent = self.walk(parents, &mut budget).map_err(|what| error(path, what))?;
         Ok((parent, Some(name)))
     }
 
@@ -310,25 +293,14 @@ impl Tree {
         let mut at = self.root();
         for (i, part) in parents.iter().enumerate() {
             if self.children(at).is_some_and(|c| !c.contains_key(*part)) {
-                let meta = Meta {
-                    mode: 0o755,
-                    ..Meta::default()
-                };
-                let id = self.push(
-                    path,
-                    Node {
-                        meta,
-                        kind: Kind::dir(),
-                    },
-                )?;
+                let meta = Meta { mode: 0o755, ..Meta::default() };
+                let id = self.push(path, Node { meta, kind: Kind::dir() })?;
                 self.link(at, part.to_vec(), id);
                 at = id;
             } else {
                 // From the root again: a relative link needs to know its parents.
                 let mut budget = MAX_FOLLOW;
-                at = self
-                    .walk(&parents[..=i], &mut budget)
-                    .map_err(|what| error(path, what))?;
+                at = self.walk(&parents[..=i], &mut budget).map_err(|what| error(path, what))?;
             }
         }
         if self.children(at).is_none() {
@@ -355,12 +327,7 @@ impl Tree {
                 if target.first() == Some(&b'/') {
                     stack.truncate(1);
                 }
-                todo.extend(
-                    target
-                        .split(|b| *b == b'/')
-                        .filter(|p| !p.is_empty() && *p != b".")
-                        .rev(),
-                );
+                todo.extend(target.split(|b| *b == b'/').filter(|p| !p.is_empty() && *p != b".").rev());
             } else {
                 stack.push(id);
             }
@@ -370,10 +337,7 @@ impl Tree {
 }
 
 fn components(path: &[u8]) -> Result<Vec<&[u8]>, TreeError> {
-    let parts: Vec<&[u8]> = path
-        .split(|b| *b == b'/')
-        .filter(|p| !p.is_empty() && *p != b".")
-        .collect();
+    let parts: Vec<&[u8]> = path.split(|b| *b == b'/').filter(|p| !p.is_empty() && *p != b".").collect();
     if parts.len() > MAX_DEPTH {
         return Err(error(path, "path is too deep"));
     }
@@ -389,8 +353,5 @@ fn components(path: &[u8]) -> Result<Vec<&[u8]>, TreeError> {
 }
 
 fn error(path: &[u8], what: &'static str) -> TreeError {
-    TreeError {
-        path: String::from_utf8_lossy(&path[..path.len().min(200)]).into_owned(),
-        what,
-    }
+    TreeError { path: String::from_utf8_lossy(&path[..path.len().min(200)]).into_owned(), what }
 }

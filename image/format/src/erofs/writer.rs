@@ -108,11 +108,7 @@ pub fn write(
             plan.contents(&mut w, tree, spool, p, p.block_bytes(), p.tail)?;
         }
     }
-    for p in plan
-        .placed
-        .iter()
-        .filter(|p| has_data(tree.node(p.id)) && p.block_bytes() > 0)
-    {
+    for p in plan.placed.iter().filter(|p| has_data(tree.node(p.id)) && p.block_bytes() > 0) {
         w.pad_to(u64::from(p.block) * BLOCK)?;
         plan.contents(&mut w, tree, spool, p, 0, p.block_bytes())?;
     }
@@ -129,12 +125,7 @@ struct Plan<'t> {
 
 impl<'t> Plan<'t> {
     fn of(tree: &'t Tree) -> Result<Plan<'t>, WriteError> {
-        let mut plan = Plan {
-            tree,
-            placed: Vec::new(),
-            index: HashMap::new(),
-            blocks: 0,
-        };
+        let mut plan = Plan { tree, placed: Vec::new(), index: HashMap::new(), blocks: 0 };
         let mut at = BLOCK;
         // Depth first without recursion; the root comes first, as its nid has 16 bits.
         let mut todo = vec![(tree.root(), tree.root())];
@@ -146,10 +137,7 @@ impl<'t> Plan<'t> {
             let node = tree.node(id);
             let mut nlink = 1;
             if let Kind::Dir(children) = &node.kind {
-                nlink = 2 + children
-                    .values()
-                    .filter(|c| matches!(tree.node(**c).kind, Kind::Dir(_)))
-                    .count() as u32;
+                nlink = 2 + children.values().filter(|c| matches!(tree.node(**c).kind, Kind::Dir(_))).count() as u32;
                 todo.extend(children.values().rev().map(|c| (*c, id)));
             }
             let size = match &node.kind {
@@ -175,16 +163,7 @@ impl<'t> Plan<'t> {
                 }
             }
             plan.index.insert(id, plan.placed.len());
-            plan.placed.push(Placed {
-                id,
-                at,
-                xattrs,
-                size,
-                tail,
-                block: NO_BLOCK,
-                nlink,
-                parent,
-            });
+            plan.placed.push(Placed { id, at, xattrs, size, tail, block: NO_BLOCK, nlink, parent });
             at += fixed + tail;
         }
         let mut block = at.div_ceil(BLOCK);
@@ -268,8 +247,7 @@ impl<'t> Plan<'t> {
     fn directory(&self, p: &Placed) -> Vec<u8> {
         let empty = BTreeMap::new();
         let children = self.tree.children(p.id).unwrap_or(&empty);
-        let mut entries: Vec<(&[u8], NodeId)> =
-            children.iter().map(|(n, c)| (n.as_slice(), *c)).collect();
+        let mut entries: Vec<(&[u8], NodeId)> = children.iter().map(|(n, c)| (n.as_slice(), *c)).collect();
         entries.extend([(b".".as_slice(), p.id), (b"..", p.parent)]);
         entries.sort();
         let mut out = Vec::new();
@@ -308,11 +286,7 @@ fn fit(lengths: impl Iterator<Item = usize>) -> usize {
 
 /// Bytes of a directory with these children; agrees with [`Plan::directory`].
 fn directory_size(children: &BTreeMap<Vec<u8>, NodeId>) -> u64 {
-    let mut names: Vec<&[u8]> = children
-        .keys()
-        .map(Vec::as_slice)
-        .chain([b".".as_slice(), b".."])
-        .collect();
+    let mut names: Vec<&[u8]> = children.keys().map(Vec::as_slice).chain([b".".as_slice(), b".."]).collect();
     names.sort_unstable();
     let mut size = 0;
     let mut rest = &names[..];
@@ -361,17 +335,11 @@ fn inode(node: &Node, p: &Placed, number: u32) -> [u8; INODE as usize] {
     let layout = if p.tail > 0 { FLAT_INLINE } else { FLAT_PLAIN };
     let union = match node.kind {
         // new_encode_dev()
-        Kind::Char { major, minor } | Kind::Block { major, minor } => {
-            minor & 0xff | major << 8 | (minor & !0xff) << 12
-        }
+        Kind::Char { major, minor } | Kind::Block { major, minor } => minor & 0xff | major << 8 | (minor & !0xff) << 12,
         Kind::Fifo | Kind::Socket => 0,
         _ => p.block,
     };
-    let xattr_count = if p.xattrs.is_empty() {
-        0
-    } else {
-        (p.xattrs.len() - XATTR_HEADER) / 4 + 1
-    };
+    let xattr_count = if p.xattrs.is_empty() { 0 } else { (p.xattrs.len() - XATTR_HEADER) / 4 + 1 };
     i[0..2].copy_from_slice(&(EXTENDED | layout).to_le_bytes());
     i[2..4].copy_from_slice(&(xattr_count as u16).to_le_bytes());
     i[4..6].copy_from_slice(&mode(node).to_le_bytes());
@@ -390,10 +358,7 @@ fn inode(node: &Node, p: &Placed, number: u32) -> [u8; INODE as usize] {
 fn encode_xattrs(node: &Node) -> Result<Vec<u8>, WriteError> {
     let mut out = Vec::new();
     for (name, value) in &node.meta.xattrs {
-        let bad = |what| WriteError::Xattr {
-            name: String::from_utf8_lossy(name).into_owned(),
-            what,
-        };
+        let bad = |what| WriteError::Xattr { name: String::from_utf8_lossy(name).into_owned(), what };
         let known: [(&[u8], u8); 5] = [
             (b"user.", 1),
             (b"system.posix_acl_access", 2),
@@ -407,10 +372,8 @@ fn encode_xattrs(node: &Node) -> Result<Vec<u8>, WriteError> {
             (rest.is_empty() == matches!(index, 2 | 3)).then_some((*index, rest))
         });
         let (index, rest) = found.ok_or_else(|| bad("erofs has no namespace for it"))?;
-        let name_len =
-            u8::try_from(rest.len()).map_err(|_| bad("name is longer than 255 bytes"))?;
-        let value_len =
-            u16::try_from(value.len()).map_err(|_| bad("value is longer than 65535 bytes"))?;
+        let name_len = u8::try_from(rest.len()).map_err(|_| bad("name is longer than 255 bytes"))?;
+        let value_len = u16::try_from(value.len()).map_err(|_| bad("value is longer than 65535 bytes"))?;
         if out.is_empty() {
             out.resize(XATTR_HEADER, 0);
         }
@@ -451,11 +414,7 @@ impl<W: Write> Output<'_, W> {
     }
 
     fn pad_to(&mut self, at: u64) -> Result<(), WriteError> {
-        debug_assert!(
-            at >= self.at,
-            "layout went backwards: at {}, wanted {at}",
-            self.at
-        );
+        debug_assert!(at >= self.at, "layout went backwards: at {}, wanted {at}", self.at);
         let zeros = [0u8; BLOCK as usize];
         while self.at < at {
             let n = (at - self.at).min(BLOCK);

@@ -1,9 +1,6 @@
 //! Reads a payload as it arrives and hands out only what is verified.
 
-use super::{
-    CHUNK, DOMAIN, FORMAT, HEADER, ImageKind, MAGIC, MAX_MANIFEST, Manifest, SIGNATURE, Stored,
-    parse_hash,
-};
+use super::{CHUNK, DOMAIN, FORMAT, HEADER, ImageKind, MAGIC, MAX_MANIFEST, Manifest, SIGNATURE, Stored, parse_hash};
 use crate::io::le32;
 use flate2::{Decompress, FlushDecompress, Status};
 use p256::ecdsa::signature::Verifier;
@@ -88,9 +85,7 @@ pub enum PayloadError {
         limit: u64,
     },
     /// A chunk was altered on the way.
-    #[error(
-        "image {image}, chunk at byte {offset}: SHA-256 is not that of the manifest; download it again"
-    )]
+    #[error("image {image}, chunk at byte {offset}: SHA-256 is not that of the manifest; download it again")]
     Chunk {
         /// Which image.
         image: ImageKind,
@@ -181,12 +176,7 @@ impl Reader {
     /// A reader that accepts only what `expect` describes.
     #[must_use]
     pub fn new(expect: Expect) -> Reader {
-        Reader {
-            expect,
-            state: State::Header,
-            buf: Vec::new(),
-            taken: 0,
-        }
+        Reader { expect, state: State::Header, buf: Vec::new(), taken: 0 }
     }
 
     /// The manifest, once it has arrived and its signature, product, epoch and sizes were accepted.
@@ -224,10 +214,7 @@ impl Reader {
             State::Chunks(p) => p.stored_length(),
         };
         let expected = self.taken - self.buf.len() as u64 + needed as u64;
-        Err(PayloadError::Truncated {
-            found: self.taken,
-            expected: expected.max(self.taken + 1),
-        })
+        Err(PayloadError::Truncated { found: self.taken, expected: expected.max(self.taken + 1) })
     }
 
     fn step(&mut self, input: &mut &[u8]) -> Result<Option<Chunk>, PayloadError> {
@@ -246,12 +233,7 @@ impl Reader {
                     }
                     let manifest = accept(&self.buf, &self.expect)?;
                     self.buf.clear();
-                    self.state = State::Chunks(Progress {
-                        manifest,
-                        image: 0,
-                        chunk: 0,
-                        hash: Sha256::new(),
-                    });
+                    self.state = State::Chunks(Progress { manifest, image: 0, chunk: 0, hash: Sha256::new() });
                 }
                 State::Chunks(p) => {
                     if p.image == p.manifest.images.len() {
@@ -290,11 +272,10 @@ impl Progress {
         let plain_length = self.plain_length() as usize;
         let described = &self.manifest.images[self.image];
         let (image, offset) = (described.kind, self.chunk as u64 * CHUNK);
-        let verified =
-            |sha256: &str| match parse_hash(sha256) == Some(Sha256::digest(stored).into()) {
-                true => Ok(()),
-                false => Err(PayloadError::Chunk { image, offset }),
-            };
+        let verified = |sha256: &str| match parse_hash(sha256) == Some(Sha256::digest(stored).into()) {
+            true => Ok(()),
+            false => Err(PayloadError::Chunk { image, offset }),
+        };
         let body = match &described.chunks[self.chunk] {
             Stored::Zero => {
                 let zeros = [0u8; 4096];
@@ -313,11 +294,7 @@ impl Progress {
             Stored::Deflate { sha256, .. } => {
                 verified(sha256)?;
                 let plain = inflate(stored, plain_length);
-                Body::Data(plain.ok_or(PayloadError::Inflate {
-                    image,
-                    offset,
-                    expected: plain_length,
-                })?)
+                Body::Data(plain.ok_or(PayloadError::Inflate { image, offset, expected: plain_length })?)
             }
         };
         if let Body::Data(d) = &body {
@@ -332,11 +309,7 @@ impl Progress {
             self.image += 1;
             self.chunk = 0;
         }
-        Ok(Chunk {
-            image,
-            offset,
-            body,
-        })
+        Ok(Chunk { image, offset, body })
     }
 }
 
@@ -352,9 +325,7 @@ fn fill(buf: &mut Vec<u8>, input: &mut &[u8], want: usize, taken: &mut u64) -> b
 /// Checks the header; length of header, manifest and signature.
 fn total_head(header: &[u8]) -> Result<usize, PayloadError> {
     if &header[..8] != MAGIC {
-        return Err(PayloadError::Magic {
-            found: hex::encode(&header[..8]),
-        });
+        return Err(PayloadError::Magic { found: hex::encode(&header[..8]) });
     }
     let format = le32(header, 8).unwrap_or_default();
     if format != FORMAT {
@@ -371,29 +342,19 @@ fn accept(head: &[u8], expect: &Expect) -> Result<Manifest, PayloadError> {
     let (signed, signature) = head.split_at(head.len() - SIGNATURE);
     let message = [DOMAIN, signed].concat();
     let signature = Signature::from_slice(signature).ok();
-    let genuine =
-        signature.is_some_and(|s| expect.keys.iter().any(|k| k.verify(&message, &s).is_ok()));
+    let genuine = signature.is_some_and(|s| expect.keys.iter().any(|k| k.verify(&message, &s).is_ok()));
     if !genuine {
-        return Err(PayloadError::Signature {
-            keys: expect.keys.len(),
-        });
+        return Err(PayloadError::Signature { keys: expect.keys.len() });
     }
-    let manifest: Manifest = serde_json::from_slice(&signed[HEADER..])
-        .map_err(|e| PayloadError::Manifest(e.to_string()))?;
+    let manifest: Manifest =
+        serde_json::from_slice(&signed[HEADER..]).map_err(|e| PayloadError::Manifest(e.to_string()))?;
     manifest.check().map_err(PayloadError::Manifest)?;
     if manifest.product != expect.product {
-        return Err(PayloadError::Product {
-            found: manifest.product,
-            expected: expect.product.clone(),
-        });
+        return Err(PayloadError::Product { found: manifest.product, expected: expect.product.clone() });
     }
     if manifest.epoch < expect.min_epoch {
         let (found, expected) = (manifest.epoch, expect.min_epoch);
-        return Err(PayloadError::Epoch {
-            version: manifest.version,
-            found,
-            expected,
-        });
+        return Err(PayloadError::Epoch { version: manifest.version, found, expected });
     }
     for i in &manifest.images {
         let limit = match i.kind {
@@ -401,11 +362,7 @@ fn accept(head: &[u8], expect: &Expect) -> Result<Manifest, PayloadError> {
             ImageKind::Esp => expect.esp_bytes,
         };
         if i.size > limit {
-            return Err(PayloadError::TooLarge {
-                image: i.kind,
-                found: i.size,
-                limit,
-            });
+            return Err(PayloadError::TooLarge { image: i.kind, found: i.size, limit });
         }
     }
     Ok(manifest)
@@ -416,9 +373,7 @@ fn inflate(stored: &[u8], plain_length: usize) -> Option<Vec<u8>> {
     let mut inflater = Decompress::new(false);
     // One byte more than expected, so that a longer stream shows.
     let mut out = Vec::with_capacity(plain_length + 1);
-    let status = inflater
-        .decompress_vec(stored, &mut out, FlushDecompress::Finish)
-        .ok()?;
+    let status = inflater.decompress_vec(stored, &mut out, FlushDecompress::Finish).ok()?;
     let whole = status == Status::StreamEnd && inflater.total_in() == stored.len() as u64;
     (whole && out.len() == plain_length).then_some(out)
 }
@@ -426,13 +381,7 @@ fn inflate(stored: &[u8], plain_length: usize) -> Option<Vec<u8>> {
 /// Fuzz entry: the head of a payload, with the signature check left out, then chunks.
 #[doc(hidden)]
 pub fn fuzz_payload(data: &[u8]) {
-    let expect = Expect {
-        product: "p".into(),
-        keys: vec![],
-        min_epoch: 0,
-        os_bytes: 1 << 24,
-        esp_bytes: 1 << 24,
-    };
+    let expect = Expect { product: "p".into(), keys: vec![], min_epoch: 0, os_bytes: 1 << 24, esp_bytes: 1 << 24 };
     let mut reader = Reader::new(expect);
     let _ = reader.next(&mut &data[..]);
     let (json, mut input) = data.split_at(data.len() / 2);
@@ -442,12 +391,7 @@ pub fn fuzz_payload(data: &[u8]) {
     if manifest.check().is_err() || manifest.total_bytes() >= 1 << 24 {
         return;
     }
-    reader.state = State::Chunks(Progress {
-        manifest,
-        image: 0,
-        chunk: 0,
-        hash: Sha256::new(),
-    });
+    reader.state = State::Chunks(Progress { manifest, image: 0, chunk: 0, hash: Sha256::new() });
     reader.buf.clear();
     while let Ok(Some(_)) = reader.next(&mut input) {}
     let _ = reader.finish();

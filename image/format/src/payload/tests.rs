@@ -8,21 +8,13 @@ fn key() -> SigningKey {
 }
 
 fn release() -> Release {
-    Release {
-        product: PRODUCT.into(),
-        version: "1.2.3".into(),
-        epoch: 2,
-        kind: Kind::Dev,
-    }
+    Release { product: PRODUCT.into(), version: "1.2.3".into(), epoch: 2, kind: Kind::Dev }
 }
 
 fn expect() -> Expect {
     Expect {
         product: PRODUCT.into(),
-        keys: vec![
-            *SigningKey::from_slice(&[8; 32]).unwrap().verifying_key(),
-            *key().verifying_key(),
-        ],
+        keys: vec![*SigningKey::from_slice(&[8; 32]).unwrap().verifying_key(), *key().verifying_key()],
         min_epoch: 2,
         os_bytes: 8 << 20,
         esp_bytes: 4 << 20,
@@ -54,11 +46,7 @@ fn read(bytes: &[u8], step: usize, expect: Expect) -> Result<(Vec<u8>, Vec<u8>),
     let (mut os, mut esp) = (Vec::new(), Vec::new());
     for mut piece in bytes.chunks(step) {
         while let Some(chunk) = reader.next(&mut piece)? {
-            let image = if chunk.image == ImageKind::Os {
-                &mut os
-            } else {
-                &mut esp
-            };
+            let image = if chunk.image == ImageKind::Os { &mut os } else { &mut esp };
             assert_eq!(chunk.offset, image.len() as u64);
             match chunk.body {
                 Body::Zero(n) => image.resize(image.len() + n as usize, 0),
@@ -76,18 +64,11 @@ fn a_payload_round_trips_in_any_split_and_is_reproducible() {
     let (os, esp) = (os_image(), b"esp".to_vec());
     let bytes = payload(&os, &esp);
     assert_eq!(bytes, payload(&os, &esp));
-    assert!(
-        bytes.len() < os.len() - 1_900_000,
-        "zeros and text are not stored: {}",
-        bytes.len()
-    );
+    assert!(bytes.len() < os.len() - 1_900_000, "zeros and text are not stored: {}", bytes.len());
     for step in [997, 65536, usize::MAX >> 1] {
         assert!(read(&bytes, step, expect()).unwrap() == (os.clone(), esp.clone()));
     }
-    assert_eq!(
-        read(&payload(b"o", b"e"), 1, expect()),
-        Ok((b"o".to_vec(), b"e".to_vec()))
-    );
+    assert_eq!(read(&payload(b"o", b"e"), 1, expect()), Ok((b"o".to_vec(), b"e".to_vec())));
 }
 
 #[test]
@@ -98,37 +79,12 @@ fn what_does_not_fit_this_machine_is_named() {
         change(&mut e);
         read(&bytes, 4096, e).unwrap_err()
     };
-    assert!(matches!(
-        refuse(|e| e.product = "other".into()),
-        PayloadError::Product { .. }
-    ));
-    assert_eq!(
-        refuse(|e| e.keys.truncate(1)),
-        PayloadError::Signature { keys: 1 }
-    );
-    assert!(matches!(
-        refuse(|e| e.min_epoch = 3),
-        PayloadError::Epoch {
-            found: 2,
-            expected: 3,
-            ..
-        }
-    ));
-    assert!(matches!(
-        refuse(|e| e.os_bytes = 1 << 20),
-        PayloadError::TooLarge {
-            image: ImageKind::Os,
-            ..
-        }
-    ));
-    assert!(matches!(
-        read(b"<html>404 not found</html>", 7, expect()),
-        Err(PayloadError::Magic { .. })
-    ));
-    assert!(matches!(
-        read(&[bytes.clone(), vec![0]].concat(), 4096, expect()),
-        Err(PayloadError::Trailing { .. })
-    ));
+    assert!(matches!(refuse(|e| e.product = "other".into()), PayloadError::Product { .. }));
+    assert_eq!(refuse(|e| e.keys.truncate(1)), PayloadError::Signature { keys: 1 });
+    assert!(matches!(refuse(|e| e.min_epoch = 3), PayloadError::Epoch { found: 2, expected: 3, .. }));
+    assert!(matches!(refuse(|e| e.os_bytes = 1 << 20), PayloadError::TooLarge { image: ImageKind::Os, .. }));
+    assert!(matches!(read(b"<html>404 not found</html>", 7, expect()), Err(PayloadError::Magic { .. })));
+    assert!(matches!(read(&[bytes.clone(), vec![0]].concat(), 4096, expect()), Err(PayloadError::Trailing { .. })));
 }
 
 #[test]
@@ -154,20 +110,8 @@ fn every_flipped_byte_is_refused_before_it_is_handed_out() {
         let mut input = &bad[..];
         loop {
             match reader.next(&mut input) {
-                Ok(Some(Chunk {
-                    image,
-                    body: Body::Data(d),
-                    ..
-                })) => {
-                    assert_eq!(
-                        d,
-                        if image == ImageKind::Os {
-                            os.clone()
-                        } else {
-                            esp.clone()
-                        },
-                        "byte {at}"
-                    );
+                Ok(Some(Chunk { image, body: Body::Data(d), .. })) => {
+                    assert_eq!(d, if image == ImageKind::Os { os.clone() } else { esp.clone() }, "byte {at}");
                 }
                 Ok(Some(_)) => panic!("byte {at}: there are no zero chunks"),
                 // A changed length field makes the reader wait for what never comes.
@@ -178,10 +122,7 @@ fn every_flipped_byte_is_refused_before_it_is_handed_out() {
                 }
             }
         }
-        assert!(
-            reader.finish().is_err(),
-            "byte {at} flipped, and the payload is accepted"
-        );
+        assert!(reader.finish().is_err(), "byte {at} flipped, and the payload is accepted");
     }
 }
 

@@ -1,8 +1,6 @@
 //! Makes a payload file.
 
-use super::{
-    CHUNK, DOMAIN, FORMAT, HEADER, Image, ImageKind, MAGIC, MAX_MANIFEST, Manifest, Stored,
-};
+use super::{CHUNK, DOMAIN, FORMAT, HEADER, Image, ImageKind, MAGIC, MAX_MANIFEST, Manifest, Stored};
 use crate::release::Release;
 use flate2::Compression;
 use flate2::write::DeflateEncoder;
@@ -51,12 +49,7 @@ pub fn write(
             stored_chunks.push(data);
         }
         let sha256 = hex::encode(Sha256::digest(bytes));
-        described.push(Image {
-            kind,
-            size: bytes.len() as u64,
-            sha256,
-            chunks,
-        });
+        described.push(Image { kind, size: bytes.len() as u64, sha256, chunks });
     }
     let manifest = Manifest {
         product: release.product.clone(),
@@ -67,10 +60,7 @@ pub fn write(
     manifest.check().map_err(WriteError::Manifest)?;
     let json = serde_json::to_vec(&manifest).map_err(|e| WriteError::Manifest(e.to_string()))?;
     if json.len() > MAX_MANIFEST {
-        return Err(WriteError::Manifest(format!(
-            "{} bytes, expected at most {MAX_MANIFEST}",
-            json.len()
-        )));
+        return Err(WriteError::Manifest(format!("{} bytes, expected at most {MAX_MANIFEST}", json.len())));
     }
     let mut head = Vec::with_capacity(HEADER + json.len());
     head.extend(MAGIC);
@@ -96,18 +86,7 @@ fn store(plain: &[u8]) -> io::Result<(Stored, Vec<u8>)> {
     let packed = encoder.finish()?;
     if packed.len() < plain.len() {
         let sha256 = hex::encode(Sha256::digest(&packed));
-        return Ok((
-            Stored::Deflate {
-                length: packed.len() as u32,
-                sha256,
-            },
-            packed,
-        ));
+        return Ok((Stored::Deflate { length: packed.len() as u32, sha256 }, packed));
     }
-    Ok((
-        Stored::Raw {
-            sha256: hex::encode(Sha256::digest(plain)),
-        },
-        plain.to_vec(),
-    ))
+    Ok((Stored::Raw { sha256: hex::encode(Sha256::digest(plain)) }, plain.to_vec()))
 }
