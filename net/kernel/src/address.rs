@@ -55,14 +55,7 @@ pub fn parse(body: &[u8]) -> Option<Found> {
             _ => {}
         }
     }
-    Some(Found {
-        index,
-        prefix: Prefix {
-            address: local.or(remote)?,
-            length,
-        },
-        ours,
-    })
+    Some(Found { index, prefix: Prefix { address: local.or(remote)?, length }, ours })
 }
 
 fn message(kind: u16, flags: i32, link: &Link, prefix: Prefix) -> Message {
@@ -99,9 +92,6 @@ impl Netlink {
     /// Removes an address; one that is gone already is no error.
     pub fn delete_address(&mut self, link: &Link, prefix: Prefix) -> Result<(), NetlinkError> {
         let m = message(libc::RTM_DELADDR, 0, link, prefix);
-        tolerate(
-            self.request(&format!("remove {prefix} from {}", link.name), m),
-            &[libc::EADDRNOTAVAIL, libc::ENODEV],
-        )
+        tolerate(self.request(&format!("remove {prefix} from {}", link.name), m), &[libc::EADDRNOTAVAIL, libc::ENODEV])
     }
 }

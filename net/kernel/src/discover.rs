@@ -5,9 +5,7 @@ use crate::netlink::{Netlink, NetlinkError};
 use crate::sysctl;
 use holdfast_model::net::Prefix;
 use holdfast_plan::firewall::{Family, Table};
-use holdfast_plan::item::{
-    Address, Bridge, BridgePort, Hop, ItemKey, NetItem, Port, Resolver, Route, Tap, Vlan,
-};
+use holdfast_plan::item::{Address, Bridge, BridgePort, Hop, ItemKey, NetItem, Port, Resolver, Route, Tap, Vlan};
 use holdfast_plan::rules::TABLE;
 use holdfast_reconcile::Graph;
 use std::net::IpAddr;
@@ -23,17 +21,10 @@ pub fn discover(
 ) -> Result<Graph<NetItem>, NetlinkError> {
     let mut graph = Graph::new();
     let links = route.links()?;
-    let name_of = |index: u32| {
-        links
-            .iter()
-            .find(|l| l.index == index)
-            .map(|l| l.name.clone())
-    };
+    let name_of = |index: u32| links.iter().find(|l| l.index == index).map(|l| l.name.clone());
     for link in &links {
         graph.extend(link_item(link, intended, &name_of));
-        if let Some(bridge) = link
-            .master
-            .and_then(|i| links.iter().find(|l| l.index == i))
+        if let Some(bridge) = link.master.and_then(|i| links.iter().find(|l| l.index == i))
             && bridge.ours
         {
             graph.insert(NetItem::BridgePort(BridgePort {
@@ -46,10 +37,7 @@ pub fn discover(
     let addresses = route.addresses()?;
     for a in addresses.iter().filter(|a| a.ours) {
         if let Some(link) = name_of(a.index) {
-            graph.insert(NetItem::Address(Address {
-                link,
-                prefix: a.prefix,
-            }));
+            graph.insert(NetItem::Address(Address { link, prefix: a.prefix }));
         }
     }
     for r in route.routes()?.into_iter().filter(|r| r.ours) {
@@ -60,45 +48,29 @@ pub fn discover(
             .map(|a| a.prefix);
         let hop = match (r.unreachable, link, source, r.router) {
             (true, ..) => Hop::Unreachable,
-            (_, Some(link), Some(source), Some(router)) => Hop::Gateway {
-                router,
-                link,
-                source,
-            },
+            (_, Some(link), Some(source), Some(router)) => Hop::Gateway { router, link, source },
             (_, Some(link), Some(source), None) => Hop::Link { link, source },
             // Its source address is gone: not as we make routes, remove it by its key.
-            (_, Some(link), None, _) => Hop::Link {
-                link,
-                source: Prefix {
-                    address: IpAddr::from([0, 0, 0, 0]),
-                    length: 0,
-                },
-            },
+            (_, Some(link), None, _) => {
+                Hop::Link { link, source: Prefix { address: IpAddr::from([0, 0, 0, 0]), length: 0 } }
+            }
             _ => continue,
         };
-        graph.insert(NetItem::Route(Route {
-            table: r.table,
-            destination: r.destination,
-            metric: r.metric,
-            hop,
-        }));
+        graph.insert(NetItem::Route(Route { table: r.table, destination: r.destination, metric: r.metric, hop }));
     }
     graph.extend(route.rules()?.into_iter().map(NetItem::PolicyRule));
     for family in [Family::Inet, Family::Bridge] {
         for name in nft.tables(family)?.into_iter().filter(|n| n == TABLE) {
             // Its content is not read: an intended table differs from this one and replaces it, which disturbs no
             // connection.
-            graph.insert(NetItem::Nftables(Table {
-                family,
-                name,
-                chains: Vec::new(),
-            }));
+            graph.insert(NetItem::Nftables(Table { family, name, chains: Vec::new() }));
         }
     }
     for (key, item) in intended.iter() {
         match (key, item) {
             (ItemKey::Sysctl(path), NetItem::Sysctl(wanted)) => {
-                if sysctl::read(path).is_ok_and(|v| v == wanted.value) {
+                let is_so = sysctl::read(path).is_ok_and(|v| v == wanted.value);
+                if is_so || sysctl::is_absent(path) {
                     graph.insert(item.clone());
                 }
             }
@@ -114,31 +86,16 @@ pub fn discover(
     Ok(graph)
 }
 
-fn link_item(
-    link: &Link,
-    intended: &Graph<NetItem>,
-    name_of: &impl Fn(u32) -> Option<String>,
-) -> Option<NetItem> {
+fn link_item(link: &Link, intended: &Graph<NetItem>, name_of: &impl Fn(u32) -> Option<String>) -> Option<NetItem> {
     let name = link.name.clone();
     // One of ours that is down was left half made: no MTU makes it differ from what is intended.
     let mtu = if link.up { link.mtu } else { 0 };
     match link.kind.as_str() {
-        "bridge" if link.ours => Some(NetItem::Bridge(Bridge {
-            name,
-            mac: link.mac,
-            mtu,
-        })),
-        "tun" if link.ours => Some(NetItem::Tap(Tap {
-            name,
-            owner_uid: link.tun_owner?,
-            mtu,
-        })),
-        "vlan" if link.ours => Some(NetItem::Vlan(Vlan {
-            name,
-            parent: name_of(link.lower?)?,
-            id: link.vlan_id?,
-            mtu,
-        })),
+        "bridge" if link.ours => Some(NetItem::Bridge(Bridge { name, mac: link.mac, mtu })),
+        "tun" if link.ours => Some(NetItem::Tap(Tap { name, owner_uid: link.tun_owner?, mtu })),
+        "vlan" if link.ours => {
+            Some(NetItem::Vlan(Vlan { name, parent: name_of(link.lower?)?, id: link.vlan_id?, mtu }))
+        }
         _ => match intended.get(&NetItem::link_key(&name)) {
             Some(NetItem::Port(_)) => Some(NetItem::Port(Port { name, mtu })),
             _ => None,

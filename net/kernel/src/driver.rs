@@ -35,11 +35,7 @@ pub enum DriverError {
 /// All methods are idempotent and return within a deadline.
 pub trait Services {
     /// Starts a service with its sockets and configuration (descriptor numbers: [`crate::sockets`]).
-    fn start(
-        &mut self,
-        service: &Service,
-        prepared: Prepared,
-    ) -> impl Future<Output = Result<(), String>>;
+    fn start(&mut self, service: &Service, prepared: Prepared) -> impl Future<Output = Result<(), String>>;
 
     /// Gives a running service new tables (`Request::Update` on its control socket).
     fn update(&mut self, old: &Service, new: &Service) -> impl Future<Output = Result<(), String>>;
@@ -65,28 +61,13 @@ pub struct NetDriver<S> {
 impl<S: Services> NetDriver<S> {
     /// For the network namespace of the calling thread. `resolver` is where `resolv.conf` is written.
     pub fn new(services: S, resolver: impl Into<PathBuf>) -> Result<Self, NetlinkError> {
-        Ok(Self {
-            route: Netlink::route()?,
-            nft: Netlink::netfilter()?,
-            resolver: resolver.into(),
-            services,
-        })
+        Ok(Self { route: Netlink::route()?, nft: Netlink::netfilter()?, resolver: resolver.into(), services })
     }
 
     /// What exists now of what this program makes: to be adopted by a fresh reconciler.
-    pub async fn discover(
-        &mut self,
-        intended: &Graph<NetItem>,
-    ) -> Result<Graph<NetItem>, NetlinkError> {
-        let mut graph =
-            discover::discover(&mut self.route, &mut self.nft, &self.resolver, intended)?;
-        graph.extend(
-            self.services
-                .running()
-                .await
-                .into_iter()
-                .map(NetItem::Service),
-        );
+    pub async fn discover(&mut self, intended: &Graph<NetItem>) -> Result<Graph<NetItem>, NetlinkError> {
+        let mut graph = discover::discover(&mut self.route, &mut self.nft, &self.resolver, intended)?;
+        graph.extend(self.services.running().await.into_iter().map(NetItem::Service));
         Ok(graph)
     }
 
@@ -136,11 +117,7 @@ impl<S: Services> NetDriver<S> {
         };
         match &route.hop {
             Hop::Unreachable => kernel.unreachable = true,
-            Hop::Gateway {
-                link,
-                source,
-                router,
-            } => {
+            Hop::Gateway { link, source, router } => {
                 kernel.output = Some(self.route.link(link)?.index);
                 kernel.source = Some(source.address);
                 kernel.router = Some(*router);
@@ -251,11 +228,7 @@ impl<S: Services> Driver<NetItem> for NetDriver<S> {
                     Err(NetlinkError::NotFound { .. }) => return Ok(()),
                     other => other?,
                 };
-                let by_key = KernelRoute {
-                    router: None,
-                    source: None,
-                    ..route
-                };
+                let by_key = KernelRoute { router: None, source: None, ..route };
                 self.route.delete_route(&by_key)?;
             }
             NetItem::PolicyRule(i) => self.route.delete_rule(i)?,
@@ -280,8 +253,5 @@ fn write_file(path: &Path, text: &str) -> Result<(), DriverError> {
         file.write_all(text.as_bytes())?;
         std::fs::rename(&fresh, path)
     };
-    attempt().map_err(|source| DriverError::File {
-        path: path.to_owned(),
-        source,
-    })
+    attempt().map_err(|source| DriverError::File { path: path.to_owned(), source })
 }

@@ -1,9 +1,7 @@
 //! Network interfaces (`rtnetlink(7)`, `RTM_*LINK`).
 
 use crate::ALIAS;
-use crate::netlink::{
-    Message, Netlink, NetlinkError, attribute, attributes, number, string, tolerate,
-};
+use crate::netlink::{Message, Netlink, NetlinkError, attribute, attributes, number, string, tolerate};
 use holdfast_model::net::Mac;
 use holdfast_model::observed::InterfaceCounters;
 
@@ -107,9 +105,7 @@ fn parse_info(info: &[u8], link: &mut Link) {
     if let Some(data) = attribute(info, INFO_DATA) {
         match link.kind.as_str() {
             "vlan" => {
-                link.vlan_id = attribute(data, VLAN_ID)
-                    .and_then(number)
-                    .and_then(|n| u16::try_from(n).ok());
+                link.vlan_id = attribute(data, VLAN_ID).and_then(number).and_then(|n| u16::try_from(n).ok());
             }
             "tun" => link.tun_owner = attribute(data, TUN_OWNER).and_then(number),
             _ => {}
@@ -124,12 +120,7 @@ fn parse_info(info: &[u8], link: &mut Link) {
 
 /// struct rtnl_link_stats64: rx/tx packets, rx/tx bytes, rx/tx errors, rx/tx dropped, ...
 fn parse_counters(value: &[u8]) -> InterfaceCounters {
-    let field = |i: usize| {
-        value
-            .get(i * 8..i * 8 + 8)
-            .and_then(|b| b.try_into().ok())
-            .map_or(0, u64::from_ne_bytes)
-    };
+    let field = |i: usize| value.get(i * 8..i * 8 + 8).and_then(|b| b.try_into().ok()).map_or(0, u64::from_ne_bytes);
     InterfaceCounters {
         rx_packets: field(0),
         tx_packets: field(1),
@@ -155,10 +146,7 @@ const UP: u32 = libc::IFF_UP as u32;
 impl Netlink {
     /// All interfaces.
     pub fn links(&mut self) -> Result<Vec<Link>, NetlinkError> {
-        let answers = self.dump(
-            "list interfaces",
-            Message::new(libc::RTM_GETLINK, 0, &header(0, 0, 0)),
-        )?;
+        let answers = self.dump("list interfaces", Message::new(libc::RTM_GETLINK, 0, &header(0, 0, 0)))?;
         Ok(answers.iter().filter_map(|a| parse(&a.body)).collect())
     }
 
@@ -187,11 +175,7 @@ impl Netlink {
         fill: impl FnOnce(&mut Message),
         data: impl FnOnce(&mut Message),
     ) -> Result<(), NetlinkError> {
-        let mut m = Message::new(
-            libc::RTM_NEWLINK,
-            libc::NLM_F_CREATE | libc::NLM_F_EXCL,
-            &header(0, 0, 0),
-        );
+        let mut m = Message::new(libc::RTM_NEWLINK, libc::NLM_F_CREATE | libc::NLM_F_EXCL, &header(0, 0, 0));
         m.text(IFLA_IFNAME, name);
         fill(&mut m);
         m.nest(IFLA_LINKINFO, |m| {
@@ -320,10 +304,9 @@ impl Netlink {
     pub fn set_isolated(&mut self, link: &Link, isolated: bool) -> Result<(), NetlinkError> {
         self.change_link("isolate", link, 0, 0, |m| {
             m.nest(IFLA_LINKINFO, |m| {
-                m.text(INFO_SLAVE_KIND, "bridge")
-                    .nest(INFO_SLAVE_DATA, |m| {
-                        m.attr(BRPORT_ISOLATED, &[u8::from(isolated)]);
-                    });
+                m.text(INFO_SLAVE_KIND, "bridge").nest(INFO_SLAVE_DATA, |m| {
+                    m.attr(BRPORT_ISOLATED, &[u8::from(isolated)]);
+                });
             });
         })
     }
@@ -331,9 +314,6 @@ impl Netlink {
     /// Removes an interface; one that is gone already is no error.
     pub fn delete_link(&mut self, link: &Link) -> Result<(), NetlinkError> {
         let m = Message::new(libc::RTM_DELLINK, 0, &header(link.index, 0, 0));
-        tolerate(
-            self.request(&format!("remove {}", link.name), m),
-            &[libc::ENODEV],
-        )
+        tolerate(self.request(&format!("remove {}", link.name), m), &[libc::ENODEV])
     }
 }

@@ -37,16 +37,9 @@ const GROUP_IPV4_ADDRESS: u32 = 0x10;
 impl Monitor {
     /// Subscribes. Must be called inside a tokio runtime.
     pub fn new() -> io::Result<Self> {
-        let fd = sys::socket(
-            libc::AF_NETLINK,
-            libc::SOCK_RAW | libc::SOCK_NONBLOCK,
-            libc::NETLINK_ROUTE,
-        )?;
+        let fd = sys::socket(libc::AF_NETLINK, libc::SOCK_RAW | libc::SOCK_NONBLOCK, libc::NETLINK_ROUTE)?;
         sys::bind_netlink(&fd, GROUP_LINK | GROUP_IPV4_ADDRESS)?;
-        Ok(Self {
-            fd: sys::register(fd)?,
-            ready: VecDeque::new(),
-        })
+        Ok(Self { fd: sys::register(fd)?, ready: VecDeque::new() })
     }
 
     /// The next change. May be dropped and called again without loss.
@@ -62,10 +55,9 @@ impl Monitor {
                 Err(_would_block) => {}
                 Ok(Err(e)) if e.raw_os_error() == Some(libc::ENOBUFS) => return Ok(Event::Overrun),
                 Ok(Err(e)) => return Err(e),
-                Ok(Ok(n)) => self.ready.extend(
-                    messages(buffer.get(..n).unwrap_or(&buffer))
-                        .filter_map(|a| event(a.kind, &a.body)),
-                ),
+                Ok(Ok(n)) => self
+                    .ready
+                    .extend(messages(buffer.get(..n).unwrap_or(&buffer)).filter_map(|a| event(a.kind, &a.body))),
             }
         }
     }

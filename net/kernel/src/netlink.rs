@@ -63,11 +63,7 @@ impl NetlinkError {
     /// A failed system call other than netlink.
     #[must_use]
     pub fn io(what: impl Into<String>, errno: io::Error) -> Self {
-        Self::Refused {
-            what: what.into(),
-            errno,
-            message: None,
-        }
+        Self::Refused { what: what.into(), errno, message: None }
     }
 }
 
@@ -265,13 +261,7 @@ impl Netlink {
             let _ = sys::set_option(&fd, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, 2 << 20);
             Ok(fd)
         };
-        Ok(Self {
-            fd: open().map_err(|source| NetlinkError::Socket {
-                what: "open".into(),
-                source,
-            })?,
-            sequence: 0,
-        })
+        Ok(Self { fd: open().map_err(|source| NetlinkError::Socket { what: "open".into(), source })?, sequence: 0 })
     }
 
     fn next_sequence(&mut self) -> u32 {
@@ -281,32 +271,23 @@ impl Netlink {
 
     fn receive(&self, what: &str, wait: bool) -> Result<Vec<u8>, NetlinkError> {
         let mut buffer = vec![0; 64 << 10];
-        let n =
-            sys::receive(&self.fd, &mut buffer, wait).map_err(|source| NetlinkError::Socket {
-                what: what.to_owned(),
-                source,
-            })?;
+        let n = sys::receive(&self.fd, &mut buffer, wait)
+            .map_err(|source| NetlinkError::Socket { what: what.to_owned(), source })?;
         if n > buffer.len() {
-            return Err(NetlinkError::Malformed {
-                what: what.to_owned(),
-            });
+            return Err(NetlinkError::Malformed { what: what.to_owned() });
         }
         buffer.truncate(n);
         Ok(buffer)
     }
 
     fn send(&self, what: &str, bytes: &[u8]) -> Result<(), NetlinkError> {
-        sys::send(&self.fd, bytes).map_err(|source| NetlinkError::Socket {
-            what: what.to_owned(),
-            source,
-        })
+        sys::send(&self.fd, bytes).map_err(|source| NetlinkError::Socket { what: what.to_owned(), source })
     }
 
     /// Sends a request and waits for its acknowledgement.
     pub fn request(&mut self, what: &str, message: Message) -> Result<(), NetlinkError> {
         let mut message = message;
-        let flags =
-            u16::from_ne_bytes([message.bytes[6], message.bytes[7]]) | libc::NLM_F_ACK as u16;
+        let flags = u16::from_ne_bytes([message.bytes[6], message.bytes[7]]) | libc::NLM_F_ACK as u16;
         message.bytes[6..8].copy_from_slice(&flags.to_ne_bytes());
         let sequence = self.next_sequence();
         self.send(what, &message.finish(sequence))?;
@@ -322,8 +303,7 @@ impl Netlink {
     /// Sends a dump request and collects its answers.
     pub fn dump(&mut self, what: &str, message: Message) -> Result<Vec<Answer>, NetlinkError> {
         let mut message = message;
-        let flags =
-            u16::from_ne_bytes([message.bytes[6], message.bytes[7]]) | libc::NLM_F_DUMP as u16;
+        let flags = u16::from_ne_bytes([message.bytes[6], message.bytes[7]]) | libc::NLM_F_DUMP as u16;
         message.bytes[6..8].copy_from_slice(&flags.to_ne_bytes());
         let sequence = self.next_sequence();
         self.send(what, &message.finish(sequence))?;
@@ -361,8 +341,7 @@ impl Netlink {
         let count = items.len();
         for (i, (name, mut message)) in items.into_iter().enumerate() {
             if i + 1 == count {
-                let flags = u16::from_ne_bytes([message.bytes[6], message.bytes[7]])
-                    | libc::NLM_F_ACK as u16;
+                let flags = u16::from_ne_bytes([message.bytes[6], message.bytes[7]]) | libc::NLM_F_ACK as u16;
                 message.bytes[6..8].copy_from_slice(&flags.to_ne_bytes());
             }
             names.push(name);
@@ -373,14 +352,10 @@ impl Netlink {
         self.send(what, &bytes)?;
         // The kernel has answered by now: an error for each message that failed, or for the first when the commit did,
         // and the acknowledgement of the last otherwise.
-        let mut result = Err(NetlinkError::Malformed {
-            what: what.to_owned(),
-        });
+        let mut result = Err(NetlinkError::Malformed { what: what.to_owned() });
         loop {
             let data = match self.receive(what, false) {
-                Err(NetlinkError::Socket { source, .. })
-                    if source.kind() == io::ErrorKind::WouldBlock =>
-                {
+                Err(NetlinkError::Socket { source, .. }) if source.kind() == io::ErrorKind::WouldBlock => {
                     return result;
                 }
                 other => other?,
@@ -392,10 +367,7 @@ impl Netlink {
                 let index = answer.sequence.wrapping_sub(first) as usize;
                 let name = names.get(index).map_or(what, String::as_str);
                 match acknowledgement(&format!("{what}: {name}"), &answer) {
-                    Ok(())
-                        if answer.sequence == last
-                            && !matches!(result, Err(NetlinkError::Refused { .. })) =>
-                    {
+                    Ok(()) if answer.sequence == last && !matches!(result, Err(NetlinkError::Refused { .. })) => {
                         result = Ok(());
                     }
                     Ok(()) => {}
@@ -410,9 +382,7 @@ impl Netlink {
 
 /// Reads an `NLMSG_ERROR` body: error number, the request's header, then attributes.
 fn acknowledgement(what: &str, answer: &Answer) -> Result<(), NetlinkError> {
-    let malformed = || NetlinkError::Malformed {
-        what: what.to_owned(),
-    };
+    let malformed = || NetlinkError::Malformed { what: what.to_owned() };
     let code = answer.body.get(0..4).ok_or_else(malformed)?;
     let code = i32::from_ne_bytes(code.try_into().map_err(|_| malformed())?);
     if code == 0 {
@@ -452,9 +422,6 @@ mod tests {
     fn truncated_answers_end_the_iteration() {
         assert_eq!(attributes(&[5, 0, 1]).count(), 0);
         assert_eq!(attributes(&[0, 0, 1, 0]).count(), 0);
-        assert_eq!(
-            messages(&[40, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]).count(),
-            0
-        );
+        assert_eq!(messages(&[40, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]).count(), 0);
     }
 }

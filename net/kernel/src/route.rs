@@ -53,10 +53,7 @@ pub fn parse(body: &[u8]) -> Option<KernelRoute> {
     };
     let mut route = KernelRoute {
         table: u32::from(*body.get(4)?),
-        destination: Prefix {
-            address: any,
-            length: *body.get(1)?,
-        },
+        destination: Prefix { address: any, length: *body.get(1)? },
         metric: 0,
         output: None,
         router: None,
@@ -96,19 +93,14 @@ fn message(kind: u16, flags: i32, route: &KernelRoute) -> Message {
         libc::RT_TABLE_UNSPEC,
         PROTOCOL,
         scope,
-        if route.unreachable {
-            libc::RTN_UNREACHABLE
-        } else {
-            libc::RTN_UNICAST
-        },
+        if route.unreachable { libc::RTN_UNREACHABLE } else { libc::RTN_UNICAST },
         0,
         0,
         0,
         0,
     ];
     let mut m = Message::new(kind, flags, &header);
-    m.u32(RTA_TABLE, route.table)
-        .u32(RTA_PRIORITY, route.metric);
+    m.u32(RTA_TABLE, route.table).u32(RTA_PRIORITY, route.metric);
     if route.destination.length > 0 {
         m.attr(RTA_DST, &destination);
     }
@@ -128,12 +120,8 @@ fn message(kind: u16, flags: i32, route: &KernelRoute) -> Message {
 #[must_use]
 pub fn parse_rule(body: &[u8]) -> Option<PolicyRule> {
     // struct fib_rule_hdr: family, dst_len, src_len, tos, table, res, res, action, flags u32.
-    let mut rule = PolicyRule {
-        priority: 0,
-        input: String::new(),
-        table: u32::from(*body.get(4)?),
-        suppress_prefix_length: None,
-    };
+    let mut rule =
+        PolicyRule { priority: 0, input: String::new(), table: u32::from(*body.get(4)?), suppress_prefix_length: None };
     let mut ours = false;
     for (kind, value) in attributes(body.get(12..)?) {
         match kind {
@@ -183,10 +171,7 @@ impl Netlink {
     /// Removes a route; one that is gone already is no error.
     pub fn delete_route(&mut self, route: &KernelRoute) -> Result<(), NetlinkError> {
         let m = message(libc::RTM_DELROUTE, 0, route);
-        tolerate(
-            self.request(&format!("remove route {}", route.destination), m),
-            &[libc::ESRCH, libc::ENODEV],
-        )
+        tolerate(self.request(&format!("remove route {}", route.destination), m), &[libc::ESRCH, libc::ENODEV])
     }
 
     /// Routing rules made by this program.
@@ -202,18 +187,12 @@ impl Netlink {
     pub fn add_rule(&mut self, rule: &PolicyRule) -> Result<(), NetlinkError> {
         let flags = libc::NLM_F_CREATE | libc::NLM_F_EXCL;
         let m = rule_message(libc::RTM_NEWRULE, flags, rule);
-        tolerate(
-            self.request(&format!("add routing rule {}", rule.priority), m),
-            &[libc::EEXIST],
-        )
+        tolerate(self.request(&format!("add routing rule {}", rule.priority), m), &[libc::EEXIST])
     }
 
     /// Removes a rule; one that is gone already is no error.
     pub fn delete_rule(&mut self, rule: &PolicyRule) -> Result<(), NetlinkError> {
         let m = rule_message(libc::RTM_DELRULE, 0, rule);
-        tolerate(
-            self.request(&format!("remove routing rule {}", rule.priority), m),
-            &[libc::ENOENT],
-        )
+        tolerate(self.request(&format!("remove routing rule {}", rule.priority), m), &[libc::ENOENT])
     }
 }

@@ -42,11 +42,7 @@ pub fn prepare(netlink: &mut Netlink, service: &Service) -> Result<Prepared, Net
     let mut plate = Plate(Vec::new());
     let failed = |e: io::Error| NetlinkError::io(format!("sockets of service {}", service.name), e);
     let mode = match &service.kind {
-        ServiceKind::Network {
-            uplink,
-            service: tables,
-            address,
-        } => {
+        ServiceKind::Network { uplink, service: tables, address } => {
             let IpAddr::V4(gateway) = address.address else {
                 return Err(failed(io::ErrorKind::Unsupported.into()));
             };
@@ -72,10 +68,7 @@ pub fn prepare(netlink: &mut Netlink, service: &Service) -> Result<Prepared, Net
                 })
             })()
             .map_err(failed)?;
-            Mode::Network {
-                sockets,
-                service: tables.clone(),
-            }
+            Mode::Network { sockets, service: tables.clone() }
         }
         ServiceKind::DhcpClient(parameters) => Mode::DhcpClient {
             sockets: ClientSockets {
@@ -86,13 +79,7 @@ pub fn prepare(netlink: &mut Netlink, service: &Service) -> Result<Prepared, Net
             service: parameters.clone(),
         },
     };
-    Ok(Prepared {
-        sockets: plate.0,
-        config: Config {
-            control_fd: CONTROL_FD,
-            mode,
-        },
-    })
+    Ok(Prepared { sockets: plate.0, config: Config { control_fd: CONTROL_FD, mode } })
 }
 
 fn bind_device(fd: &OwnedFd, name: &str) -> io::Result<()> {

@@ -6,11 +6,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 fn check(result: libc::c_int) -> io::Result<libc::c_int> {
-    if result < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(result)
-    }
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
 /// `socket(2)`, close-on-exec.
@@ -51,11 +47,7 @@ pub fn bind_netlink(fd: &impl AsRawFd, groups: u32) -> io::Result<()> {
     address.nl_groups = groups;
     // SAFETY: pointer and length describe `address`.
     check(unsafe {
-        libc::bind(
-            fd.as_raw_fd(),
-            (&raw const address).cast(),
-            size_of::<libc::sockaddr_nl>() as libc::socklen_t,
-        )
+        libc::bind(fd.as_raw_fd(), (&raw const address).cast(), size_of::<libc::sockaddr_nl>() as libc::socklen_t)
     })?;
     Ok(())
 }
@@ -69,11 +61,7 @@ pub fn bind_packet(fd: &impl AsRawFd, interface_index: u32, ether_type: u16) -> 
     address.sll_ifindex = interface_index.cast_signed();
     // SAFETY: pointer and length describe `address`.
     check(unsafe {
-        libc::bind(
-            fd.as_raw_fd(),
-            (&raw const address).cast(),
-            size_of::<libc::sockaddr_ll>() as libc::socklen_t,
-        )
+        libc::bind(fd.as_raw_fd(), (&raw const address).cast(), size_of::<libc::sockaddr_ll>() as libc::socklen_t)
     })?;
     Ok(())
 }
@@ -83,18 +71,12 @@ pub fn bind_v4(fd: &impl AsRawFd, to: SocketAddrV4) -> io::Result<()> {
     let address = libc::sockaddr_in {
         sin_family: libc::AF_INET as u16,
         sin_port: to.port().to_be(),
-        sin_addr: libc::in_addr {
-            s_addr: u32::from(*to.ip()).to_be(),
-        },
+        sin_addr: libc::in_addr { s_addr: u32::from(*to.ip()).to_be() },
         sin_zero: [0; 8],
     };
     // SAFETY: pointer and length describe `address`.
     check(unsafe {
-        libc::bind(
-            fd.as_raw_fd(),
-            (&raw const address).cast(),
-            size_of::<libc::sockaddr_in>() as libc::socklen_t,
-        )
+        libc::bind(fd.as_raw_fd(), (&raw const address).cast(), size_of::<libc::sockaddr_in>() as libc::socklen_t)
     })?;
     Ok(())
 }
@@ -123,28 +105,16 @@ pub fn send(fd: &impl AsRawFd, data: &[u8]) -> io::Result<()> {
 pub fn receive(fd: &impl AsRawFd, buffer: &mut [u8], wait: bool) -> io::Result<usize> {
     let flags = libc::MSG_TRUNC | if wait { 0 } else { libc::MSG_DONTWAIT };
     // SAFETY: the pointer and length describe `buffer`.
-    let n = unsafe {
-        libc::recv(
-            fd.as_raw_fd(),
-            buffer.as_mut_ptr().cast(),
-            buffer.len(),
-            flags,
-        )
-    };
+    let n = unsafe { libc::recv(fd.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), flags) };
     usize::try_from(n).map_err(|_| io::Error::last_os_error())
 }
 
 /// Keeps only packets that the classic BPF program (code, jt, jf, k) accepts.
 pub fn attach_filter(fd: &impl AsRawFd, program: &[(u16, u8, u8, u32)]) -> io::Result<()> {
-    let filters: Vec<libc::sock_filter> = program
-        .iter()
-        .map(|&(code, jt, jf, k)| libc::sock_filter { code, jt, jf, k })
-        .collect();
+    let filters: Vec<libc::sock_filter> =
+        program.iter().map(|&(code, jt, jf, k)| libc::sock_filter { code, jt, jf, k }).collect();
     let len = u16::try_from(filters.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
-    let program = libc::sock_fprog {
-        len,
-        filter: filters.as_ptr().cast_mut(),
-    };
+    let program = libc::sock_fprog { len, filter: filters.as_ptr().cast_mut() };
     // SAFETY: `program` points to `filters`, both outlive the call, and the kernel only reads them.
     check(unsafe {
         libc::setsockopt(
@@ -218,11 +188,7 @@ pub fn seqpacket_listener(path: &std::path::Path) -> io::Result<OwnedFd> {
     }
     // SAFETY: pointer and length describe `address`.
     check(unsafe {
-        libc::bind(
-            fd.as_raw_fd(),
-            (&raw const address).cast(),
-            size_of::<libc::sockaddr_un>() as libc::socklen_t,
-        )
+        libc::bind(fd.as_raw_fd(), (&raw const address).cast(), size_of::<libc::sockaddr_un>() as libc::socklen_t)
     })?;
     listen(&fd, 4)?;
     Ok(fd)

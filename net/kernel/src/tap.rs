@@ -35,10 +35,7 @@ pub fn create(netlink: &mut Netlink, name: &str, uid: u32) -> Result<(), Netlink
         }
         return Err(NetlinkError::Conflict {
             what: format!("tap {name} for uid {uid}"),
-            found: format!(
-                "an interface of kind {:?} with owner {:?} has the name",
-                link.kind, link.tun_owner
-            ),
+            found: format!("an interface of kind {:?} with owner {:?} has the name", link.kind, link.tun_owner),
         });
     }
     let fd = open(name)?;

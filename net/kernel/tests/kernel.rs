@@ -38,9 +38,7 @@ fn prefix(text: &str) -> Prefix {
 }
 
 fn dummy(netlink: &mut Netlink, name: &str) {
-    netlink
-        .add_veth(name, &format!("{name}p"), None, None)
-        .expect("veth");
+    netlink.add_veth(name, &format!("{name}p"), None, None).expect("veth");
     for n in [name.to_owned(), format!("{name}p")] {
         let link = netlink.link(&n).expect("link");
         netlink.set_up(&link, true).expect("up");
@@ -62,10 +60,7 @@ fn links_are_made_read_back_and_removed() {
     let v0 = n.link("v0").expect("v0");
     // Not every machine that runs the tests has VLANs.
     let vlan = n.add_vlan("v0.7", v0.index, 7);
-    if vlan
-        .as_ref()
-        .is_err_and(|e| e.errno() == Some(libc::EOPNOTSUPP))
-    {
+    if vlan.as_ref().is_err_and(|e| e.errno() == Some(libc::EOPNOTSUPP)) {
         println!("not run: this kernel has no VLAN interfaces");
     } else {
         vlan.expect("vlan");
@@ -76,26 +71,16 @@ fn links_are_made_read_back_and_removed() {
     n.mark_ours(&bridge).expect("mark");
     n.set_mtu(&bridge, 1400).expect("mtu");
     n.set_up(&bridge, true).expect("up");
-    n.set_master(&tap_link, Some(bridge.index))
-        .expect("enslave");
+    n.set_master(&tap_link, Some(bridge.index)).expect("enslave");
     n.set_isolated(&tap_link, true).expect("isolate");
     let bridge = n.link("br-t").expect("bridge");
-    assert_eq!(
-        (bridge.mac, bridge.mtu, bridge.up, bridge.ours),
-        (mac, 1400, true, true)
-    );
+    assert_eq!((bridge.mac, bridge.mtu, bridge.up, bridge.ours), (mac, 1400, true, true));
     let tap_link = n.link("tap-t").expect("tap");
     assert_eq!(tap_link.tun_owner, Some(2003));
-    assert_eq!(
-        (tap_link.master, tap_link.isolated),
-        (Some(bridge.index), true)
-    );
+    assert_eq!((tap_link.master, tap_link.isolated), (Some(bridge.index), true));
     drop(tap::attach(&mut n, "tap-t").expect("attach"));
     if let Some(text) = witness("ip", &["-d", "link", "show", "tap-t"]) {
-        assert!(
-            text.contains("isolated on") && text.contains("vnet_hdr on persist on user 2003"),
-            "{text}"
-        );
+        assert!(text.contains("isolated on") && text.contains("vnet_hdr on persist on user 2003"), "{text}");
     }
     for name in ["br-t", "tap-t"] {
         let link = n.link(name).expect("link");
@@ -103,10 +88,7 @@ fn links_are_made_read_back_and_removed() {
         n.delete_link(&link).expect("again is no error");
     }
     let error = n.link("br-t").expect_err("gone").to_string();
-    assert!(
-        error.starts_with("interface br-t does not exist; present are lo, "),
-        "{error}"
-    );
+    assert!(error.starts_with("interface br-t does not exist; present are lo, "), "{error}");
 }
 
 #[test]
@@ -135,58 +117,32 @@ fn addresses_routes_rules_and_variables_are_idempotent_and_read_back() {
         unreachable: false,
         ours: true,
     };
-    let nowhere = KernelRoute {
-        metric: 9000,
-        output: None,
-        router: None,
-        source: None,
-        unreachable: true,
-        ..route.clone()
-    };
+    let nowhere =
+        KernelRoute { metric: 9000, output: None, router: None, source: None, unreachable: true, ..route.clone() };
     for _ in 0..2 {
         n.add_route(&route).expect("route");
         n.add_route(&nowhere).expect("unreachable route");
     }
-    let ours: Vec<_> = n
-        .routes()
-        .expect("list")
-        .into_iter()
-        .filter(|r| r.ours)
-        .collect();
+    let ours: Vec<_> = n.routes().expect("list").into_iter().filter(|r| r.ours).collect();
     assert!(ours.contains(&route), "{ours:?}");
     assert_eq!(ours.len(), 2, "{ours:?}");
-    let rule = PolicyRule {
-        priority: 1000,
-        input: "v0".into(),
-        table: 254,
-        suppress_prefix_length: Some(0),
-    };
+    let rule = PolicyRule { priority: 1000, input: "v0".into(), table: 254, suppress_prefix_length: Some(0) };
     for _ in 0..2 {
         n.add_rule(&rule).expect("rule");
     }
     assert_eq!(n.rules().expect("list"), vec![rule.clone()]);
     if let Some(text) = witness("ip", &["rule"]) {
         assert!(
-            text.contains(&format!(
-                "1000:\tfrom all iif v0 lookup main suppress_prefixlength 0 proto {PROTOCOL}"
-            )),
+            text.contains(&format!("1000:\tfrom all iif v0 lookup main suppress_prefixlength 0 proto {PROTOCOL}")),
             "{text}"
         );
     }
     sysctl::write("net/ipv4/conf/v0/rp_filter", "2").expect("sysctl");
-    assert_eq!(
-        sysctl::read("net/ipv4/conf/v0/rp_filter").expect("read"),
-        "2"
-    );
+    assert_eq!(sysctl::read("net/ipv4/conf/v0/rp_filter").expect("read"), "2");
     assert!(sysctl::write("../etc/passwd", "x").is_err());
     for _ in 0..2 {
         n.delete_rule(&rule).expect("delete");
-        n.delete_route(&KernelRoute {
-            router: None,
-            source: None,
-            ..route.clone()
-        })
-        .expect("delete");
+        n.delete_route(&KernelRoute { router: None, source: None, ..route.clone() }).expect("delete");
         n.delete_route(&nowhere).expect("delete");
         n.delete_address(&link, own).expect("delete");
     }
@@ -203,34 +159,19 @@ fn table() -> Table {
         chains: vec![
             Chain {
                 name: "forward".into(),
-                base: Some(Base {
-                    kind: ChainKind::Filter,
-                    hook: Hook::Forward,
-                    priority: 0,
-                    policy: Policy::Drop,
-                }),
+                base: Some(Base { kind: ChainKind::Filter, hook: Hook::Forward, priority: 0, policy: Policy::Drop }),
                 rules: vec![
                     Rule::new(vec![Match::CtState(ct_state::INVALID)], Verdict::Drop),
                     Rule::new(
-                        vec![
-                            Match::CtReply,
-                            Match::CtState(ct_state::ESTABLISHED | ct_state::RELATED),
-                        ],
+                        vec![Match::CtReply, Match::CtState(ct_state::ESTABLISHED | ct_state::RELATED)],
                         Verdict::Accept,
                     ),
                     Rule::new(
-                        vec![
-                            Match::InputInterface("br-1".into()),
-                            Match::Source(prefix("10.1.0.2/32")),
-                        ],
+                        vec![Match::InputInterface("br-1".into()), Match::Source(prefix("10.1.0.2/32"))],
                         Verdict::Jump("out".into()),
                     ),
                     Rule::new(
-                        vec![
-                            Match::OutputInterface("br-1".into()),
-                            Match::CtDnat,
-                            Match::CtOriginal,
-                        ],
+                        vec![Match::OutputInterface("br-1".into()), Match::CtDnat, Match::CtOriginal],
                         Verdict::Accept,
                     )
                     .counted(),
@@ -241,31 +182,19 @@ fn table() -> Table {
                 base: None,
                 rules: vec![
                     Rule::new(
-                        vec![
-                            Match::Destination(prefix("10.0.0.0/20")),
-                            tcp.clone(),
-                            Match::DestinationPort(80),
-                        ],
+                        vec![Match::Destination(prefix("10.0.0.0/20")), tcp.clone(), Match::DestinationPort(80)],
                         Verdict::Return,
                     ),
                     Rule::new(
                         vec![
                             Match::Protocol(17),
                             Match::SourcePort(53),
-                            Match::Limit {
-                                rate: 10,
-                                per_seconds: 60,
-                                burst: 4,
-                            },
+                            Match::Limit { rate: 10, per_seconds: 60, burst: 4 },
                         ],
                         Verdict::Accept,
                     ),
                     Rule::new(
-                        vec![
-                            Match::Source(prefix("fd00::/8")),
-                            Match::Protocol(58),
-                            Match::IcmpType(135),
-                        ],
+                        vec![Match::Source(prefix("fd00::/8")), Match::Protocol(58), Match::IcmpType(135)],
                         Verdict::Accept,
                     ),
                     Rule::new(vec![], Verdict::Drop),
@@ -280,15 +209,8 @@ fn table() -> Table {
                     policy: Policy::Accept,
                 }),
                 rules: vec![Rule::new(
-                    vec![
-                        Match::InputInterface("eth0".into()),
-                        tcp,
-                        Match::DestinationPort(8080),
-                    ],
-                    Verdict::Dnat {
-                        address: Ipv4Addr::new(10, 1, 0, 2),
-                        port: 80,
-                    },
+                    vec![Match::InputInterface("eth0".into()), tcp, Match::DestinationPort(8080)],
+                    Verdict::Dnat { address: Ipv4Addr::new(10, 1, 0, 2), port: 80 },
                 )],
             },
             Chain {
@@ -299,10 +221,7 @@ fn table() -> Table {
                     priority: 100,
                     policy: Policy::Accept,
                 }),
-                rules: vec![Rule::new(
-                    vec![Match::OutputInterface("eth0".into())],
-                    Verdict::Masquerade,
-                )],
+                rules: vec![Rule::new(vec![Match::OutputInterface("eth0".into())], Verdict::Masquerade)],
             },
         ],
     }
@@ -351,8 +270,7 @@ fn nft_reads_back_the_rules_we_wrote() {
         assert_eq!(text, LISTED);
     }
     nft.delete_table(Family::Inet, "holdfast").expect("delete");
-    nft.delete_table(Family::Inet, "holdfast")
-        .expect("again is no error");
+    nft.delete_table(Family::Inet, "holdfast").expect("again is no error");
     assert!(nft.tables(Family::Inet).expect("list").is_empty());
 }
 
@@ -366,14 +284,7 @@ fn nft_reads_back_the_frame_rules_we_wrote() {
     let ip = Ipv4Addr::new(10, 1, 0, 2);
     let rules = vec![
         Rule::new(vec![Match::EtherSourceNot(mac)], Verdict::Drop),
-        Rule::new(
-            vec![
-                Match::EtherType(0x0806),
-                Match::ArpSenderMac(mac),
-                Match::ArpSenderIp(ip),
-            ],
-            Verdict::Accept,
-        ),
+        Rule::new(vec![Match::EtherType(0x0806), Match::ArpSenderMac(mac), Match::ArpSenderIp(ip)], Verdict::Accept),
         Rule::new(vec![Match::Source(prefix("10.1.0.2/32"))], Verdict::Accept),
     ];
     let table = Table {
@@ -388,16 +299,9 @@ fn nft_reads_back_the_frame_rules_we_wrote() {
                     priority: -300,
                     policy: Policy::Accept,
                 }),
-                rules: vec![Rule::new(
-                    vec![Match::InputInterface("tap-1".into())],
-                    Verdict::Goto("tap-1".into()),
-                )],
+                rules: vec![Rule::new(vec![Match::InputInterface("tap-1".into())], Verdict::Goto("tap-1".into()))],
             },
-            Chain {
-                name: "tap-1".into(),
-                base: None,
-                rules,
-            },
+            Chain { name: "tap-1".into(), base: None, rules },
         ],
     };
     nft.replace_table(&table).expect("replace");
@@ -421,14 +325,9 @@ fn a_bad_table_leaves_the_old_one_and_names_the_rule() {
     let mut nft = Netlink::netfilter().expect("netlink");
     nft.replace_table(&table()).expect("replace");
     let mut bad = table();
-    bad.chains[1]
-        .rules
-        .push(Rule::new(vec![], Verdict::Jump("nowhere".into())));
+    bad.chains[1].rules.push(Rule::new(vec![], Verdict::Jump("nowhere".into())));
     let error = nft.replace_table(&bad).expect_err("refused").to_string();
-    assert!(
-        error.contains("replace nftables table holdfast: rule 5 of chain out"),
-        "{error}"
-    );
+    assert!(error.contains("replace nftables table holdfast: rule 5 of chain out"), "{error}");
     if let Some(text) = witness("nft", &["list", "ruleset"]) {
         assert_eq!(text, LISTED);
     }
@@ -454,17 +353,13 @@ fn monitor_tells_of_links_and_addresses() {
     if !namespace() {
         return;
     }
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .expect("runtime");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
     runtime.block_on(async {
         let mut monitor = Monitor::new().expect("monitor");
         let mut n = Netlink::route().expect("netlink");
         dummy(&mut n, "v0");
         let link = n.link("v0").expect("v0");
-        n.add_address(&link, prefix("10.9.0.2/24"))
-            .expect("address");
+        n.add_address(&link, prefix("10.9.0.2/24")).expect("address");
         n.delete_link(&link).expect("delete");
         let (mut up, mut addressed, mut gone) = (false, false, false);
         while !(up && addressed && gone) {

@@ -44,9 +44,7 @@ impl Space {
     /// Host addresses: without network and broadcast address.
     #[must_use]
     pub fn hosts(&self) -> (Ipv4Addr, Ipv4Addr) {
-        let size = u32::MAX
-            .checked_shr(u32::from(self.prefix_length))
-            .unwrap_or(0);
+        let size = u32::MAX.checked_shr(u32::from(self.prefix_length)).unwrap_or(0);
         let first = u32::from(self.network) & !size;
         ((first + 1).into(), (first + size - 1).into())
     }
@@ -74,9 +72,7 @@ pub fn allocate(
                 space.network, space.prefix_length, space.gateway
             ))
         } else if !taken.insert(ip) {
-            Err(format!(
-                "address {ip} is already fixed for another interface"
-            ))
+            Err(format!("address {ip} is already fixed for another interface"))
         } else {
             Ok(ip)
         };
@@ -126,10 +122,7 @@ mod tests {
 
     #[test]
     fn fixed_addresses_are_checked() {
-        let wish = |k: &str, ip: [u8; 4]| Wish {
-            key: k.into(),
-            fixed: Some(ip.into()),
-        };
+        let wish = |k: &str, ip: [u8; 4]| Wish { key: k.into(), fixed: Some(ip.into()) };
         let out = allocate(
             &space(),
             &BTreeMap::new(),
@@ -142,10 +135,7 @@ mod tests {
             ],
         );
         assert_eq!(out["a"], Ok(Ipv4Addr::new(10, 1, 0, 5)));
-        assert!(
-            ["b", "c", "d", "e"].iter().all(|k| out[*k].is_err()),
-            "{out:?}"
-        );
+        assert!(["b", "c", "d", "e"].iter().all(|k| out[*k].is_err()), "{out:?}");
     }
 
     proptest! {

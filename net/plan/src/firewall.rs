@@ -95,11 +95,7 @@ impl Rule {
     /// A rule without counter.
     #[must_use]
     pub fn new(matches: Vec<Match>, verdict: Verdict) -> Self {
-        Self {
-            matches,
-            counter: false,
-            verdict,
-        }
+        Self { matches, counter: false, verdict }
     }
 
     /// The same with a counter.

@@ -1,9 +1,7 @@
 //! Network instances and the interfaces of apps in them.
 
 use crate::address::{Space, Wish, allocate, key};
-use crate::item::{
-    Address, Bridge, BridgePort, Hop, NetItem, PolicyRule, Route, Service, ServiceKind, Sysctl, Tap,
-};
+use crate::item::{Address, Bridge, BridgePort, Hop, NetItem, PolicyRule, Route, Service, ServiceKind, Sysctl, Tap};
 use crate::ports::{MAIN_TABLE, PortPlan};
 use crate::{Input, names};
 use holdfast_model::app::App;
@@ -20,10 +18,7 @@ const LEASE_SECONDS: u32 = 3600;
 /// Priorities of the two routing rules of an instance; after `local` (0), before `main` (32766).
 const CONNECTED_RULE: u32 = 1000;
 const UPLINK_RULE: u32 = 1001;
-const ANYWHERE: Prefix = Prefix {
-    address: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-    length: 0,
-};
+const ANYWHERE: Prefix = Prefix { address: IpAddr::V4(Ipv4Addr::UNSPECIFIED), length: 0 };
 
 /// A network instance as planned.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -91,15 +86,9 @@ pub(crate) fn plan(
     graph: &mut Graph<NetItem>,
     faults: &mut Vec<Fault>,
 ) -> Instances {
-    let mut out = Instances {
-        instances: Vec::new(),
-        taps: Vec::new(),
-        allocations: crate::Allocations::default(),
-    };
-    let mut subnets: Vec<(Prefix, String)> = ports
-        .iter()
-        .flat_map(|p| p.addresses.iter().map(|a| (*a, format!("port {}", p.name))))
-        .collect();
+    let mut out = Instances { instances: Vec::new(), taps: Vec::new(), allocations: crate::Allocations::default() };
+    let mut subnets: Vec<(Prefix, String)> =
+        ports.iter().flat_map(|p| p.addresses.iter().map(|a| (*a, format!("port {}", p.name)))).collect();
     for instance in input.desired.instances.iter().filter(|i| i.activate) {
         match one(instance, ports, &mut subnets) {
             Ok((plan, local)) => {
@@ -120,10 +109,7 @@ pub(crate) fn plan(
     for app in &input.desired.apps {
         for interface in &app.interfaces {
             if !out.instances.iter().any(|i| i.id == interface.instance) {
-                let text = format!(
-                    "network instance {} is not there or in error",
-                    interface.instance
-                );
+                let text = format!("network instance {} is not there or in error", interface.instance);
                 faults.push(app_fault(app, &interface.name, &text));
             }
         }
@@ -145,21 +131,11 @@ fn one(
     ports: &[PortPlan],
     subnets: &mut Vec<(Prefix, String)>,
 ) -> Result<(InstancePlan, Option<Local>), String> {
-    let candidates: Vec<&PortPlan> = ports
-        .iter()
-        .filter(|p| p.answers_to(&instance.port))
-        .collect();
+    let candidates: Vec<&PortPlan> = ports.iter().filter(|p| p.answers_to(&instance.port)).collect();
     // Ports come by cost; one that has an address now is better than a cheaper one that has none.
-    let uplink = candidates
-        .iter()
-        .find(|p| p.address_v4().is_some())
-        .or(candidates.first())
-        .copied();
+    let uplink = candidates.iter().find(|p| p.address_v4().is_some()).or(candidates.first()).copied();
     if uplink.is_none() && !instance.port.is_empty() {
-        return Err(format!(
-            "port {:?} is not an adapter or label of this device",
-            instance.port
-        ));
+        return Err(format!("port {:?} is not an adapter or label of this device", instance.port));
     }
     let mut plan = InstancePlan {
         id: instance.id,
@@ -175,10 +151,7 @@ fn one(
     match instance.kind {
         InstanceKind::Switch => {
             if let Some(p) = uplink.filter(|p| !p.layer2) {
-                return Err(format!(
-                    "a switch needs a port without IP configuration, but {} has one",
-                    p.name
-                ));
+                return Err(format!("a switch needs a port without IP configuration, but {} has one", p.name));
             }
             Ok((plan, None))
         }
@@ -195,46 +168,29 @@ fn one(
 fn check_local(instance: &NetworkInstance, subnets: &[(Prefix, String)]) -> Result<Local, String> {
     let subnet = instance.subnet.ok_or("has no subnet")?;
     let IpAddr::V4(network) = subnet.address else {
-        return Err(format!(
-            "subnet {subnet} is not IPv4, which is all that is supported"
-        ));
+        return Err(format!("subnet {subnet} is not IPv4, which is all that is supported"));
     };
     if !(8..=30).contains(&subnet.length) {
-        return Err(format!(
-            "subnet {subnet} must have a prefix length of 8 to 30"
-        ));
+        return Err(format!("subnet {subnet} must have a prefix length of 8 to 30"));
     }
     for (other, whose) in subnets {
         if other.contains(subnet.address) || subnet.contains(other.address) {
             return Err(format!("subnet {subnet} overlaps {other} of {whose}"));
         }
     }
-    let mut space = Space {
-        network,
-        prefix_length: subnet.length,
-        gateway: Ipv4Addr::UNSPECIFIED,
-        range: (network, network),
-    };
+    let mut space =
+        Space { network, prefix_length: subnet.length, gateway: Ipv4Addr::UNSPECIFIED, range: (network, network) };
     let (first, last) = space.hosts();
     space.gateway = instance.gateway.unwrap_or(first);
     if !(first..=last).contains(&space.gateway) {
-        return Err(format!(
-            "gateway {} is not a host address of {subnet}",
-            space.gateway
-        ));
+        return Err(format!("gateway {} is not a host address of {subnet}", space.gateway));
     }
     space.range = instance.dhcp_range.unwrap_or((first, last));
     let (a, b) = space.range;
     if a > b || !(first..=last).contains(&a) || !(first..=last).contains(&b) {
         return Err(format!("DHCP range {a} - {b} does not lie in {subnet}"));
     }
-    Ok(Local {
-        address: Prefix {
-            address: space.gateway.into(),
-            length: subnet.length,
-        },
-        space,
-    })
+    Ok(Local { address: Prefix { address: space.gateway.into(), length: subnet.length }, space })
 }
 
 /// The interfaces in one instance, and the addresses to keep.
@@ -248,30 +204,14 @@ fn interfaces(
         .desired
         .apps
         .iter()
-        .flat_map(|app| {
-            app.interfaces
-                .iter()
-                .enumerate()
-                .map(move |(i, f)| (app, i, f))
-        })
+        .flat_map(|app| app.interfaces.iter().enumerate().map(move |(i, f)| (app, i, f)))
         .filter(|(_, _, f)| f.instance == plan.id)
         .collect();
-    let wishes: Vec<Wish> = members
-        .iter()
-        .map(|(app, index, f)| Wish {
-            key: key(app.id, *index),
-            fixed: f.address,
-        })
-        .collect();
+    let wishes: Vec<Wish> =
+        members.iter().map(|(app, index, f)| Wish { key: key(app.id, *index), fixed: f.address }).collect();
     let nothing = BTreeMap::new();
-    let kept = input
-        .allocations
-        .instances
-        .get(&plan.id)
-        .unwrap_or(&nothing);
-    let given = local
-        .map(|l| allocate(&l.space, kept, &wishes))
-        .unwrap_or_default();
+    let kept = input.allocations.instances.get(&plan.id).unwrap_or(&nothing);
+    let given = local.map(|l| allocate(&l.space, kept, &wishes)).unwrap_or_default();
     let mut macs: BTreeSet<Mac> = BTreeSet::new();
     let mut taps = Vec::new();
     let mut keep = BTreeMap::new();
@@ -286,10 +226,7 @@ fn interfaces(
         };
         let mac = f.mac.unwrap_or_else(|| names::app_mac(app.id, index));
         if mac[0] & 1 != 0 || mac == [0; 6] || !macs.insert(mac) {
-            let text = format!(
-                "MAC {} is not a unicast address or is used twice",
-                holdfast_model::net::mac_text(mac)
-            );
+            let text = format!("MAC {} is not a unicast address or is used twice", holdfast_model::net::mac_text(mac));
             faults.push(app_fault(app, &f.name, &text));
             continue;
         }
@@ -320,17 +257,9 @@ fn items(
     graph: &mut Graph<NetItem>,
 ) {
     let bridge = plan.bridge.clone();
-    graph.insert(NetItem::Bridge(Bridge {
-        name: bridge.clone(),
-        mac: names::bridge_mac(plan.id),
-        mtu: plan.mtu,
-    }));
+    graph.insert(NetItem::Bridge(Bridge { name: bridge.clone(), mac: names::bridge_mac(plan.id), mtu: plan.mtu }));
     let mut variable = |link: &str, path: String, value: &str| {
-        graph.insert(NetItem::Sysctl(Sysctl {
-            path,
-            value: value.into(),
-            link: Some(link.to_owned()),
-        }));
+        graph.insert(NetItem::Sysctl(Sysctl { path, value: value.into(), link: Some(link.to_owned()) }));
     };
     // The host itself takes no part in IPv6 of apps.
     variable(&bridge, format!("net/ipv6/conf/{bridge}/disable_ipv6"), "1");
@@ -339,18 +268,10 @@ fn items(
     }
     if local.is_some() {
         variable(&bridge, format!("net/ipv4/conf/{bridge}/rp_filter"), "1");
-        variable(
-            &bridge,
-            format!("net/ipv4/conf/{bridge}/send_redirects"),
-            "0",
-        );
+        variable(&bridge, format!("net/ipv4/conf/{bridge}/send_redirects"), "0");
         // Apps are isolated ports: the bridge answers ARP for their neighbours and routes between them, so that every
         // packet passes the firewall.
-        variable(
-            &bridge,
-            format!("net/ipv4/conf/{bridge}/proxy_arp_pvlan"),
-            "1",
-        );
+        variable(&bridge, format!("net/ipv4/conf/{bridge}/proxy_arp_pvlan"), "1");
         variable(&bridge, format!("net/ipv4/neigh/{bridge}/proxy_delay"), "0");
     }
     for t in taps {
@@ -365,23 +286,14 @@ fn items(
             isolated: local.is_some(),
         }));
     }
-    let uplink = ports
-        .iter()
-        .find(|p| Some(&p.interface) == plan.uplink.as_ref());
+    let uplink = ports.iter().find(|p| Some(&p.interface) == plan.uplink.as_ref());
     let Some(local) = local else {
         if let Some(p) = uplink {
-            graph.insert(NetItem::BridgePort(BridgePort {
-                port: p.interface.clone(),
-                bridge,
-                isolated: false,
-            }));
+            graph.insert(NetItem::BridgePort(BridgePort { port: p.interface.clone(), bridge, isolated: false }));
         }
         return;
     };
-    graph.insert(NetItem::Address(Address {
-        link: bridge.clone(),
-        prefix: local.address,
-    }));
+    graph.insert(NetItem::Address(Address { link: bridge.clone(), prefix: local.address }));
     routes(plan, uplink, graph);
     graph.insert(NetItem::Service(Service {
         name: names::network_service(plan.id),
@@ -409,12 +321,7 @@ fn routes(plan: &InstancePlan, uplink: Option<&PortPlan>, graph: &mut Graph<NetI
         table,
         suppress_prefix_length: None,
     }));
-    graph.insert(NetItem::Route(Route {
-        table,
-        destination: ANYWHERE,
-        metric: 10_000,
-        hop: Hop::Unreachable,
-    }));
+    graph.insert(NetItem::Route(Route { table, destination: ANYWHERE, metric: 10_000, hop: Hop::Unreachable }));
     if let Some(p) = uplink
         && let (Some(source), Some(router)) = (p.address_v4(), p.gateway)
     {
@@ -422,11 +329,7 @@ fn routes(plan: &InstancePlan, uplink: Option<&PortPlan>, graph: &mut Graph<NetI
             table,
             destination: ANYWHERE,
             metric: 100,
-            hop: Hop::Gateway {
-                router,
-                link: p.interface.clone(),
-                source,
-            },
+            hop: Hop::Gateway { router, link: p.interface.clone(), source },
         }));
     }
 }
@@ -455,23 +358,13 @@ fn service(
         pool: None,
         assignments: taps
             .iter()
-            .filter_map(|t| {
-                Some(Assignment {
-                    mac: t.mac,
-                    address: t.address?,
-                    host_name: name_of(t.app),
-                })
-            })
+            .filter_map(|t| Some(Assignment { mac: t.mac, address: t.address?, host_name: name_of(t.app) }))
             .collect(),
         domain: instance.domain.clone(),
         mtu: instance.mtu,
         routes: Vec::new(),
         lease_seconds: LEASE_SECONDS,
         names: instance.names.clone(),
-        upstreams: servers
-            .iter()
-            .filter(|s| s.is_ipv4())
-            .map(|s| SocketAddr::new(*s, 53))
-            .collect(),
+        upstreams: servers.iter().filter(|s| s.is_ipv4()).map(|s| SocketAddr::new(*s, 53)).collect(),
     }
 }

@@ -291,11 +291,7 @@ impl Item for NetItem {
 
     fn dependencies(&self) -> Vec<ItemKey> {
         match self {
-            Self::Port(_)
-            | Self::Bridge(_)
-            | Self::Tap(_)
-            | Self::Nftables(_)
-            | Self::Resolver(_) => Vec::new(),
+            Self::Port(_) | Self::Bridge(_) | Self::Tap(_) | Self::Nftables(_) | Self::Resolver(_) => Vec::new(),
             Self::Vlan(i) => vec![Self::link_key(&i.parent)],
             // No frame flows before the firewall is there, nor after it is gone.
             Self::BridgePort(i) => vec![
@@ -315,10 +311,7 @@ impl Item for NetItem {
             Self::Sysctl(i) => i.link.iter().map(|l| Self::link_key(l)).collect(),
             Self::Service(i) => {
                 let mut needs = vec![Self::link_key(&i.link)];
-                if let ServiceKind::Network {
-                    address, uplink, ..
-                } = &i.kind
-                {
+                if let ServiceKind::Network { address, uplink, .. } = &i.kind {
                     needs.push(Self::address_key(&i.link, *address));
                     needs.extend(uplink.iter().map(|u| Self::link_key(u)));
                 }
@@ -340,16 +333,8 @@ impl Item for NetItem {
             (Self::BridgePort(a), Self::BridgePort(b)) if a.bridge == b.bridge => Modify,
             (Self::Service(a), Self::Service(b)) if a.link == b.link => match (&a.kind, &b.kind) {
                 (
-                    ServiceKind::Network {
-                        address: x,
-                        uplink: u,
-                        ..
-                    },
-                    ServiceKind::Network {
-                        address: y,
-                        uplink: v,
-                        ..
-                    },
+                    ServiceKind::Network { address: x, uplink: u, .. },
+                    ServiceKind::Network { address: y, uplink: v, .. },
                 ) if x == y && u == v => Modify,
                 _ => Recreate,
             },

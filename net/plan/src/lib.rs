@@ -81,32 +81,17 @@ pub fn plan(input: &Input) -> Plan {
     let mut graph = Graph::new();
     let mut faults = Vec::new();
     for (path, value) in GLOBAL_VARIABLES {
-        graph.insert(NetItem::Sysctl(item::Sysctl {
-            path: (*path).into(),
-            value: (*value).into(),
-            link: None,
-        }));
+        graph.insert(NetItem::Sysctl(item::Sysctl { path: (*path).into(), value: (*value).into(), link: None }));
     }
     let ports = ports::plan(input, &mut graph, &mut faults);
     let planned = instances::plan(input, &ports, &mut graph, &mut faults);
-    let parts = rules::Parts {
-        ports: &ports,
-        instances: &planned.instances,
-        taps: &planned.taps,
-        apps: &input.desired.apps,
-    };
+    let parts =
+        rules::Parts { ports: &ports, instances: &planned.instances, taps: &planned.taps, apps: &input.desired.apps };
     for table in rules::tables(&parts, &mut faults) {
         graph.insert(NetItem::Nftables(table));
     }
     rules::switch_faults(&parts, &mut faults);
-    Plan {
-        graph,
-        faults,
-        allocations: planned.allocations,
-        ports,
-        instances: planned.instances,
-        taps: planned.taps,
-    }
+    Plan { graph, faults, allocations: planned.allocations, ports, instances: planned.instances, taps: planned.taps }
 }
 
 /// Kernel variables of the host as a whole.
@@ -117,6 +102,11 @@ const GLOBAL_VARIABLES: &[(&str, &str)] = &[
     ("net/ipv4/conf/all/send_redirects", "0"),
     ("net/ipv4/conf/all/accept_redirects", "0"),
     ("net/ipv4/conf/all/accept_source_route", "0"),
+    // Frames meet the bridge table only. A kernel with br_netfilter would run them through the inet table as well, and
+    // would bridge a hairpin connection from one isolated port to another, which is to say drop it.
+    ("net/bridge/bridge-nf-call-iptables", "0"),
+    ("net/bridge/bridge-nf-call-ip6tables", "0"),
+    ("net/bridge/bridge-nf-call-arptables", "0"),
 ];
 
 #[cfg(test)]

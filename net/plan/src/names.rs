@@ -46,11 +46,7 @@ fn mac(h: u64) -> Mac {
 /// MAC of an app's interface.
 #[must_use]
 pub fn app_mac(app: Uuid, index: usize) -> Mac {
-    mac(hash(&[
-        b"app",
-        app.as_bytes(),
-        &(index as u64).to_be_bytes(),
-    ]))
+    mac(hash(&[b"app", app.as_bytes(), &(index as u64).to_be_bytes()]))
 }
 
 /// MAC of a bridge.
@@ -80,17 +76,8 @@ pub fn dhcp_client(interface: &str) -> String {
 /// A display name as a DNS label: lower case, what does not fit becomes a hyphen; empty when nothing is left.
 #[must_use]
 pub fn host_label(name: &str) -> String {
-    let label: String = name
-        .chars()
-        .map(|c| {
-            if c.is_ascii_alphanumeric() {
-                c.to_ascii_lowercase()
-            } else {
-                '-'
-            }
-        })
-        .take(63)
-        .collect();
+    let label: String =
+        name.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' }).take(63).collect();
     label.trim_matches('-').to_owned()
 }
 

@@ -1,8 +1,6 @@
 //! Ports: from adapters, parameter sets, present interfaces and leases to addresses, routes and resolver.
 
-use crate::item::{
-    Address, Hop, NetItem, Port as PortItem, Resolver, Route, Service, ServiceKind, Sysctl,
-};
+use crate::item::{Address, Hop, NetItem, Port as PortItem, Resolver, Route, Service, ServiceKind, Sysctl};
 use crate::{Input, names};
 use holdfast_model::desired::{Desired, Fault, ObjectKind};
 use holdfast_model::net::{Adapter, Addressing, Network, Port, PortUsage, Prefix};
@@ -14,10 +12,7 @@ use uuid::Uuid;
 /// Main routing table.
 pub const MAIN_TABLE: u32 = 254;
 const DEFAULT_MTU: u32 = 1500;
-const ANYWHERE: Prefix = Prefix {
-    address: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-    length: 0,
-};
+const ANYWHERE: Prefix = Prefix { address: IpAddr::V4(Ipv4Addr::UNSPECIFIED), length: 0 };
 
 /// An adapter as planned.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,11 +63,7 @@ impl PortPlan {
 }
 
 /// Plans all adapters; best (lowest cost) first.
-pub(crate) fn plan(
-    input: &Input,
-    graph: &mut Graph<NetItem>,
-    faults: &mut Vec<Fault>,
-) -> Vec<PortPlan> {
+pub(crate) fn plan(input: &Input, graph: &mut Graph<NetItem>, faults: &mut Vec<Fault>) -> Vec<PortPlan> {
     let desired = input.desired;
     let mut adapters: Vec<&Adapter> = desired.adapters.iter().collect();
     adapters.sort_by_key(|a| a.cost);
@@ -90,24 +81,12 @@ pub(crate) fn plan(
         }
     }
     for (rank, p) in plans.iter().enumerate() {
-        items(
-            p,
-            rank,
-            input.leases.get(&p.interface),
-            &desired.device_name,
-            graph,
-        );
+        items(p, rank, input.leases.get(&p.interface), &desired.device_name, graph);
     }
     let mut servers: Vec<IpAddr> = Vec::new();
     let mut domains: Vec<String> = Vec::new();
     for p in plans.iter().filter(|p| p.management) {
-        servers.extend(
-            p.dns
-                .iter()
-                .filter(|d| !servers.contains(d))
-                .copied()
-                .collect::<Vec<_>>(),
-        );
+        servers.extend(p.dns.iter().filter(|d| !servers.contains(d)).copied().collect::<Vec<_>>());
         if !p.domain.is_empty() && !domains.contains(&p.domain) {
             domains.push(p.domain.clone());
         }
@@ -119,24 +98,14 @@ pub(crate) fn plan(
 fn one(input: &Input, adapter: &Adapter, planned: &[PortPlan]) -> Result<Option<PortPlan>, String> {
     let desired = input.desired;
     let port = desired.ports.iter().find(|p| p.label == adapter.lower);
-    let port = port.ok_or_else(|| {
-        format!(
-            "needs port {:?}, which is not among the ports of the model",
-            adapter.lower
-        )
-    })?;
-    if matches!(
-        port.usage,
-        PortUsage::Disabled | PortUsage::Dedicated | PortUsage::None
-    ) {
+    let port =
+        port.ok_or_else(|| format!("needs port {:?}, which is not among the ports of the model", adapter.lower))?;
+    if matches!(port.usage, PortUsage::Disabled | PortUsage::Dedicated | PortUsage::None) {
         return Ok(None);
     }
     let interface = resolve(input, port)?;
     if let Some(other) = planned.iter().find(|p| p.interface == interface) {
-        return Err(format!(
-            "interface {interface} already belongs to adapter {}",
-            other.name
-        ));
+        return Err(format!("interface {interface} already belongs to adapter {}", other.name));
     }
     let network = match adapter.network {
         None => None,
@@ -167,22 +136,12 @@ fn one(input: &Input, adapter: &Adapter, planned: &[PortPlan]) -> Result<Option<
                 apply_lease(&mut plan, lease, network.and_then(|n| n.mtu).is_none());
             }
         }
-        Some(Addressing::Static {
-            subnet,
-            gateway,
-            dns,
-            domain,
-        }) => {
-            let address = adapter
-                .address
-                .ok_or("has static addressing but no address")?;
+        Some(Addressing::Static { subnet, gateway, dns, domain }) => {
+            let address = adapter.address.ok_or("has static addressing but no address")?;
             if !subnet.contains(address) {
                 return Err(format!("address {address} is not in its subnet {subnet}"));
             }
-            plan.addresses.push(Prefix {
-                address,
-                length: subnet.length,
-            });
+            plan.addresses.push(Prefix { address, length: subnet.length });
             if let Some(g) = gateway {
                 if !subnet.contains(*g) {
                     return Err(format!("gateway {g} is not in the subnet {subnet}"));
@@ -197,10 +156,7 @@ fn one(input: &Input, adapter: &Adapter, planned: &[PortPlan]) -> Result<Option<
 }
 
 fn apply_lease(plan: &mut PortPlan, lease: &Lease, take_mtu: bool) {
-    plan.addresses.push(Prefix {
-        address: lease.address.into(),
-        length: lease.prefix_length,
-    });
+    plan.addresses.push(Prefix { address: lease.address.into(), length: lease.prefix_length });
     plan.gateway = lease.routers.first().map(|r| IpAddr::V4(*r));
     plan.dns = lease.dns.iter().map(|d| IpAddr::V4(*d)).collect();
     plan.domain.clone_from(&lease.domain);
@@ -211,9 +167,7 @@ fn apply_lease(plan: &mut PortPlan, lease: &Lease, take_mtu: bool) {
 }
 
 fn resolve(input: &Input, port: &Port) -> Result<String, String> {
-    let by = |f: &dyn Fn(&crate::LinkFact) -> bool| {
-        input.links.iter().find(|l| f(l)).map(|l| l.name.clone())
-    };
+    let by = |f: &dyn Fn(&crate::LinkFact) -> bool| input.links.iter().find(|l| f(l)).map(|l| l.name.clone());
     let found = if !port.interface.is_empty() {
         by(&|l| l.name == port.interface)
     } else if !port.pci.is_empty() {
@@ -222,9 +176,7 @@ fn resolve(input: &Input, port: &Port) -> Result<String, String> {
         by(&|l| l.name == port.label)
     };
     found.ok_or_else(|| {
-        let wanted = [&port.interface, &port.pci, &port.label]
-            .into_iter()
-            .find(|t| !t.is_empty());
+        let wanted = [&port.interface, &port.pci, &port.label].into_iter().find(|t| !t.is_empty());
         let present: Vec<&str> = input.links.iter().map(|l| l.name.as_str()).collect();
         format!(
             "interface {} of port {} is not there; present are {}",
@@ -240,18 +192,9 @@ fn metric(cost: u8, rank: usize) -> u32 {
     1000 + u32::from(cost) * 1000 + rank as u32
 }
 
-fn items(
-    p: &PortPlan,
-    rank: usize,
-    lease: Option<&Lease>,
-    host_name: &str,
-    graph: &mut Graph<NetItem>,
-) {
+fn items(p: &PortPlan, rank: usize, lease: Option<&Lease>, host_name: &str, graph: &mut Graph<NetItem>) {
     let link = p.interface.clone();
-    graph.insert(NetItem::Port(PortItem {
-        name: link.clone(),
-        mtu: p.mtu,
-    }));
+    graph.insert(NetItem::Port(PortItem { name: link.clone(), mtu: p.mtu }));
     // Loose: a reply may come in over another port than the route back would take.
     graph.insert(NetItem::Sysctl(Sysctl {
         path: format!("net/ipv4/conf/{link}/rp_filter"),
@@ -269,43 +212,24 @@ fn items(
         }));
     }
     for prefix in &p.addresses {
-        graph.insert(NetItem::Address(Address {
-            link: link.clone(),
-            prefix: *prefix,
-        }));
+        graph.insert(NetItem::Address(Address { link: link.clone(), prefix: *prefix }));
     }
     let Some(source) = p.address_v4() else { return };
     let mut add = |destination, router: IpAddr| {
         let hop = if router.is_unspecified() {
-            Hop::Link {
-                link: link.clone(),
-                source,
-            }
+            Hop::Link { link: link.clone(), source }
         } else {
-            Hop::Gateway {
-                router,
-                link: link.clone(),
-                source,
-            }
+            Hop::Gateway { router, link: link.clone(), source }
         };
-        graph.insert(NetItem::Route(Route {
-            table: MAIN_TABLE,
-            destination,
-            metric: metric(p.cost, rank),
-            hop,
-        }));
+        graph.insert(NetItem::Route(Route { table: MAIN_TABLE, destination, metric: metric(p.cost, rank), hop }));
     };
     if let Some(router) = p.gateway {
         add(ANYWHERE, router);
     }
     for r in lease.filter(|_| p.dhcp).into_iter().flat_map(|l| &l.routes) {
-        let mask = u32::MAX
-            .checked_shl(32 - u32::from(r.prefix_length))
-            .unwrap_or(0);
-        let destination = Prefix {
-            address: Ipv4Addr::from(u32::from(r.destination) & mask).into(),
-            length: r.prefix_length,
-        };
+        let mask = u32::MAX.checked_shl(32 - u32::from(r.prefix_length)).unwrap_or(0);
+        let destination =
+            Prefix { address: Ipv4Addr::from(u32::from(r.destination) & mask).into(), length: r.prefix_length };
         add(destination, r.router.into());
     }
 }
@@ -315,11 +239,7 @@ fn items(
 pub fn last_resort(links: &[crate::LinkFact]) -> Desired {
     let network = Uuid::from_u128(0x4c61_7374_2052_4573_8f72_7400_0000_0001);
     let mut desired = Desired {
-        networks: vec![Network {
-            id: network,
-            addressing: Addressing::Dhcp,
-            mtu: None,
-        }],
+        networks: vec![Network { id: network, addressing: Addressing::Dhcp, mtu: None }],
         ..Desired::default()
     };
     for link in links {

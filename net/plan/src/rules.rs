@@ -10,9 +10,7 @@
 //! A chain of an app *returns* what its rules allow, so that a packet between two apps has to please both. Only packets in the
 //! direction of the connection's first packet walk the chains: a rule taken away stops the connections it allowed.
 
-use crate::firewall::{
-    Base, Chain, ChainKind, Family, Hook, Match, Policy, Rule, Table, Verdict, ct_state,
-};
+use crate::firewall::{Base, Chain, ChainKind, Family, Hook, Match, Policy, Rule, Table, Verdict, ct_state};
 use crate::instances::{InstancePlan, TapPlan, app_fault};
 use crate::names::interface_id;
 use crate::ports::PortPlan;
@@ -39,10 +37,7 @@ pub(crate) struct Parts<'a> {
 }
 
 fn host(ip: IpAddr) -> Prefix {
-    Prefix {
-        address: ip,
-        length: if ip.is_ipv4() { 32 } else { 128 },
-    }
+    Prefix { address: ip, length: if ip.is_ipv4() { 32 } else { 128 } }
 }
 
 fn from(link: &str) -> Match {
@@ -53,24 +48,8 @@ fn to(link: &str) -> Match {
     Match::OutputInterface(link.to_owned())
 }
 
-fn base(
-    name: &str,
-    kind: ChainKind,
-    hook: Hook,
-    priority: i32,
-    policy: Policy,
-    rules: Vec<Rule>,
-) -> Chain {
-    Chain {
-        name: name.into(),
-        base: Some(Base {
-            kind,
-            hook,
-            priority,
-            policy,
-        }),
-        rules,
-    }
+fn base(name: &str, kind: ChainKind, hook: Hook, priority: i32, policy: Policy, rules: Vec<Rule>) -> Chain {
+    Chain { name: name.into(), base: Some(Base { kind, hook, priority, policy }), rules }
 }
 
 /// The two tables.
@@ -79,20 +58,14 @@ pub(crate) fn tables(parts: &Parts, faults: &mut Vec<Fault>) -> [Table; 2] {
     let mut chains = Vec::new();
     let mut forward = vec![
         Rule::new(vec![Match::CtState(ct_state::INVALID)], Verdict::Drop),
-        Rule::new(
-            vec![Match::CtReply, Match::CtState(ct_state::ESTABLISHED)],
-            Verdict::Accept,
-        ),
+        Rule::new(vec![Match::CtReply, Match::CtState(ct_state::ESTABLISHED)], Verdict::Accept),
         Rule::new(vec![Match::CtState(ct_state::RELATED)], Verdict::Accept),
     ];
     let mut mapped = BTreeSet::new();
     let mut walk_out = Vec::new();
     let mut walk_in = Vec::new();
     for tap in parts.taps {
-        let (Some(ip), Some(instance)) = (
-            tap.address,
-            parts.instances.iter().find(|i| i.id == tap.instance),
-        ) else {
+        let (Some(ip), Some(instance)) = (tap.address, parts.instances.iter().find(|i| i.id == tap.instance)) else {
             continue;
         };
         let mut writer = Writer {
@@ -110,65 +83,23 @@ pub(crate) fn tables(parts: &Parts, faults: &mut Vec<Fault>) -> [Table; 2] {
         let (out, into) = (writer.out, writer.into);
         let id = interface_id(tap.app, tap.index);
         let own = host(ip.into());
-        walk_out.push(Rule::new(
-            vec![from(&tap.bridge), Match::Source(own)],
-            Verdict::Jump(format!("out-{id}")),
-        ));
-        walk_in.push(Rule::new(
-            vec![to(&tap.bridge), Match::Destination(own)],
-            Verdict::Jump(format!("in-{id}")),
-        ));
+        walk_out.push(Rule::new(vec![from(&tap.bridge), Match::Source(own)], Verdict::Jump(format!("out-{id}"))));
+        walk_in.push(Rule::new(vec![to(&tap.bridge), Match::Destination(own)], Verdict::Jump(format!("in-{id}"))));
         for (name, rules) in [(format!("out-{id}"), out), (format!("in-{id}"), into)] {
             let mut rules = rules;
             rules.push(Rule::new(Vec::new(), Verdict::Drop).counted());
-            chains.push(Chain {
-                name,
-                base: None,
-                rules,
-            });
+            chains.push(Chain { name, base: None, rules });
         }
     }
     forward.extend(walk_out);
     forward.extend(walk_in);
     forward.extend(pairs(parts));
     let policy = Policy::Drop;
-    chains.push(base(
-        "input",
-        ChainKind::Filter,
-        Hook::Input,
-        0,
-        policy,
-        input(parts),
-    ));
-    chains.push(base(
-        "forward",
-        ChainKind::Filter,
-        Hook::Forward,
-        0,
-        policy,
-        forward,
-    ));
-    chains.push(base(
-        "prerouting",
-        ChainKind::Nat,
-        Hook::Prerouting,
-        -100,
-        Policy::Accept,
-        dnat,
-    ));
-    chains.push(base(
-        "postrouting",
-        ChainKind::Nat,
-        Hook::Postrouting,
-        100,
-        Policy::Accept,
-        masquerade(parts),
-    ));
-    let inet = Table {
-        family: Family::Inet,
-        name: TABLE.into(),
-        chains,
-    };
+    chains.push(base("input", ChainKind::Filter, Hook::Input, 0, policy, input(parts)));
+    chains.push(base("forward", ChainKind::Filter, Hook::Forward, 0, policy, forward));
+    chains.push(base("prerouting", ChainKind::Nat, Hook::Prerouting, -100, Policy::Accept, dnat));
+    chains.push(base("postrouting", ChainKind::Nat, Hook::Postrouting, 100, Policy::Accept, masquerade(parts)));
+    let inet = Table { family: Family::Inet, name: TABLE.into(), chains };
     [inet, frames(parts)]
 }
 
@@ -182,36 +113,22 @@ fn input(parts: &Parts) -> Vec<Rule> {
     let mut rules = vec![
         Rule::new(vec![from("lo")], Verdict::Accept),
         Rule::new(vec![Match::CtState(ct_state::INVALID)], Verdict::Drop),
-        Rule::new(
-            vec![Match::CtState(ct_state::ESTABLISHED | ct_state::RELATED)],
-            Verdict::Accept,
-        ),
+        Rule::new(vec![Match::CtState(ct_state::ESTABLISHED | ct_state::RELATED)], Verdict::Accept),
     ];
     for (i, address) in locals(parts) {
         let gateway = Match::Destination(host(address.address));
         let port = |protocol, port| [Match::Protocol(protocol), Match::DestinationPort(port)];
-        rules.push(Rule::new(
-            [&[from(&i.bridge)][..], &port(UDP, 67)].concat(),
-            Verdict::Accept,
-        ));
+        rules.push(Rule::new([&[from(&i.bridge)][..], &port(UDP, 67)].concat(), Verdict::Accept));
         for protocol in [UDP, TCP] {
             let matches = [&[from(&i.bridge), gateway.clone()][..], &port(protocol, 53)].concat();
             rules.push(Rule::new(matches, Verdict::Accept));
         }
-        let ping = vec![
-            from(&i.bridge),
-            gateway,
-            Match::Protocol(ICMP),
-            Match::IcmpType(8),
-        ];
+        let ping = vec![from(&i.bridge), gateway, Match::Protocol(ICMP), Match::IcmpType(8)];
         rules.push(Rule::new(ping, Verdict::Accept));
     }
     // Router and neighbour discovery (RFC 4861): without it a port has no IPv6.
     for kind in 133..=136 {
-        rules.push(Rule::new(
-            vec![Match::Protocol(ICMP6), Match::IcmpType(kind)],
-            Verdict::Accept,
-        ));
+        rules.push(Rule::new(vec![Match::Protocol(ICMP6), Match::IcmpType(kind)], Verdict::Accept));
     }
     rules
 }
@@ -221,19 +138,10 @@ fn pairs(parts: &Parts) -> Vec<Rule> {
     let mut rules = Vec::new();
     for (i, subnet) in locals(parts) {
         let own = Match::Source(subnet);
-        rules.push(Rule::new(
-            vec![from(&i.bridge), to(&i.bridge), own.clone()],
-            Verdict::Accept,
-        ));
+        rules.push(Rule::new(vec![from(&i.bridge), to(&i.bridge), own.clone()], Verdict::Accept));
         if let Some(uplink) = &i.uplink {
-            rules.push(Rule::new(
-                vec![from(&i.bridge), to(uplink), own],
-                Verdict::Accept,
-            ));
-            rules.push(Rule::new(
-                vec![from(uplink), to(&i.bridge), Match::CtDnat],
-                Verdict::Accept,
-            ));
+            rules.push(Rule::new(vec![from(&i.bridge), to(uplink), own], Verdict::Accept));
+            rules.push(Rule::new(vec![from(uplink), to(&i.bridge), Match::CtDnat], Verdict::Accept));
         }
         for (other, _) in locals(parts).filter(|(o, _)| o.id != i.id) {
             let matches = vec![from(&other.bridge), to(&i.bridge), Match::CtDnat];
@@ -248,16 +156,10 @@ fn masquerade(parts: &Parts) -> Vec<Rule> {
     for (i, subnet) in locals(parts) {
         let own = Match::Source(subnet);
         if let Some(uplink) = &i.uplink {
-            rules.push(Rule::new(
-                vec![to(uplink), own.clone()],
-                Verdict::Masquerade,
-            ));
+            rules.push(Rule::new(vec![to(uplink), own.clone()], Verdict::Masquerade));
         }
         // Hairpin: an app that reaches its neighbour by the uplink's address sees answers from there.
-        rules.push(Rule::new(
-            vec![to(&i.bridge), own, Match::CtDnat],
-            Verdict::Masquerade,
-        ));
+        rules.push(Rule::new(vec![to(&i.bridge), own, Match::CtDnat], Verdict::Masquerade));
     }
     rules
 }
@@ -269,23 +171,15 @@ fn frames(parts: &Parts) -> Table {
     for tap in parts.taps {
         let name = format!("from-{}", interface_id(tap.app, tap.index));
         entry.push(Rule::new(vec![from(&tap.tap)], Verdict::Goto(name.clone())));
-        let mut rules =
-            vec![Rule::new(vec![Match::EtherSourceNot(tap.mac)], Verdict::Drop).counted()];
+        let mut rules = vec![Rule::new(vec![Match::EtherSourceNot(tap.mac)], Verdict::Drop).counted()];
         if let Some(ip) = tap.address {
             for sender in [ip, Ipv4Addr::UNSPECIFIED] {
                 rules.push(Rule::new(
-                    vec![
-                        Match::EtherType(ARP),
-                        Match::ArpSenderMac(tap.mac),
-                        Match::ArpSenderIp(sender),
-                    ],
+                    vec![Match::EtherType(ARP), Match::ArpSenderMac(tap.mac), Match::ArpSenderIp(sender)],
                     Verdict::Accept,
                 ));
             }
-            rules.push(Rule::new(
-                vec![Match::Source(host(ip.into()))],
-                Verdict::Accept,
-            ));
+            rules.push(Rule::new(vec![Match::Source(host(ip.into()))], Verdict::Accept));
             rules.push(Rule::new(
                 vec![
                     Match::Source(host(Ipv4Addr::UNSPECIFIED.into())),
@@ -296,36 +190,14 @@ fn frames(parts: &Parts) -> Table {
                 Verdict::Accept,
             ));
             rules.push(Rule::new(Vec::new(), Verdict::Drop).counted());
-        } else if parts
-            .instances
-            .iter()
-            .any(|i| i.id == tap.instance && i.kind == InstanceKind::Switch)
-        {
+        } else if parts.instances.iter().any(|i| i.id == tap.instance && i.kind == InstanceKind::Switch) {
             let open = matches!(tap.rules.as_slice(), [r] if is_allow_all(r));
-            rules.push(Rule::new(
-                Vec::new(),
-                if open { Verdict::Accept } else { Verdict::Drop },
-            ));
+            rules.push(Rule::new(Vec::new(), if open { Verdict::Accept } else { Verdict::Drop }));
         }
-        chains.push(Chain {
-            name,
-            base: None,
-            rules,
-        });
+        chains.push(Chain { name, base: None, rules });
     }
-    chains.push(base(
-        "prerouting",
-        ChainKind::Filter,
-        Hook::Prerouting,
-        -300,
-        Policy::Accept,
-        entry,
-    ));
-    Table {
-        family: Family::Bridge,
-        name: TABLE.into(),
-        chains,
-    }
+    chains.push(base("prerouting", ChainKind::Filter, Hook::Prerouting, -300, Policy::Accept, entry));
+    Table { family: Family::Bridge, name: TABLE.into(), chains }
 }
 
 fn is_allow_all(r: &net::Rule) -> bool {
@@ -384,9 +256,7 @@ impl Writer<'_, '_> {
             (Some(name), _) if !name.is_empty() => match name.parse::<IpAddr>() {
                 Ok(ip) => Some(host(ip)),
                 Err(_) => {
-                    return Err(format!(
-                        "match by host name {name:?} is not supported yet; give an IP prefix"
-                    ));
+                    return Err(format!("match by host name {name:?} is not supported yet; give an IP prefix"));
                 }
             },
             (_, remote) => remote.filter(|p| p.length > 0),
@@ -405,11 +275,7 @@ impl Writer<'_, '_> {
         if has_ports && !matches!(protocol, Some(TCP | UDP)) {
             return Err("a port needs protocol tcp or udp".into());
         }
-        let uplink = self
-            .parts
-            .ports
-            .iter()
-            .find(|p| Some(&p.interface) == self.instance.uplink.as_ref());
+        let uplink = self.parts.ports.iter().find(|p| Some(&p.interface) == self.instance.uplink.as_ref());
         let here = rule.adapter.is_empty() || uplink.is_some_and(|p| p.answers_to(&rule.adapter));
         if !here {
             return Ok(());
@@ -470,22 +336,12 @@ impl Writer<'_, '_> {
             return Err("a port map needs protocol tcp or udp and a local port".into());
         };
         let uplink = uplink.ok_or("a port map needs a network instance with an uplink")?;
-        if !self
-            .mapped
-            .insert((uplink.interface.clone(), protocol, port))
-        {
-            return Err(format!(
-                "port {port} of {} is already mapped to another app",
-                uplink.name
-            ));
+        if !self.mapped.insert((uplink.interface.clone(), protocol, port)) {
+            return Err(format!("port {port} of {} is already mapped to another app", uplink.name));
         }
         let source: Vec<Match> = remote.map(Match::Source).into_iter().collect();
         let mut allowed = source.clone();
-        allowed.extend([
-            Match::Protocol(protocol),
-            Match::DestinationPort(app_port),
-            Match::CtDnat,
-        ]);
+        allowed.extend([Match::Protocol(protocol), Match::DestinationPort(app_port), Match::CtDnat]);
         self.into.push(Rule::new(allowed, Verdict::Return));
         // Without an address yet there is nothing to map; the plan is made anew when it comes.
         let Some(address) = uplink.address_v4() else {
@@ -500,10 +356,7 @@ impl Writer<'_, '_> {
                 Match::Protocol(protocol),
                 Match::DestinationPort(port),
             ]);
-            let verdict = Verdict::Dnat {
-                address: self.address,
-                port: app_port,
-            };
+            let verdict = Verdict::Dnat { address: self.address, port: app_port };
             self.dnat.push(Rule::new(matches, verdict));
         }
         Ok(())

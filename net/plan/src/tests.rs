@@ -3,9 +3,7 @@ use crate::firewall::{Match, Table, Verdict};
 use crate::item::{Hop, ServiceKind};
 use holdfast_model::app::App;
 use holdfast_model::desired::ObjectKind;
-use holdfast_model::net::{
-    self, AppInterface, InstanceKind, NetworkInstance, Protocol, RuleAction,
-};
+use holdfast_model::net::{self, AppInterface, InstanceKind, NetworkInstance, Protocol, RuleAction};
 use holdfast_reconcile::Item;
 use std::net::Ipv4Addr;
 
@@ -27,11 +25,7 @@ fn rule(id: u32, action: RuleAction) -> net::Rule {
 }
 
 fn port_map(port: u16, app_port: u16) -> net::Rule {
-    net::Rule {
-        protocol: Some(Protocol::Tcp),
-        local_port: Some(port),
-        ..rule(2, RuleAction::PortMap { app_port })
-    }
+    net::Rule { protocol: Some(Protocol::Tcp), local_port: Some(port), ..rule(2, RuleAction::PortMap { app_port }) }
 }
 
 fn app(n: u128, instance: Uuid, rules: Vec<net::Rule>) -> App {
@@ -43,13 +37,7 @@ fn app(n: u128, instance: Uuid, rules: Vec<net::Rule>) -> App {
         vcpus: 1,
         memory_bytes: 1 << 27,
         volumes: Vec::new(),
-        interfaces: vec![AppInterface {
-            name: "eth0".into(),
-            instance,
-            address: None,
-            mac: None,
-            rules,
-        }],
+        interfaces: vec![AppInterface { name: "eth0".into(), instance, address: None, mac: None, rules }],
         user_data: String::new(),
         restart_counter: 0,
         purge_counter: 0,
@@ -77,11 +65,7 @@ fn instance(n: u128, subnet: &str) -> NetworkInstance {
 }
 
 fn links() -> Vec<LinkFact> {
-    vec![LinkFact {
-        name: "eth0".into(),
-        mac: [2, 0, 0, 0, 0, 1],
-        pci: "0000:00:03.0".into(),
-    }]
+    vec![LinkFact { name: "eth0".into(), mac: [2, 0, 0, 0, 0, 1], pci: "0000:00:03.0".into() }]
 }
 
 fn lease() -> Lease {
@@ -102,37 +86,18 @@ fn lease() -> Lease {
 fn desired() -> Desired {
     let mut d = last_resort(&links());
     d.instances = vec![instance(1, "10.1.0.0/24")];
-    d.apps = vec![
-        app(
-            11,
-            uuid(1),
-            vec![rule(1, RuleAction::Allow), port_map(8080, 80)],
-        ),
-        app(12, uuid(1), vec![]),
-    ];
+    d.apps = vec![app(11, uuid(1), vec![rule(1, RuleAction::Allow), port_map(8080, 80)]), app(12, uuid(1), vec![])];
     d
 }
 
 fn make(desired: &Desired, with_lease: bool, allocations: &Allocations) -> Plan {
-    let leases: BTreeMap<String, Lease> = with_lease
-        .then(|| ("eth0".to_owned(), lease()))
-        .into_iter()
-        .collect();
+    let leases: BTreeMap<String, Lease> = with_lease.then(|| ("eth0".to_owned(), lease())).into_iter().collect();
     let app_uids = [(uuid(11), 2001), (uuid(12), 2002)].into();
-    plan(&Input {
-        desired,
-        links: &links(),
-        leases: &leases,
-        allocations,
-        app_uids: &app_uids,
-    })
+    plan(&Input { desired, links: &links(), leases: &leases, allocations, app_uids: &app_uids })
 }
 
 fn table(plan: &Plan, family: &'static str) -> Table {
-    match plan
-        .graph
-        .get(&ItemKey::Nftables(family, "holdfast".into()))
-    {
+    match plan.graph.get(&ItemKey::Nftables(family, "holdfast".into())) {
         Some(NetItem::Nftables(t)) => t.clone(),
         other => panic!("no table: {other:?}"),
     }
@@ -144,27 +109,15 @@ fn before_the_first_lease_the_port_is_up_and_asks() {
     assert_eq!(p.faults, []);
     assert!(p.graph.contains(&ItemKey::Link("eth0".into())));
     assert!(p.graph.contains(&ItemKey::Service("dhcp-eth0".into())));
-    assert!(
-        p.graph
-            .iter()
-            .all(|(k, _)| !matches!(k, ItemKey::Address(..) | ItemKey::Route(..)))
-    );
+    assert!(p.graph.iter().all(|(k, _)| !matches!(k, ItemKey::Address(..) | ItemKey::Route(..))));
 }
 
 #[test]
 fn a_lease_becomes_address_route_and_resolver() {
     let p = make(&last_resort(&links()), true, &Allocations::default());
-    assert!(
-        p.graph
-            .contains(&ItemKey::Address("eth0".into(), "192.0.2.15/24".into()))
-    );
-    assert!(
-        p.graph
-            .contains(&ItemKey::Route(254, "0.0.0.0/0".into(), 1000))
-    );
-    let Some(NetItem::Resolver(r)) = p.graph.get(&ItemKey::Resolver) else {
-        panic!("resolver")
-    };
+    assert!(p.graph.contains(&ItemKey::Address("eth0".into(), "192.0.2.15/24".into())));
+    assert!(p.graph.contains(&ItemKey::Route(254, "0.0.0.0/0".into(), 1000)));
+    let Some(NetItem::Resolver(r)) = p.graph.get(&ItemKey::Resolver) else { panic!("resolver") };
     assert_eq!(r.text(), "search example\nnameserver 192.0.2.3\n");
 }
 
@@ -185,36 +138,19 @@ fn every_dependency_of_every_item_is_planned() {
 fn local_network_has_service_tap_and_routes_over_its_uplink() {
     let p = make(&desired(), true, &Allocations::default());
     let bridge = names::bridge(uuid(1));
-    let Some(NetItem::Service(s)) = p
-        .graph
-        .get(&ItemKey::Service(names::network_service(uuid(1))))
-    else {
+    let Some(NetItem::Service(s)) = p.graph.get(&ItemKey::Service(names::network_service(uuid(1)))) else {
         panic!("service")
     };
-    let ServiceKind::Network {
-        uplink, service, ..
-    } = &s.kind
-    else {
-        panic!("network")
-    };
+    let ServiceKind::Network { uplink, service, .. } = &s.kind else { panic!("network") };
     assert_eq!(uplink.as_deref(), Some("eth0"));
     assert_eq!(service.assignments.len(), 2);
     assert_eq!(service.assignments[0].host_name, "app-11");
     assert_eq!(service.assignments[0].address, Ipv4Addr::new(10, 1, 0, 2));
-    assert_eq!(
-        service.upstreams,
-        ["192.0.2.3:53".parse().expect("address")]
-    );
-    let Some(NetItem::Tap(t)) = p.graph.get(&ItemKey::Link(names::tap(uuid(11), 0))) else {
-        panic!("tap")
-    };
+    assert_eq!(service.upstreams, ["192.0.2.3:53".parse().expect("address")]);
+    let Some(NetItem::Tap(t)) = p.graph.get(&ItemKey::Link(names::tap(uuid(11), 0))) else { panic!("tap") };
     assert_eq!(t.owner_uid, 2001);
     assert!(p.graph.contains(&ItemKey::PolicyRule(1001, bridge)));
-    let through = p.graph.get(&ItemKey::Route(
-        names::table(uuid(1)),
-        "0.0.0.0/0".into(),
-        100,
-    ));
+    let through = p.graph.get(&ItemKey::Route(names::table(uuid(1)), "0.0.0.0/0".into(), 100));
     assert!(matches!(through, Some(NetItem::Route(r)) if matches!(r.hop, Hop::Gateway { .. })));
 }
 
@@ -233,24 +169,16 @@ fn faults_stay_with_their_object_and_the_rest_is_planned() {
     let mut d = desired();
     d.instances.push(instance(2, "10.1.0.128/25"));
     d.instances.push(instance(3, "192.0.2.0/24"));
-    d.instances.push(NetworkInstance {
-        port: "eth9".into(),
-        ..instance(4, "10.4.0.0/24")
-    });
+    d.instances.push(NetworkInstance { port: "eth9".into(), ..instance(4, "10.4.0.0/24") });
     d.instances.push(instance(5, "10.5.0.0/24"));
-    d.adapters.push(net::Adapter {
-        name: "wan".into(),
-        lower: "nothing".into(),
-        ..d.adapters[0].clone()
-    });
+    d.adapters.push(net::Adapter { name: "wan".into(), lower: "nothing".into(), ..d.adapters[0].clone() });
     d.apps.push(app(13, uuid(2), vec![]));
     d.apps.push(app(14, uuid(5), vec![port_map(8080, 80)]));
     let mut named = rule(7, RuleAction::Allow);
     named.host = Some("example.org".into());
     d.apps.push(app(15, uuid(5), vec![named]));
     let p = make(&d, true, &Allocations::default());
-    let mut found: Vec<(ObjectKind, String)> =
-        p.faults.iter().map(|f| (f.kind, f.text.clone())).collect();
+    let mut found: Vec<(ObjectKind, String)> = p.faults.iter().map(|f| (f.kind, f.text.clone())).collect();
     found.sort_by(|a, b| a.1.cmp(&b.1));
     let texts: Vec<&str> = found.iter().map(|f| f.1.as_str()).collect();
     assert_eq!(
@@ -276,10 +204,7 @@ fn an_app_without_rules_gets_chains_that_only_drop() {
     for name in [format!("out-{id}"), format!("in-{id}")] {
         let chain = t.chains.iter().find(|c| c.name == name).expect("chain");
         assert_eq!(chain.rules.len(), 1);
-        assert_eq!(
-            (chain.rules[0].matches.len(), &chain.rules[0].verdict),
-            (0, &Verdict::Drop)
-        );
+        assert_eq!((chain.rules[0].matches.len(), &chain.rules[0].verdict), (0, &Verdict::Drop));
     }
 }
 
@@ -288,10 +213,7 @@ fn a_drop_rule_drops_and_one_that_cannot_be_read_closes_the_rest() {
     let mut d = desired();
     let mut named = rule(1, RuleAction::Drop);
     named.host = Some("bad.example".into());
-    let prefix = net::Rule {
-        remote: Some("198.51.100.0/24".parse().expect("prefix")),
-        ..rule(1, RuleAction::Drop)
-    };
+    let prefix = net::Rule { remote: Some("198.51.100.0/24".parse().expect("prefix")), ..rule(1, RuleAction::Drop) };
     d.apps = vec![
         app(11, uuid(1), vec![prefix, rule(2, RuleAction::Allow)]),
         app(12, uuid(1), vec![named, rule(2, RuleAction::Allow)]),
@@ -303,10 +225,7 @@ fn a_drop_rule_drops_and_one_that_cannot_be_read_closes_the_rest() {
         let chain = t.chains.iter().find(|c| c.name == name).expect("chain");
         chain.rules.iter().map(|r| r.verdict.clone()).collect()
     };
-    assert_eq!(
-        verdicts(11),
-        [Verdict::Drop, Verdict::Return, Verdict::Drop]
-    );
+    assert_eq!(verdicts(11), [Verdict::Drop, Verdict::Return, Verdict::Drop]);
     assert_eq!(verdicts(12), [Verdict::Drop]);
 }
 
@@ -314,24 +233,11 @@ fn a_drop_rule_drops_and_one_that_cannot_be_read_closes_the_rest() {
 fn port_map_is_on_the_uplink_and_for_hairpins() {
     let p = make(&desired(), true, &Allocations::default());
     let t = table(&p, "inet");
-    let chain = t
-        .chains
-        .iter()
-        .find(|c| c.name == "prerouting")
-        .expect("chain");
+    let chain = t.chains.iter().find(|c| c.name == "prerouting").expect("chain");
     let bridge = names::bridge(uuid(1));
     let inputs: Vec<&Match> = chain.rules.iter().map(|r| &r.matches[0]).collect();
-    assert_eq!(
-        inputs,
-        [
-            &Match::InputInterface("eth0".into()),
-            &Match::InputInterface(bridge)
-        ]
-    );
-    let to = Verdict::Dnat {
-        address: Ipv4Addr::new(10, 1, 0, 2),
-        port: 80,
-    };
+    assert_eq!(inputs, [&Match::InputInterface("eth0".into()), &Match::InputInterface(bridge)]);
+    let to = Verdict::Dnat { address: Ipv4Addr::new(10, 1, 0, 2), port: 80 };
     assert!(chain.rules.iter().all(|r| r.verdict == to));
 }
 
@@ -349,11 +255,7 @@ fn air_gapped_network_has_no_way_out() {
     let p = make(&d, true, &Allocations::default());
     assert_eq!(p.faults, []);
     let t = table(&p, "inet");
-    let forward = t
-        .chains
-        .iter()
-        .find(|c| c.name == "forward")
-        .expect("chain");
+    let forward = t.chains.iter().find(|c| c.name == "forward").expect("chain");
     let leaves = |m: &Match| matches!(m, Match::OutputInterface(n) if n == "eth0");
     assert!(!forward.rules.iter().any(|r| r.matches.iter().any(leaves)));
 }

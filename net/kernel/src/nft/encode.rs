@@ -38,12 +38,7 @@ const ETHERTYPE_IPV6: u16 = 0x86dd;
 
 /// Adds the list of expressions of a rule.
 pub fn rule_expressions(m: &mut Message, family: Family, rule: &Rule) {
-    let mut encoder = Encoder {
-        m,
-        family,
-        ip_version: None,
-        ether_type: None,
-    };
+    let mut encoder = Encoder { m, family, ip_version: None, ether_type: None };
     for condition in &rule.matches {
         encoder.condition(condition);
     }
@@ -230,17 +225,9 @@ impl Encoder<'_> {
                 self.payload(NETWORK, 14, 4);
                 self.compare(EQ, &ip.octets());
             }
-            Match::Limit {
-                rate,
-                per_seconds,
-                burst,
-            } => self.expression("limit", |m| {
+            Match::Limit { rate, per_seconds, burst } => self.expression("limit", |m| {
                 // rate, unit, burst, type (0 = packets), flags (0 = up to the rate).
-                m.be64(1, u64::from(*rate))
-                    .be64(2, *per_seconds)
-                    .be32(3, *burst)
-                    .be32(4, 0)
-                    .be32(5, 0);
+                m.be64(1, u64::from(*rate)).be64(2, *per_seconds).be32(3, *burst).be32(4, 0).be32(5, 0);
             }),
         }
     }
@@ -258,10 +245,7 @@ impl Encoder<'_> {
                 self.load_immediate(REG_2, &port.to_be_bytes());
                 self.expression("nat", |m| {
                     // type (1 = destination), family, address register, port register.
-                    m.be32(1, 1)
-                        .be32(2, libc::NFPROTO_IPV4 as u32)
-                        .be32(3, REG_1)
-                        .be32(5, REG_2);
+                    m.be32(1, 1).be32(2, libc::NFPROTO_IPV4 as u32).be32(3, REG_1).be32(5, REG_2);
                 });
             }
         }

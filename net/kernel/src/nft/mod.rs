@@ -35,23 +35,11 @@ fn family_number(family: Family) -> u8 {
 
 fn message(kind: u16, flags: i32, family: Family) -> Message {
     // struct nfgenmsg: family, version 0, resource id 0.
-    Message::new(
-        SUBSYSTEM << 8 | kind,
-        flags,
-        &[family_number(family), 0, 0, 0],
-    )
+    Message::new(SUBSYSTEM << 8 | kind, flags, &[family_number(family), 0, 0, 0])
 }
 
 fn table_message(kind: u16, family: Family, name: &str) -> Message {
-    let mut m = message(
-        kind,
-        if kind == NEWTABLE {
-            libc::NLM_F_CREATE
-        } else {
-            0
-        },
-        family,
-    );
+    let mut m = message(kind, if kind == NEWTABLE { libc::NLM_F_CREATE } else { 0 }, family);
     m.text(TABLE_NAME, name);
     m
 }
@@ -65,8 +53,7 @@ fn fill_base(m: &mut Message, base: &Base) {
         Hook::Postrouting => 4,
     };
     m.nest(CHAIN_HOOK, |m| {
-        m.be32(HOOK_NUMBER, hook)
-            .be32(HOOK_PRIORITY, base.priority.cast_unsigned());
+        m.be32(HOOK_NUMBER, hook).be32(HOOK_PRIORITY, base.priority.cast_unsigned());
     });
     m.be32(CHAIN_POLICY, u32::from(base.policy == Policy::Accept));
     m.text(
@@ -82,14 +69,10 @@ fn fill_base(m: &mut Message, base: &Base) {
 #[must_use]
 pub fn replacement(table: &Table) -> Vec<(String, Message)> {
     let mut items = removal(table.family, &table.name);
-    items.push((
-        "new table".into(),
-        table_message(NEWTABLE, table.family, &table.name),
-    ));
+    items.push(("new table".into(), table_message(NEWTABLE, table.family, &table.name)));
     for chain in &table.chains {
         let mut m = message(NEWCHAIN, libc::NLM_F_CREATE, table.family);
-        m.text(CHAIN_TABLE, &table.name)
-            .text(CHAIN_NAME, &chain.name);
+        m.text(CHAIN_TABLE, &table.name).text(CHAIN_NAME, &chain.name);
         if let Some(base) = &chain.base {
             fill_base(&mut m, base);
         }
@@ -97,16 +80,9 @@ pub fn replacement(table: &Table) -> Vec<(String, Message)> {
     }
     for chain in &table.chains {
         for (i, rule) in chain.rules.iter().enumerate() {
-            let mut m = message(
-                NEWRULE,
-                libc::NLM_F_CREATE | libc::NLM_F_APPEND,
-                table.family,
-            );
-            m.text(RULE_TABLE, &table.name)
-                .text(RULE_CHAIN, &chain.name);
-            m.nest(RULE_EXPRESSIONS, |m| {
-                rule_expressions(m, table.family, rule)
-            });
+            let mut m = message(NEWRULE, libc::NLM_F_CREATE | libc::NLM_F_APPEND, table.family);
+            m.text(RULE_TABLE, &table.name).text(RULE_CHAIN, &chain.name);
+            m.nest(RULE_EXPRESSIONS, |m| rule_expressions(m, table.family, rule));
             items.push((format!("rule {} of chain {}", i + 1, chain.name), m));
         }
     }
