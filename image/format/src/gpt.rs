@@ -198,7 +198,7 @@ impl Table {
         if disk_bytes <= self.disk_bytes {
             return None;
         }
-        let last_lba = usable_end(disk_bytes) / SECTOR / ALIGN * ALIGN - 1;
+        let last_lba = (usable_end(disk_bytes) / SECTOR / ALIGN * ALIGN).saturating_sub(1);
         let mut grown = Table { disk_bytes, ..self.clone() };
         let p = grown.partitions.iter_mut().max_by_key(|p| p.last_lba)?;
         p.last_lba = p.last_lba.max(last_lba);
@@ -471,7 +471,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(64))]
+        #![proptest_config(ProptestConfig::with_cases(200))]
         #[test]
         fn any_flipped_bit_of_the_primary_is_noticed(at in 512usize..512 + 92, bit in 0u8..8) {
             let t = layout::table(4 << 30).unwrap();
@@ -480,6 +480,35 @@ mod tests {
             let (r, health) = Table::read(&d, t.disk_bytes).unwrap();
             prop_assert_eq!(r, t);
             prop_assert!(!health.primary);
+        }
+
+        #[test]
+        fn hostile_headers_with_a_right_checksum_do_not_panic(
+            at in 24usize..92,
+            value in any::<u64>(),
+            width in 1usize..8,
+            grown in any::<bool>(),
+        ) {
+            // A disk of 100 KiB with one partition.
+            let p = Partition {
+                name: "x".into(),
+                type_guid: layout::TYPE_LINUX,
+                guid: Guid::named("x"),
+                first_lba: 40,
+                last_lba: 50,
+                attributes: 0,
+            };
+            let t = Table { disk_guid: Guid::ZERO, disk_bytes: 100 * 1024, partitions: vec![p] };
+            let mut image = vec![0u8; if grown { 300 * 1024 } else { 100 * 1024 }];
+            for e in t.encode().unwrap() {
+                image[e.offset as usize..][..e.data.len()].copy_from_slice(&e.data);
+            }
+            let end = (at + width).min(92);
+            image[512 + at..512 + end].copy_from_slice(&value.to_le_bytes()[..end - at]);
+            image[528..532].fill(0);
+            let crc = crc32fast::hash(&image[512..604]);
+            image[528..532].copy_from_slice(&crc.to_le_bytes());
+            fuzz_gpt(&image);
         }
 
         #[test]

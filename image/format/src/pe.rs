@@ -123,8 +123,8 @@ impl Pe {
             return Err(Malformed("more than 96 sections"));
         }
         let (section_alignment, file_alignment) = (u32at(opt + 32)?, u32at(opt + 36)?);
-        if !section_alignment.is_power_of_two() || !file_alignment.is_power_of_two() {
-            return Err(Malformed("alignment is not a power of two"));
+        if [section_alignment, file_alignment].iter().any(|a| !a.is_power_of_two() || *a > 0x10000) {
+            return Err(Malformed("alignment is not a power of two up to 64 KiB"));
         }
         let size_of_headers = u32at(opt + 60)?;
         let section_table = opt + optional_bytes;
@@ -196,7 +196,7 @@ pub fn append_sections(stub: &[u8], sections: &[(&str, &[u8])], timestamp: u32) 
         return Err(PeError::Signed);
     }
     let first = pe.sections.iter().map(|s| s.raw_offset).filter(|o| *o != 0).min().unwrap_or(pe.size_of_headers);
-    let room = pe.size_of_headers.min(first) as usize - pe.section_table;
+    let room = (pe.size_of_headers.min(first) as usize).saturating_sub(pe.section_table);
     let free = (room / SECTION_HEADER).saturating_sub(pe.sections.len());
     if sections.len() > free {
         return Err(PeError::NoRoom { free, wanted: sections.len() });
