@@ -6,9 +6,7 @@ use holdfast_pid1::node;
 
 fn main() {
     if std::process::id() != 1 {
-        eprintln!(
-            "pid1: this is the first program of a Holdfast machine; it runs as process 1 only"
-        );
+        eprintln!("pid1: this is the first program of a Holdfast machine; it runs as process 1 only");
         std::process::exit(2);
     }
     let machine = sequence::boot();

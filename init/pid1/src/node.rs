@@ -4,9 +4,7 @@
 use crate::boot::sequence::Machine;
 use crate::supervisor::cgroup::Cgroups;
 use crate::supervisor::{Options, Supervisor};
-use holdfast_supervise::{
-    Backoff, CGROUP_ROOT, Capabilities, Restart, SOCKET_PATH, UnitName, UnitSpec,
-};
+use holdfast_supervise::{Backoff, CGROUP_ROOT, Capabilities, Restart, SOCKET_PATH, UnitName, UnitSpec};
 use std::path::Path;
 
 /// The program in the slot.
@@ -15,14 +13,9 @@ pub const PROGRAM: &str = "/bin/node";
 /// `node`: root with all powers, because it configures networks, disks and the TPM; always started again.
 pub fn spec(name: UnitName) -> UnitSpec {
     let mut spec = UnitSpec::new(name, PROGRAM, 0);
-    spec.env = [("PATH", "/bin"), ("HOME", "/"), ("RUST_BACKTRACE", "1")]
-        .map(|(k, v)| (k.into(), v.into()))
-        .into();
+    spec.env = [("PATH", "/bin"), ("HOME", "/"), ("RUST_BACKTRACE", "1")].map(|(k, v)| (k.into(), v.into())).into();
     spec.restart = Restart::Always;
-    spec.backoff = Backoff {
-        first_ms: 200,
-        max_ms: 10_000,
-    };
+    spec.backoff = Backoff { first_ms: 200, max_ms: 10_000 };
     spec.stop.deadline_ms = 20_000;
     spec.sandbox.capabilities = Capabilities::All;
     spec
@@ -37,10 +30,7 @@ pub fn supervise(mut machine: Machine) -> Supervisor<Machine> {
     let cgroups = match Cgroups::prepare(Path::new(CGROUP_ROOT)) {
         Ok((cgroups, missing)) => {
             if !missing.is_empty() {
-                machine.say_line(&format!(
-                    "pid1: warning: cgroup controllers missing: {}",
-                    missing.join(", ")
-                ));
+                machine.say_line(&format!("pid1: warning: cgroup controllers missing: {}", missing.join(", ")));
             }
             Some(cgroups)
         }
@@ -50,14 +40,9 @@ pub fn supervise(mut machine: Machine) -> Supervisor<Machine> {
         }
     };
     let watched = UnitName::new("node").ok();
-    let options = Options {
-        socket: SOCKET_PATH.into(),
-        cgroups,
-        init: true,
-        watched: watched.clone(),
-    };
-    let mut supervisor = Supervisor::new(machine, options)
-        .unwrap_or_else(|error| panic!("supervisor socket {SOCKET_PATH}: {error}"));
+    let options = Options { socket: SOCKET_PATH.into(), cgroups, init: true, watched: watched.clone() };
+    let mut supervisor =
+        Supervisor::new(machine, options).unwrap_or_else(|error| panic!("supervisor socket {SOCKET_PATH}: {error}"));
     if let Some(name) = watched {
         // A refusal is on the console and in the log already.
         let _ = supervisor.start(spec(name), Vec::new());

@@ -6,8 +6,8 @@
 use holdfast_pid1::supervisor::cgroup::Cgroups;
 use holdfast_pid1::supervisor::{Cause, Down, DownKind, Options, Platform, Supervisor};
 use holdfast_supervise::{
-    Backoff, CallError, Capabilities, Capability, Client, Event, Exit, RefusalKind, Restart,
-    Stream, Subscription, UnitName, UnitSpec, UnitState, UnitStatus,
+    Backoff, CallError, Capabilities, Capability, Client, Event, Exit, RefusalKind, Restart, Stream, Subscription,
+    UnitName, UnitSpec, UnitState, UnitStatus,
 };
 use std::fs::{self, File};
 use std::io::Write;
@@ -71,33 +71,15 @@ impl Running {
         let cgroups = own_cgroup(test);
         let options = Options {
             socket: socket.clone(),
-            cgroups: cgroups
-                .as_deref()
-                .map(|path| Cgroups::prepare(path).unwrap().0),
+            cgroups: cgroups.as_deref().map(|path| Cgroups::prepare(path).unwrap().0),
             init: false,
             watched: Some(name("node")),
         };
-        let mut supervisor = Supervisor::new(
-            Bench {
-                faults: faults_end,
-                recorded: recorded_end,
-            },
-            options,
-        )
-        .unwrap();
+        let mut supervisor = Supervisor::new(Bench { faults: faults_end, recorded: recorded_end }, options).unwrap();
         let thread = std::thread::spawn(move || supervisor.run());
         let events = Subscription::connect(&socket).unwrap();
         let client = Client::connect(&socket).unwrap();
-        Running {
-            client,
-            events,
-            thread,
-            faults,
-            recorded,
-            socket,
-            cgroups,
-            _dir: dir,
-        }
+        Running { client, events, thread, faults, recorded, socket, cgroups, _dir: dir }
     }
 
     /// The next told state of a unit that satisfies `wanted`.
@@ -105,14 +87,13 @@ impl Running {
         let deadline = Instant::now() + LONG;
         while let Some(left) = deadline.checked_duration_since(Instant::now()) {
             if let Some(Event::Unit(status)) = self.events.next_within(left).unwrap()
-                && status.name.as_str() == unit && wanted(&status) {
-                    return *status;
-                }
+                && status.name.as_str() == unit
+                && wanted(&status)
+            {
+                return *status;
+            }
         }
-        panic!(
-            "unit {unit} did not come to the wanted state; now: {:?}",
-            self.client.list()
-        );
+        panic!("unit {unit} did not come to the wanted state; now: {:?}", self.client.list());
     }
 
     fn run_to_end(&mut self, spec: &UnitSpec, fds: &[BorrowedFd<'_>]) -> (Exit, Vec<String>) {
@@ -124,20 +105,13 @@ impl Running {
     /// What the program itself wrote.
     fn output(&mut self, unit: &UnitName) -> Vec<String> {
         let logs = self.client.logs(0, Some(unit), 10_000).unwrap();
-        logs.lines
-            .into_iter()
-            .filter(|l| l.stream != Stream::Supervisor)
-            .map(|l| l.text)
-            .collect()
+        logs.lines.into_iter().filter(|l| l.stream != Stream::Supervisor).map(|l| l.text).collect()
     }
 
     fn wait_output(&mut self, unit: &UnitName, lines: usize) {
         let deadline = Instant::now() + LONG;
         while self.output(unit).len() < lines {
-            assert!(
-                Instant::now() < deadline,
-                "unit {unit} wrote less than {lines} lines"
-            );
+            assert!(Instant::now() < deadline, "unit {unit} wrote less than {lines} lines");
             std::thread::sleep(Duration::from_millis(10));
         }
     }
@@ -151,11 +125,7 @@ impl Running {
                 for unit in fs::read_dir(path).unwrap().flatten() {
                     let _ = fs::remove_dir(unit.path());
                 }
-                assert!(
-                    Instant::now() < deadline,
-                    "{} is still in use",
-                    path.display()
-                );
+                assert!(Instant::now() < deadline, "{} is still in use", path.display());
                 std::thread::sleep(Duration::from_millis(20));
             }
         }
@@ -166,12 +136,7 @@ impl Running {
 /// A cgroup2 directory of our own, where this machine lets us have one.
 fn own_cgroup(test: &str) -> Option<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
-    let mount = mounts
-        .lines()
-        .find(|l| l.split(' ').nth(2) == Some("cgroup2"))?
-        .split(' ')
-        .nth(1)?
-        .to_owned();
+    let mount = mounts.lines().find(|l| l.split(' ').nth(2) == Some("cgroup2"))?.split(' ').nth(1)?.to_owned();
     let path = Path::new(&mount).join(format!("holdfast-{}-{test}", std::process::id()));
     match fs::create_dir(&path) {
         Ok(()) => Some(path),
@@ -252,20 +217,13 @@ fn powers_are_exactly_those_asked_for() {
     let mut one = shell("one", look);
     one.sandbox.capabilities = Capabilities::Only(vec![Capability::NetBindService]);
     let (_, one) = bench.run_to_end(&one, &[]);
-    assert_eq!(
-        one[3..7],
-        ["CapPrm:", "CapEff:", "CapBnd:", "CapAmb:"].map(|c| format!("{c}{:016x}", 1 << 10))
-    );
+    assert_eq!(one[3..7], ["CapPrm:", "CapEff:", "CapBnd:", "CapAmb:"].map(|c| format!("{c}{:016x}", 1 << 10)));
 
     let mut root = shell("root", look);
     (root.uid, root.gid) = (0, 0);
     root.sandbox.capabilities = Capabilities::Only(vec![Capability::NetRaw]);
     let (_, root) = bench.run_to_end(&root, &[]);
-    assert_eq!(
-        root[4],
-        format!("CapEff:{:016x}", 1 << 13),
-        "root keeps no more than it is given"
-    );
+    assert_eq!(root[4], format!("CapEff:{:016x}", 1 << 13), "root keeps no more than it is given");
     bench.end();
 }
 
@@ -287,11 +245,7 @@ fn namespaces_are_new_when_asked_for() {
     let (exit, output) = bench.run_to_end(&spec, &[]);
     assert_eq!(exit, Exit::Code(0));
     assert_eq!(output[..2], ["1", "/proc/1"]);
-    assert_eq!(
-        output.last().unwrap(),
-        "1",
-        "only the loopback device: {output:?}"
-    );
+    assert_eq!(output.last().unwrap(), "1", "only the loopback device: {output:?}");
     bench.end();
 }
 
@@ -302,18 +256,13 @@ fn killed_unit_is_started_again_with_backoff_and_its_descriptors_rewound() {
     writeln!(file, "config").unwrap();
     let mut spec = shell("u", "cat <&3; kill -9 $$");
     spec.restart = Restart::OnFailure;
-    spec.backoff = Backoff {
-        first_ms: 50,
-        max_ms: 400,
-    };
+    spec.backoff = Backoff { first_ms: 50, max_ms: 400 };
     bench.client.start(&spec, &[file.as_fd()]).unwrap();
 
     let mut waits = Vec::new();
     for _ in 0..4 {
         let status = bench.wait("u", |s| matches!(s.state, UnitState::Backoff { .. }));
-        let UnitState::Backoff { until_ms } = status.state else {
-            unreachable!()
-        };
+        let UnitState::Backoff { until_ms } = status.state else { unreachable!() };
         assert_eq!(status.exit, Some(Exit::Signal(9)));
         waits.push(until_ms - status.since_ms);
     }
@@ -321,10 +270,7 @@ fn killed_unit_is_started_again_with_backoff_and_its_descriptors_rewound() {
     bench.client.stop(&spec.name, None).unwrap();
     bench.wait("u", |s| s.state == UnitState::Ended);
     let output = bench.output(&spec.name);
-    assert!(
-        output.len() >= 4 && output.iter().all(|l| l == "config"),
-        "{output:?}"
-    );
+    assert!(output.len() >= 4 && output.iter().all(|l| l == "config"), "{output:?}");
     bench.end();
 }
 
@@ -332,10 +278,7 @@ fn killed_unit_is_started_again_with_backoff_and_its_descriptors_rewound() {
 fn unit_that_ignores_its_stop_signal_is_killed_with_its_children() {
     let mut bench = Running::new("stop");
     let marker = format!("424{}", std::process::id());
-    let mut spec = shell(
-        "u",
-        &format!("trap '' TERM; sleep {marker} & echo ready; while :; do sleep {marker}; done"),
-    );
+    let mut spec = shell("u", &format!("trap '' TERM; sleep {marker} & echo ready; while :; do sleep {marker}; done"));
     spec.stop.deadline_ms = 300;
     bench.client.start(&spec, &[]).unwrap();
     bench.wait_output(&spec.name, 1);
@@ -353,17 +296,12 @@ fn unit_that_ignores_its_stop_signal_is_killed_with_its_children() {
             .unwrap()
             .flatten()
             .filter_map(|e| fs::read(e.path().join("cmdline")).ok())
-            .filter(|c| {
-                c.starts_with(b"sleep\0") && c.windows(marker.len()).any(|w| w == marker.as_bytes())
-            })
+            .filter(|c| c.starts_with(b"sleep\0") && c.windows(marker.len()).any(|w| w == marker.as_bytes()))
             .count()
     };
     let deadline = Instant::now() + LONG;
     while alive() != 0 {
-        assert!(
-            Instant::now() < deadline,
-            "children of the unit are still there"
-        );
+        assert!(Instant::now() < deadline, "children of the unit are still there");
         std::thread::sleep(Duration::from_millis(20));
     }
     bench.end();
@@ -380,28 +318,16 @@ fn errors_name_what_is_wrong_and_leave_nothing_behind() {
     spec.program = "/does/not/exist".into();
     let missing = refused(bench.client.start(&spec, &[]));
     assert_eq!(missing.kind, RefusalKind::Failed);
-    assert!(
-        missing.text.contains("/does/not/exist: execve: ENOENT"),
-        "{}",
-        missing.text
-    );
+    assert!(missing.text.contains("/does/not/exist: execve: ENOENT"), "{}", missing.text);
 
     spec.program = "/bin/sh".into();
     bench.client.start(&spec, &[]).unwrap();
-    assert_eq!(
-        refused(bench.client.start(&spec, &[])).kind,
-        RefusalKind::Busy
-    );
-    assert!(
-        matches!(bench.client.remove(&spec.name), Err(CallError::Refused(r)) if r.kind == RefusalKind::Busy)
-    );
+    assert_eq!(refused(bench.client.start(&spec, &[])).kind, RefusalKind::Busy);
+    assert!(matches!(bench.client.remove(&spec.name), Err(CallError::Refused(r)) if r.kind == RefusalKind::Busy));
     let stranger = bench.client.stop(&name("stranger"), None);
     assert!(matches!(stranger, Err(CallError::Refused(r)) if r.kind == RefusalKind::Unknown));
     spec.tag = "x".repeat(300);
-    assert_eq!(
-        refused(bench.client.start(&spec, &[])).kind,
-        RefusalKind::Invalid
-    );
+    assert_eq!(refused(bench.client.start(&spec, &[])).kind, RefusalKind::Invalid);
     bench.end();
 }
 
@@ -443,10 +369,7 @@ fn killed_node_is_started_again_and_apps_do_not_notice() {
     assert_ne!(again.state.pid(), Some(first));
     let units = bench.client.list().unwrap();
     let seen = units.iter().find(|u| u.name == app.name).unwrap();
-    assert_eq!(
-        (seen.state, seen.restarts),
-        (UnitState::Running { pid: app_pid }, 0)
-    );
+    assert_eq!((seen.state, seen.restarts), (UnitState::Running { pid: app_pid }, 0));
     bench.end();
 }
 
@@ -458,17 +381,8 @@ fn many_units_are_listed_in_pages() {
         spec.args.push("x".repeat(10_000));
         bench.client.start(&spec, &[]).unwrap();
     }
-    let names: Vec<String> = bench
-        .client
-        .list()
-        .unwrap()
-        .into_iter()
-        .map(|u| u.name.into())
-        .collect();
-    assert_eq!(
-        names,
-        (0..12).map(|n| format!("u{n:02}")).collect::<Vec<_>>()
-    );
+    let names: Vec<String> = bench.client.list().unwrap().into_iter().map(|u| u.name.into()).collect();
+    assert_eq!(names, (0..12).map(|n| format!("u{n:02}")).collect::<Vec<_>>());
     bench.end();
 }
 
@@ -476,11 +390,7 @@ fn many_units_are_listed_in_pages() {
 fn way_down_stops_apps_before_node_and_records_the_reason_first() {
     let mut bench = Running::new("down");
     let note = tempfile::NamedTempFile::new().unwrap();
-    fs::set_permissions(
-        note.path(),
-        std::os::unix::fs::PermissionsExt::from_mode(0o666),
-    )
-    .unwrap();
+    fs::set_permissions(note.path(), std::os::unix::fs::PermissionsExt::from_mode(0o666)).unwrap();
     let script = |unit: &str| {
         format!(
             "trap 'sleep 0.2; echo {unit} >> {}; exit 0' TERM; echo ready; while :; do sleep 0.05; done",
@@ -488,10 +398,7 @@ fn way_down_stops_apps_before_node_and_records_the_reason_first() {
         )
     };
     for unit in ["node", "vmm.1", "netsvc.1"] {
-        bench
-            .client
-            .start(&shell(unit, &script(unit)), &[])
-            .unwrap();
+        bench.client.start(&shell(unit, &script(unit)), &[]).unwrap();
         bench.wait_output(&name(unit), 1);
     }
 
@@ -501,14 +408,7 @@ fn way_down_stops_apps_before_node_and_records_the_reason_first() {
     let socket = bench.socket.clone();
     let down = bench.end();
 
-    assert_eq!(
-        down,
-        Down {
-            kind: DownKind::Reboot,
-            cause: Cause::Order,
-            reason: "update to 2.0".into()
-        }
-    );
+    assert_eq!(down, Down { kind: DownKind::Reboot, cause: Cause::Order, reason: "update to 2.0".into() });
     assert_eq!(recorded, down);
     assert!(matches!(late, Err(CallError::Refused(r)) if r.kind == RefusalKind::ShuttingDown));
     let order = fs::read_to_string(note.path()).unwrap();
@@ -522,15 +422,9 @@ fn way_down_stops_apps_before_node_and_records_the_reason_first() {
 #[test]
 fn lasting_fault_of_the_slot_reboots_with_its_text() {
     let bench = Running::new("fault");
-    bench
-        .faults
-        .send("OS-A: block fails verification".into())
-        .unwrap();
+    bench.faults.send("OS-A: block fails verification".into()).unwrap();
     let down = bench.recorded.recv_timeout(LONG).unwrap();
-    assert_eq!(
-        (down.kind, down.reason.as_str()),
-        (DownKind::Reboot, "OS-A: block fails verification")
-    );
+    assert_eq!((down.kind, down.reason.as_str()), (DownKind::Reboot, "OS-A: block fails verification"));
     bench.end();
 }
 

@@ -59,29 +59,21 @@ impl Client {
 
     /// Uses a socket that is connected already (non-blocking or not).
     pub fn from_socket(socket: OwnedFd) -> Client {
-        Client {
-            socket,
-            spoiled: false,
-        }
+        Client { socket, spoiled: false }
     }
 
     /// Starts a unit; `fds` become 3, 4, ... in it. Returns its process id.
     pub fn start(&mut self, spec: &UnitSpec, fds: &[BorrowedFd<'_>]) -> Result<u32, CallError> {
         match self.call(&Request::Start(Box::new(spec.clone())), fds)? {
             Reply::Started { pid } => Ok(pid),
-            _ => Err(CallError::Unexpected {
-                expected: "started",
-            }),
+            _ => Err(CallError::Unexpected { expected: "started" }),
         }
     }
 
     /// Begins to stop a unit; the end is told by an [`Event::Unit`].
     pub fn stop(&mut self, name: &UnitName, deadline: Option<Duration>) -> Result<(), CallError> {
         let deadline_ms = deadline.map(|d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX));
-        self.done(&Request::Stop {
-            name: name.clone(),
-            deadline_ms,
-        })
+        self.done(&Request::Stop { name: name.clone(), deadline_ms })
     }
 
     /// Forgets an ended unit and its log lines.
@@ -109,20 +101,8 @@ impl Client {
     }
 
     /// Log lines after cursor `after`, of one unit or all; at most `max`, fewer when a packet is full.
-    pub fn logs(
-        &mut self,
-        after: u64,
-        unit: Option<&UnitName>,
-        max: u32,
-    ) -> Result<Logs, CallError> {
-        match self.call(
-            &Request::Logs {
-                after,
-                unit: unit.cloned(),
-                max,
-            },
-            &[],
-        )? {
+    pub fn logs(&mut self, after: u64, unit: Option<&UnitName>, max: u32) -> Result<Logs, CallError> {
+        match self.call(&Request::Logs { after, unit: unit.cloned(), max }, &[])? {
             Reply::Logs(logs) => Ok(logs),
             _ => Err(CallError::Unexpected { expected: "logs" }),
         }
@@ -135,25 +115,19 @@ impl Client {
 
     /// Begins an orderly stop and restart of the machine.
     pub fn reboot(&mut self, reason: impl Into<String>) -> Result<(), CallError> {
-        self.done(&Request::Reboot {
-            reason: reason.into(),
-        })
+        self.done(&Request::Reboot { reason: reason.into() })
     }
 
     /// Begins an orderly stop of the machine.
     pub fn power_off(&mut self, reason: impl Into<String>) -> Result<(), CallError> {
-        self.done(&Request::PowerOff {
-            reason: reason.into(),
-        })
+        self.done(&Request::PowerOff { reason: reason.into() })
     }
 
     /// The newest part of this boot's kernel log.
     pub fn kernel_log_tail(&mut self, max_bytes: u32) -> Result<String, CallError> {
         match self.call(&Request::KernelLogTail { max_bytes }, &[])? {
             Reply::KernelLog { text } => Ok(text),
-            _ => Err(CallError::Unexpected {
-                expected: "kernel-log",
-            }),
+            _ => Err(CallError::Unexpected { expected: "kernel-log" }),
         }
     }
 
@@ -176,12 +150,7 @@ impl Client {
         }
     }
 
-    fn exchange(
-        &mut self,
-        request: &Request,
-        fds: &[BorrowedFd<'_>],
-        deadline: Instant,
-    ) -> Result<Reply, CallError> {
+    fn exchange(&mut self, request: &Request, fds: &[BorrowedFd<'_>], deadline: Instant) -> Result<Reply, CallError> {
         if !wire::wait_writable(&self.socket, deadline)? {
             return Err(CallError::Deadline);
         }
@@ -220,9 +189,7 @@ impl Subscription {
     pub fn connect(path: impl AsRef<Path>) -> Result<Subscription, CallError> {
         let mut client = Client::connect(path)?;
         client.done(&Request::Subscribe)?;
-        Ok(Subscription {
-            socket: client.socket,
-        })
+        Ok(Subscription { socket: client.socket })
     }
 
     /// The next event if one is there; [`WireError::Closed`] when PID 1 has dropped a subscriber that was too slow.
@@ -261,10 +228,7 @@ impl AsRawFd for Subscription {
 }
 
 fn connect_to(path: &Path) -> Result<OwnedFd, CallError> {
-    let fault = |errno| CallError::Connect {
-        path: path.to_owned(),
-        errno,
-    };
+    let fault = |errno| CallError::Connect { path: path.to_owned(), errno };
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let socket = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None).map_err(fault)?;
     let address = UnixAddr::new(path).map_err(fault)?;
@@ -307,29 +271,13 @@ mod tests {
     #[test]
     fn list_asks_for_the_pages_after_the_last_name() {
         let (mut client, server) = serve(vec![
-            Reply::Units {
-                units: vec![status("a"), status("b")],
-                more: true,
-            },
-            Reply::Units {
-                units: vec![status("c")],
-                more: false,
-            },
+            Reply::Units { units: vec![status("a"), status("b")], more: true },
+            Reply::Units { units: vec![status("c")], more: false },
         ]);
-        let names: Vec<String> = client
-            .list()
-            .unwrap()
-            .into_iter()
-            .map(|u| u.name.into())
-            .collect();
+        let names: Vec<String> = client.list().unwrap().into_iter().map(|u| u.name.into()).collect();
         assert_eq!(names, ["a", "b", "c"]);
         let asked = server.join().unwrap();
-        assert_eq!(
-            asked[1],
-            Request::List {
-                after: Some(UnitName::new("b").unwrap())
-            }
-        );
+        assert_eq!(asked[1], Request::List { after: Some(UnitName::new("b").unwrap()) });
     }
 
     #[test]
@@ -347,9 +295,6 @@ mod tests {
         let (mut client, server) = serve(vec![]);
         server.join().unwrap();
         assert!(client.heartbeat().is_err());
-        assert!(matches!(
-            client.heartbeat(),
-            Err(CallError::Wire(WireError::Closed))
-        ));
+        assert!(matches!(client.heartbeat(), Err(CallError::Wire(WireError::Closed))));
     }
 }

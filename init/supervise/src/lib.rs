@@ -29,13 +29,9 @@ pub mod spec;
 pub mod wire;
 
 pub use client::{CallError, Client, Subscription};
-pub use message::{
-    Event, Exit, LogLine, Logs, RefusalKind, Refused, Reply, Request, Stream, UnitState, UnitStatus,
-};
+pub use message::{Event, Exit, LogLine, Logs, RefusalKind, Refused, Reply, Request, Stream, UnitState, UnitStatus};
 pub use name::{NameError, UnitName};
-pub use spec::{
-    Backoff, Capabilities, Capability, Limits, Restart, Sandbox, SpecError, StopPolicy, UnitSpec,
-};
+pub use spec::{Backoff, Capabilities, Capability, Limits, Restart, Sandbox, SpecError, StopPolicy, UnitSpec};
 pub use wire::{MAX_FDS, MAX_PACKET, WireError};
 
 /// Where PID 1 listens.

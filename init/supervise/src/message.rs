@@ -256,10 +256,7 @@ pub struct Refused {
 impl Refused {
     /// A refusal of this kind.
     pub fn new(kind: RefusalKind, text: impl Into<String>) -> Refused {
-        Refused {
-            kind,
-            text: text.into(),
-        }
+        Refused { kind, text: text.into() }
     }
 }
 
@@ -298,23 +295,12 @@ mod tests {
         let name = UnitName::new("node").unwrap();
         let table = [
             (
-                serde_json::to_string(&Request::Stop {
-                    name: name.clone(),
-                    deadline_ms: Some(5),
-                })
-                .unwrap(),
+                serde_json::to_string(&Request::Stop { name: name.clone(), deadline_ms: Some(5) }).unwrap(),
                 r#"{"stop":{"name":"node","deadline_ms":5}}"#,
             ),
+            (serde_json::to_string(&Request::Heartbeat).unwrap(), r#""heartbeat""#),
             (
-                serde_json::to_string(&Request::Heartbeat).unwrap(),
-                r#""heartbeat""#,
-            ),
-            (
-                serde_json::to_string(&Reply::Refused(Refused::new(
-                    RefusalKind::ShuttingDown,
-                    "x",
-                )))
-                .unwrap(),
+                serde_json::to_string(&Reply::Refused(Refused::new(RefusalKind::ShuttingDown, "x"))).unwrap(),
                 r#"{"refused":{"kind":"shutting-down","text":"x"}}"#,
             ),
             (
@@ -337,14 +323,8 @@ mod tests {
 
     #[test]
     fn unknown_fields_of_a_variant_are_refused() {
-        assert!(
-            serde_json::from_str::<Request>(r#"{"stop":{"name":"node","deadline_ms":null}}"#)
-                .is_ok()
-        );
-        assert!(
-            serde_json::from_str::<Request>(r#"{"stop":{"name":"node","deadline_ms":null,"x":1}}"#)
-                .is_err()
-        );
+        assert!(serde_json::from_str::<Request>(r#"{"stop":{"name":"node","deadline_ms":null}}"#).is_ok());
+        assert!(serde_json::from_str::<Request>(r#"{"stop":{"name":"node","deadline_ms":null,"x":1}}"#).is_err());
         assert!(serde_json::from_str::<Request>(r#"{"explode":{}}"#).is_err());
     }
 }

@@ -23,13 +23,7 @@ impl UnitName {
         let valid = bytes.len() <= MAX_NAME
             && bytes.first().is_some_and(|&b| ok(b))
             && bytes.iter().all(|&b| ok(b) || b == b'.' || b == b'-');
-        if valid {
-            Ok(UnitName(name))
-        } else {
-            Err(NameError {
-                found: name.chars().take(2 * MAX_NAME).collect(),
-            })
-        }
+        if valid { Ok(UnitName(name)) } else { Err(NameError { found: name.chars().take(2 * MAX_NAME).collect() }) }
     }
 
     /// The name as text.
@@ -66,9 +60,7 @@ impl fmt::Display for UnitName {
 
 /// A text that is no unit name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "unit name {found:?}: expected a-z or 0-9, then a-z, 0-9, '.' or '-', at most {MAX_NAME} bytes"
-)]
+#[error("unit name {found:?}: expected a-z or 0-9, then a-z, 0-9, '.' or '-', at most {MAX_NAME} bytes")]
 pub struct NameError {
     /// The text as given, cut at a readable length.
     pub found: String,
@@ -80,30 +72,10 @@ mod tests {
 
     #[test]
     fn names_are_accepted_exactly_within_the_alphabet() {
-        for good in [
-            "node",
-            "a",
-            "0",
-            "vmm.0f8fad5b-d9cb-469f-a165-70867728950e",
-            "fetch.1",
-            &"x".repeat(64),
-        ] {
+        for good in ["node", "a", "0", "vmm.0f8fad5b-d9cb-469f-a165-70867728950e", "fetch.1", &"x".repeat(64)] {
             assert_eq!(UnitName::new(good).unwrap().as_str(), good);
         }
-        for bad in [
-            "",
-            ".",
-            "..",
-            "-a",
-            ".a",
-            "A",
-            "a/b",
-            "a b",
-            "a_b",
-            "ä",
-            "a\0",
-            &"x".repeat(65),
-        ] {
+        for bad in ["", ".", "..", "-a", ".a", "A", "a/b", "a b", "a_b", "ä", "a\0", &"x".repeat(65)] {
             assert!(UnitName::new(bad).is_err(), "{bad:?} was accepted");
         }
     }

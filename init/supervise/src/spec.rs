@@ -73,12 +73,7 @@ impl UnitSpec {
     /// Checks everything the types do not; PID 1 refuses a spec that fails here.
     pub fn validate(&self) -> Result<(), SpecError> {
         let fault = |field: &'static str, expected: &'static str, found: String| {
-            Err(SpecError {
-                unit: self.name.clone(),
-                field,
-                expected,
-                found,
-            })
+            Err(SpecError { unit: self.name.clone(), field, expected, found })
         };
         if !self.program.starts_with('/') {
             return fault("program", "an absolute path", self.program.clone());
@@ -87,51 +82,29 @@ impl UnitSpec {
         if texts.clone().any(|t| t.contains('\0')) {
             return fault("args", "no NUL byte", "one".into());
         }
-        if let Some((key, _)) = self
-            .env
-            .iter()
-            .find(|(k, v)| k.is_empty() || k.contains(['=', '\0']) || v.contains('\0'))
+        if let Some((key, _)) =
+            self.env.iter().find(|(k, v)| k.is_empty() || k.contains(['=', '\0']) || v.contains('\0'))
         {
-            return fault(
-                "env",
-                "a name without '=' and no NUL byte",
-                format!("{key:?}"),
-            );
+            return fault("env", "a name without '=' and no NUL byte", format!("{key:?}"));
         }
         if self.tag.len() > 256 {
             return fault("tag", "at most 256 bytes", self.tag.len().to_string());
         }
-        if self
-            .limits
-            .cpu_weight
-            .is_some_and(|w| !(1..=10_000).contains(&w))
-        {
-            return fault(
-                "limits.cpu_weight",
-                "1 to 10000",
-                format!("{:?}", self.limits.cpu_weight),
-            );
+        if self.limits.cpu_weight.is_some_and(|w| !(1..=10_000).contains(&w)) {
+            return fault("limits.cpu_weight", "1 to 10000", format!("{:?}", self.limits.cpu_weight));
         }
         if self.limits.pids_max == Some(0) {
             return fault("limits.pids_max", "at least 1", "0".into());
         }
         let Backoff { first_ms, max_ms } = self.backoff;
         if !(10..=max_ms).contains(&first_ms) || max_ms > 3_600_000 {
-            return fault(
-                "backoff",
-                "10 <= first_ms <= max_ms <= 3600000",
-                format!("{first_ms}, {max_ms}"),
-            );
+            return fault("backoff", "10 <= first_ms <= max_ms <= 3600000", format!("{first_ms}, {max_ms}"));
         }
         if !(1..=64).contains(&self.stop.signal) {
             return fault("stop.signal", "1 to 64", self.stop.signal.to_string());
         }
         if self.stop.deadline_ms > MAX_STOP_DEADLINE_MS {
-            return fault(
-                "stop.deadline_ms",
-                "at most 600000",
-                self.stop.deadline_ms.to_string(),
-            );
+            return fault("stop.deadline_ms", "at most 600000", self.stop.deadline_ms.to_string());
         }
         let size = serde_json::to_vec(self).map_or(usize::MAX, |v| v.len());
         if size > MAX_SPEC_BYTES {
@@ -178,10 +151,7 @@ pub struct Backoff {
 
 impl Default for Backoff {
     fn default() -> Backoff {
-        Backoff {
-            first_ms: 200,
-            max_ms: 30_000,
-        }
+        Backoff { first_ms: 200, max_ms: 30_000 }
     }
 }
 
@@ -197,10 +167,7 @@ pub struct StopPolicy {
 
 impl Default for StopPolicy {
     fn default() -> StopPolicy {
-        StopPolicy {
-            signal: 15,
-            deadline_ms: 10_000,
-        }
+        StopPolicy { signal: 15, deadline_ms: 10_000 }
     }
 }
 
@@ -323,22 +290,10 @@ mod tests {
             ("tag", |s| s.tag = "x".repeat(257)),
             ("limits.cpu_weight", |s| s.limits.cpu_weight = Some(0)),
             ("limits.pids_max", |s| s.limits.pids_max = Some(0)),
-            ("backoff", |s| {
-                s.backoff = Backoff {
-                    first_ms: 1,
-                    max_ms: 5,
-                }
-            }),
-            ("backoff", |s| {
-                s.backoff = Backoff {
-                    first_ms: 100,
-                    max_ms: 50,
-                }
-            }),
+            ("backoff", |s| s.backoff = Backoff { first_ms: 1, max_ms: 5 }),
+            ("backoff", |s| s.backoff = Backoff { first_ms: 100, max_ms: 50 }),
             ("stop.signal", |s| s.stop.signal = 0),
-            ("stop.deadline_ms", |s| {
-                s.stop.deadline_ms = MAX_STOP_DEADLINE_MS + 1
-            }),
+            ("stop.deadline_ms", |s| s.stop.deadline_ms = MAX_STOP_DEADLINE_MS + 1),
             ("(all)", |s| s.args = vec!["y".repeat(MAX_SPEC_BYTES)]),
         ];
         assert_eq!(spec().validate(), Ok(()));
@@ -352,22 +307,12 @@ mod tests {
     #[test]
     fn unknown_fields_are_refused_at_every_level() {
         let good = serde_json::to_value(spec()).unwrap();
-        assert_eq!(
-            serde_json::from_value::<UnitSpec>(good.clone()).unwrap(),
-            spec()
-        );
+        assert_eq!(serde_json::from_value::<UnitSpec>(good.clone()).unwrap(), spec());
         for path in ["", "limits", "backoff", "stop", "sandbox"] {
             let mut bad = good.clone();
-            let object = if path.is_empty() {
-                &mut bad
-            } else {
-                &mut bad[path]
-            };
+            let object = if path.is_empty() { &mut bad } else { &mut bad[path] };
             object["surprise"] = 1.into();
-            assert!(
-                serde_json::from_value::<UnitSpec>(bad).is_err(),
-                "unknown field in {path:?}"
-            );
+            assert!(serde_json::from_value::<UnitSpec>(bad).is_err(), "unknown field in {path:?}");
         }
     }
 }

@@ -79,11 +79,7 @@ impl From<Errno> for WireError {
 }
 
 /// Sends a request with the descriptors of a unit.
-pub fn send_request(
-    socket: BorrowedFd<'_>,
-    request: &Request,
-    fds: &[BorrowedFd<'_>],
-) -> Result<(), WireError> {
+pub fn send_request(socket: BorrowedFd<'_>, request: &Request, fds: &[BorrowedFd<'_>]) -> Result<(), WireError> {
     send(socket, request, fds)
 }
 
@@ -137,11 +133,7 @@ fn parse<T: for<'a> Deserialize<'a>>(bytes: &[u8]) -> Result<T, WireError> {
     }
 }
 
-fn send<T: Serialize>(
-    socket: BorrowedFd<'_>,
-    body: &T,
-    fds: &[BorrowedFd<'_>],
-) -> Result<(), WireError> {
+fn send<T: Serialize>(socket: BorrowedFd<'_>, body: &T, fds: &[BorrowedFd<'_>]) -> Result<(), WireError> {
     if fds.len() > MAX_FDS {
         return Err(WireError::TooManyFds { found: fds.len() });
     }
@@ -151,13 +143,7 @@ fn send<T: Serialize>(
     let control: &[ControlMessage<'_>] = if raw.is_empty() { &[] } else { &rights };
     let iov = [IoSlice::new(&bytes)];
     loop {
-        match sendmsg::<()>(
-            socket.as_raw_fd(),
-            &iov,
-            control,
-            MsgFlags::MSG_NOSIGNAL,
-            None,
-        ) {
+        match sendmsg::<()>(socket.as_raw_fd(), &iov, control, MsgFlags::MSG_NOSIGNAL, None) {
             Ok(_) => return Ok(()),
             Err(Errno::EINTR) => {}
             Err(errno) => return Err(errno.into()),
@@ -171,12 +157,7 @@ fn receive(socket: BorrowedFd<'_>) -> Result<(Vec<u8>, Vec<OwnedFd>), WireError>
     let mut control = cmsg_space!([RawFd; KERNEL_MAX_FDS]);
     let (length, flags, fds) = loop {
         let mut iov = [IoSliceMut::new(&mut buffer)];
-        match recvmsg::<()>(
-            socket.as_raw_fd(),
-            &mut iov,
-            Some(&mut control),
-            MsgFlags::MSG_CMSG_CLOEXEC,
-        ) {
+        match recvmsg::<()>(socket.as_raw_fd(), &mut iov, Some(&mut control), MsgFlags::MSG_CMSG_CLOEXEC) {
             Ok(message) => {
                 let mut fds = Vec::new();
                 for item in message.cmsgs()? {
@@ -197,9 +178,7 @@ fn receive(socket: BorrowedFd<'_>) -> Result<(Vec<u8>, Vec<OwnedFd>), WireError>
         return Err(WireError::Closed);
     }
     if flags.contains(MsgFlags::MSG_TRUNC) || length > MAX_PACKET {
-        return Err(WireError::TooLong {
-            found: length.max(MAX_PACKET + 1),
-        });
+        return Err(WireError::TooLong { found: length.max(MAX_PACKET + 1) });
     }
     if fds.len() > MAX_FDS {
         return Err(WireError::TooManyFds { found: fds.len() });
@@ -211,12 +190,7 @@ fn receive(socket: BorrowedFd<'_>) -> Result<(Vec<u8>, Vec<OwnedFd>), WireError>
 /// A connected pair of sockets of the protocol's type, close-on-exec: for tests and for a parent that serves one child.
 pub fn pair() -> Result<(OwnedFd, OwnedFd), WireError> {
     use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
-    Ok(socketpair(
-        AddressFamily::Unix,
-        SockType::SeqPacket,
-        None,
-        SockFlag::SOCK_CLOEXEC,
-    )?)
+    Ok(socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?)
 }
 
 /// Feeds any bytes to all parsers.
@@ -230,26 +204,16 @@ pub fn fuzz_packet(data: &[u8]) {
 }
 
 /// Waits until `socket` is readable (or hung up); false when the deadline passed first.
-pub(crate) fn wait_readable(
-    socket: &impl AsFd,
-    deadline: std::time::Instant,
-) -> Result<bool, WireError> {
+pub(crate) fn wait_readable(socket: &impl AsFd, deadline: std::time::Instant) -> Result<bool, WireError> {
     wait(socket, nix::poll::PollFlags::POLLIN, deadline)
 }
 
 /// Waits until `socket` is writable; false when the deadline passed first.
-pub(crate) fn wait_writable(
-    socket: &impl AsFd,
-    deadline: std::time::Instant,
-) -> Result<bool, WireError> {
+pub(crate) fn wait_writable(socket: &impl AsFd, deadline: std::time::Instant) -> Result<bool, WireError> {
     wait(socket, nix::poll::PollFlags::POLLOUT, deadline)
 }
 
-fn wait(
-    socket: &impl AsFd,
-    what: nix::poll::PollFlags,
-    deadline: std::time::Instant,
-) -> Result<bool, WireError> {
+fn wait(socket: &impl AsFd, what: nix::poll::PollFlags, deadline: std::time::Instant) -> Result<bool, WireError> {
     use nix::poll::{PollFd, PollTimeout, poll};
     loop {
         let left = deadline.saturating_duration_since(std::time::Instant::now());
@@ -303,14 +267,7 @@ mod tests {
         let raw = [file.as_raw_fd(); MAX_FDS + 1];
         let bytes = encode(&Request::Heartbeat).unwrap();
         let control = [ControlMessage::ScmRights(&raw)];
-        sendmsg::<()>(
-            a.as_raw_fd(),
-            &[IoSlice::new(&bytes)],
-            &control,
-            MsgFlags::empty(),
-            None,
-        )
-        .unwrap();
+        sendmsg::<()>(a.as_raw_fd(), &[IoSlice::new(&bytes)], &control, MsgFlags::empty(), None).unwrap();
         let path = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).unwrap();
 
         let result = receive_request(b.as_fd());
@@ -327,47 +284,20 @@ mod tests {
     #[test]
     fn long_packets_are_refused_on_both_ends() {
         let (a, b) = pair().unwrap();
-        let long = Request::Reboot {
-            reason: "x".repeat(MAX_PACKET),
-        };
-        assert!(matches!(
-            send_request(a.as_fd(), &long, &[]),
-            Err(WireError::TooLong { .. })
-        ));
+        let long = Request::Reboot { reason: "x".repeat(MAX_PACKET) };
+        assert!(matches!(send_request(a.as_fd(), &long, &[]), Err(WireError::TooLong { .. })));
         let bytes = vec![b' '; MAX_PACKET + 10];
-        sendmsg::<()>(
-            a.as_raw_fd(),
-            &[IoSlice::new(&bytes)],
-            &[],
-            MsgFlags::empty(),
-            None,
-        )
-        .unwrap();
-        assert!(matches!(
-            receive_request(b.as_fd()),
-            Err(WireError::TooLong { .. })
-        ));
+        sendmsg::<()>(a.as_raw_fd(), &[IoSlice::new(&bytes)], &[], MsgFlags::empty(), None).unwrap();
+        assert!(matches!(receive_request(b.as_fd()), Err(WireError::TooLong { .. })));
     }
 
     #[test]
     fn other_versions_are_named_even_with_unknown_bodies() {
-        for text in [
-            r#"{"v":2,"body":"heartbeat"}"#,
-            r#"{"v":2,"body":"dance","more":1}"#,
-        ] {
-            assert!(matches!(
-                parse::<Request>(text.as_bytes()),
-                Err(WireError::Version { found: 2 })
-            ));
+        for text in [r#"{"v":2,"body":"heartbeat"}"#, r#"{"v":2,"body":"dance","more":1}"#] {
+            assert!(matches!(parse::<Request>(text.as_bytes()), Err(WireError::Version { found: 2 })));
         }
-        assert!(matches!(
-            parse::<Request>(br#"{"v":1,"body":"heartbeat","x":1}"#),
-            Err(WireError::Json(_))
-        ));
-        assert!(matches!(
-            parse::<Request>(br#"{"v":1,"body":"heartbeat"}"#),
-            Ok(Request::Heartbeat)
-        ));
+        assert!(matches!(parse::<Request>(br#"{"v":1,"body":"heartbeat","x":1}"#), Err(WireError::Json(_))));
+        assert!(matches!(parse::<Request>(br#"{"v":1,"body":"heartbeat"}"#), Ok(Request::Heartbeat)));
     }
 
     #[test]

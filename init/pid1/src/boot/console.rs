@@ -34,10 +34,8 @@ struct Output {
 impl Console {
     /// Opens `/dev/console` (needs devtmpfs) and then, when sysfs is there, what the kernel lists as active.
     pub fn open() -> Console {
-        let mut console = Console {
-            kernel_log: OpenOptions::new().write(true).open("/dev/kmsg").ok(),
-            ..Console::default()
-        };
+        let mut console =
+            Console { kernel_log: OpenOptions::new().write(true).open("/dev/kmsg").ok(), ..Console::default() };
         let active = fs::read_to_string("/sys/class/tty/console/active").unwrap_or_default();
         let mut names: Vec<&str> = active.split_whitespace().collect();
         if names.is_empty() {
@@ -48,10 +46,7 @@ impl Console {
                 .write(true)
                 .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY | libc::O_CLOEXEC)
                 .open(format!("/dev/{name}"));
-            console.outputs.extend(file.ok().map(|file| Output {
-                file,
-                queue: VecDeque::new(),
-            }));
+            console.outputs.extend(file.ok().map(|file| Output { file, queue: VecDeque::new() }));
         }
         console
     }
@@ -63,11 +58,7 @@ impl Console {
         let line = format!("[{:5}.{:03}] {text}\n", now / 1000, now % 1000);
         if let Some(log) = &mut self.kernel_log {
             // One write is one record; the kernel cuts at 1 KiB, and we before it so that none is refused.
-            let cut = text
-                .char_indices()
-                .map(|(at, c)| at + c.len_utf8())
-                .take_while(|end| *end <= 900)
-                .last();
+            let cut = text.char_indices().map(|(at, c)| at + c.len_utf8()).take_while(|end| *end <= 900).last();
             let _ = writeln!(log, "<6>{}", &text[..cut.unwrap_or(0)]);
         }
         for output in &mut self.outputs {
@@ -81,10 +72,7 @@ impl Console {
     /// A stage of the boot is reached: shown and kept for the facts.
     pub fn stage(&mut self, name: &str, detail: &str) {
         self.stages.push((name.to_owned(), clock::now_ms()));
-        self.say(&format!(
-            "pid1: {name}{}{detail}",
-            if detail.is_empty() { "" } else { ": " }
-        ));
+        self.say(&format!("pid1: {name}{}{detail}", if detail.is_empty() { "" } else { ": " }));
     }
 
     /// Stages so far with their time in milliseconds.
@@ -94,10 +82,7 @@ impl Console {
 
     /// A console that has lines waiting.
     pub fn waiting(&self) -> Option<BorrowedFd<'_>> {
-        self.outputs
-            .iter()
-            .find(|o| !o.queue.is_empty())
-            .map(|o| o.file.as_fd())
+        self.outputs.iter().find(|o| !o.queue.is_empty()).map(|o| o.file.as_fd())
     }
 
     /// Writes what the consoles take now.

@@ -29,8 +29,7 @@ pub fn install() {
         let reason = format!("pid1 panicked: {info}");
         console.say(&reason);
         if let Some(device) = STATE.get() {
-            let recorded = State::open(device, None)
-                .and_then(|mut state| state.end(BootReason::Fatal, &reason));
+            let recorded = State::open(device, None).and_then(|mut state| state.end(BootReason::Fatal, &reason));
             if let Err(error) = recorded {
                 console.say(&format!("pid1: STATE: {error}"));
             }

@@ -26,9 +26,7 @@ pub enum DiskError {
         seen: String,
     },
     /// The disk is there but one of its partitions has no device.
-    #[error(
-        "partition {partition} of {disk}: the kernel shows no device that begins at sector {first_lba}"
-    )]
+    #[error("partition {partition} of {disk}: the kernel shows no device that begins at sector {first_lba}")]
     NoDevice {
         /// GPT name.
         partition: &'static str,
@@ -70,11 +68,7 @@ fn look(sys_block: &Path, dev: &Path) -> Result<Disk, DiskError> {
         .into_iter()
         .flatten()
         .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-        .filter(|name| {
-            !["loop", "ram", "dm-", "zram", "sr", "fd", "nbd"]
-                .iter()
-                .any(|p| name.starts_with(p))
-        })
+        .filter(|name| !["loop", "ram", "dm-", "zram", "sr", "fd", "nbd"].iter().any(|p| name.starts_with(p)))
         .collect();
     names.sort();
     let mut found: Option<Disk> = None;
@@ -89,21 +83,16 @@ fn look(sys_block: &Path, dev: &Path) -> Result<Disk, DiskError> {
         }
     }
     let nothing = || {
-        if seen.is_empty() {
-            "no disk at all".into()
-        } else {
-            seen.join(", ")
-        }
+        if seen.is_empty() { "no disk at all".into() } else { seen.join(", ") }
     };
     let mut disk = found.ok_or_else(|| DiskError::None { seen: nothing() })?;
     for part in Part::ALL {
         let wanted = disk.table.find(part.name()).map_or(0, |p| p.first_lba);
-        let path =
-            device_at(sys_block, dev, &disk.name, wanted).ok_or_else(|| DiskError::NoDevice {
-                partition: part.name(),
-                disk: disk.partitions.disk.clone(),
-                first_lba: wanted,
-            })?;
+        let path = device_at(sys_block, dev, &disk.name, wanted).ok_or_else(|| DiskError::NoDevice {
+            partition: part.name(),
+            disk: disk.partitions.disk.clone(),
+            first_lba: wanted,
+        })?;
         let path = path.display().to_string();
         let p = &mut disk.partitions;
         *match part {
@@ -121,19 +110,14 @@ fn look(sys_block: &Path, dev: &Path) -> Result<Disk, DiskError> {
 
 fn examine(sys_block: &Path, dev: &Path, name: &str) -> Result<Disk, String> {
     // sysfs counts in sectors of 512 bytes whatever the disk's own are.
-    let sectors = read_number(&sys_block.join(name).join("size"))
-        .filter(|s| *s > 0)
-        .ok_or("no medium")?;
+    let sectors = read_number(&sys_block.join(name).join("size")).filter(|s| *s > 0).ok_or("no medium")?;
     let path = dev.join(name);
     let file = File::open(&path).map_err(|e| e.to_string())?;
     let disk_bytes = sectors * 512;
     let (table, health) = Table::read(&file, disk_bytes).map_err(|e| e.to_string())?;
     layout::check(&table).map_err(|e: GptError| e.to_string())?;
     Ok(Disk {
-        partitions: Partitions {
-            disk: path.display().to_string(),
-            ..Partitions::default()
-        },
+        partitions: Partitions { disk: path.display().to_string(), ..Partitions::default() },
         name: name.to_owned(),
         repair: !(health.primary && health.backup && health.backup_at_end),
         table,
@@ -147,10 +131,7 @@ fn device_at(sys_block: &Path, dev: &Path, disk: &str, first_lba: u64) -> Option
     fs::read_dir(sys_block.join(disk))
         .ok()?
         .flatten()
-        .find_map(|entry| {
-            (read_number(&entry.path().join("start"))? == first_lba)
-                .then(|| dev.join(entry.file_name()))
-        })
+        .find_map(|entry| (read_number(&entry.path().join("start"))? == first_lba).then(|| dev.join(entry.file_name())))
 }
 
 fn read_number(path: &Path) -> Option<u64> {
@@ -171,22 +152,13 @@ impl Disk {
             return Ok(None);
         }
         let table = grown.unwrap_or_else(|| self.table.clone());
-        let disk = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open(&self.partitions.disk)?;
+        let disk = OpenOptions::new().read(true).write(true).open(&self.partitions.disk)?;
         for Extent { offset, data } in table.encode().map_err(io::Error::other)? {
             disk.write_all_at(&data, offset)?;
             disk.sync_all()?;
         }
-        let data = table
-            .find(Part::Data.name())
-            .ok_or(io::ErrorKind::NotFound)?;
-        let number = table
-            .partitions
-            .iter()
-            .position(|p| p == data)
-            .map_or(0, |n| n as i32 + 1);
+        let data = table.find(Part::Data.name()).ok_or(io::ErrorKind::NotFound)?;
+        let number = table.partitions.iter().position(|p| p == data).map_or(0, |n| n as i32 + 1);
         let before = self.table.find(Part::Data.name()).map(|p| p.size_bytes());
         let mut done = "partition table written anew".to_owned();
         if before != Some(data.size_bytes()) {
@@ -234,22 +206,11 @@ mod tests {
     #[test]
     fn disk_with_the_layout_is_found_among_others() {
         let bytes = Some(layout::image_bytes(0));
-        let (_dir, sys, dev) = machine(&[
-            ("loop0", bytes),
-            ("sda", None),
-            ("vda", bytes),
-            ("vdb", bytes),
-        ]);
+        let (_dir, sys, dev) = machine(&[("loop0", bytes), ("sda", None), ("vda", bytes), ("vdb", bytes)]);
         let disk = look(&sys, &dev).unwrap();
         assert_eq!(disk.partitions.disk, dev.join("vda").display().to_string());
-        assert_eq!(
-            disk.partitions.os_b,
-            dev.join("vdap4").display().to_string()
-        );
-        assert_eq!(
-            disk.partitions.data,
-            dev.join("vdap7").display().to_string()
-        );
+        assert_eq!(disk.partitions.os_b, dev.join("vdap4").display().to_string());
+        assert_eq!(disk.partitions.data, dev.join("vdap7").display().to_string());
         assert_eq!(disk.others, ["vdb"]);
         assert!(!disk.repair);
     }
@@ -261,23 +222,14 @@ mod tests {
         assert!(error.contains("sda ("), "{error}");
         let (_dir, sys, dev) = machine(&[("vda", Some(layout::image_bytes(0)))]);
         fs::remove_dir_all(sys.join("vda/vdap6")).unwrap();
-        assert!(matches!(
-            look(&sys, &dev),
-            Err(DiskError::NoDevice {
-                partition: "STATE",
-                ..
-            })
-        ));
+        assert!(matches!(look(&sys, &dev), Err(DiskError::NoDevice { partition: "STATE", .. })));
     }
 
     #[test]
     fn damaged_copy_of_the_table_is_written_anew() {
         let bytes = layout::image_bytes(0);
         let (_dir, sys, dev) = machine(&[("vda", Some(bytes))]);
-        let file = OpenOptions::new()
-            .write(true)
-            .open(dev.join("vda"))
-            .unwrap();
+        let file = OpenOptions::new().write(true).open(dev.join("vda")).unwrap();
         file.write_all_at(&[0; 512], 512).unwrap();
         let mut disk = look(&sys, &dev).unwrap();
         assert!(disk.mend().unwrap().is_some());

@@ -29,18 +29,9 @@ pub fn write_site(document: &[u8]) -> io::Result<()> {
 
 /// The facts.
 pub fn write_facts(facts: &BootFacts) -> io::Result<()> {
-    write_secret(
-        &Path::new(DIR).join("facts.json"),
-        &serde_json::to_vec_pretty(facts)?,
-    )
+    write_secret(&Path::new(DIR).join("facts.json"), &serde_json::to_vec_pretty(facts)?)
 }
 
 fn write_secret(path: &Path, data: &[u8]) -> io::Result<()> {
-    OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(path)?
-        .write_all(data)
+    OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?.write_all(data)
 }

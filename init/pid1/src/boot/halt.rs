@@ -18,8 +18,7 @@ pub fn quiesce(console: &mut Console) {
     let _ = kill(Pid::from_raw(-1), Signal::SIGKILL);
     let deadline = Instant::now() + KILL_DEADLINE;
     while Instant::now() < deadline
-        && nix::sys::wait::waitpid(None, Some(nix::sys::wait::WaitPidFlag::WNOHANG))
-            != Err(nix::errno::Errno::ECHILD)
+        && nix::sys::wait::waitpid(None, Some(nix::sys::wait::WaitPidFlag::WNOHANG)) != Err(nix::errno::Errno::ECHILD)
     {
         while let Some((pid, _)) = reap::peek(Whose::Any) {
             reap::reap(pid);
@@ -37,9 +36,10 @@ pub fn quiesce(console: &mut Console) {
         // The root's own device refuses, being in use; the rest must not.
         for device in control.list().unwrap_or_default() {
             if let Err(error) = control.remove(&device.name)
-                && device.name != "slot" {
-                    console.say(&format!("pid1: {error}"));
-                }
+                && device.name != "slot"
+            {
+                console.say(&format!("pid1: {error}"));
+            }
         }
     }
     nix::unistd::sync();
@@ -58,9 +58,7 @@ pub fn end(console: &mut Console, kind: DownKind) -> ! {
         DownKind::PowerOff => RebootMode::RB_POWER_OFF,
     };
     let Err(errno) = reboot(mode);
-    console.say(&format!(
-        "pid1: the kernel refuses to end ({errno}); waiting for the watchdog"
-    ));
+    console.say(&format!("pid1: the kernel refuses to end ({errno}); waiting for the watchdog"));
     console.drain();
     loop {
         std::thread::sleep(Duration::from_secs(60));

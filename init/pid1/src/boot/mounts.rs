@@ -25,43 +25,17 @@ struct Wanted {
     optional: bool,
 }
 
-const fn row(
-    kind: &'static str,
-    at: &'static str,
-    flags: MsFlags,
-    options: &'static str,
-    optional: bool,
-) -> Wanted {
-    Wanted {
-        kind,
-        at,
-        flags,
-        options,
-        optional,
-    }
+const fn row(kind: &'static str, at: &'static str, flags: MsFlags, options: &'static str, optional: bool) -> Wanted {
+    Wanted { kind, at, flags, options, optional }
 }
 
-const QUIET: MsFlags = MsFlags::MS_NOSUID
-    .union(MsFlags::MS_NODEV)
-    .union(MsFlags::MS_NOEXEC);
+const QUIET: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV).union(MsFlags::MS_NOEXEC);
 
 const TABLE: &[Wanted] = &[
     row("proc", "/proc", QUIET, "", false),
     row("sysfs", "/sys", QUIET, "", false),
-    row(
-        "devpts",
-        "/dev/pts",
-        MsFlags::MS_NOSUID.union(MsFlags::MS_NOEXEC),
-        "mode=0620,ptmxmode=0666",
-        true,
-    ),
-    row(
-        "tmpfs",
-        "/run",
-        MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV),
-        "mode=0755,size=64m",
-        false,
-    ),
+    row("devpts", "/dev/pts", MsFlags::MS_NOSUID.union(MsFlags::MS_NOEXEC), "mode=0620,ptmxmode=0666", true),
+    row("tmpfs", "/run", MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV), "mode=0755,size=64m", false),
     row("tmpfs", "/tmp", QUIET, "mode=1777,size=64m", false),
     row("cgroup2", "/sys/fs/cgroup", QUIET, "favordynmods", false),
     row("efivarfs", "/sys/firmware/efi/efivars", QUIET, "", true),
@@ -74,13 +48,7 @@ const MOVED: [&str; 5] = ["/dev", "/proc", "/sys", "/run", "/tmp"];
 
 /// devtmpfs, before everything: the watchdog and the console are there.
 pub fn devices() -> Result<(), MountError> {
-    attempt(&row(
-        "devtmpfs",
-        "/dev",
-        MsFlags::MS_NOSUID,
-        "mode=0755",
-        false,
-    ))
+    attempt(&row("devtmpfs", "/dev", MsFlags::MS_NOSUID, "mode=0755", false))
 }
 
 /// All others; the names of optional ones that are absent are returned.
@@ -98,23 +66,10 @@ pub fn all() -> Result<Vec<&'static str>, MountError> {
 
 /// Makes the file system mounted at `new` the root, with the kernel's file systems below it.
 pub fn move_to(new: &str) -> Result<(), MountError> {
-    let fault = |at: &'static str| {
-        move |errno: Errno| MountError {
-            kind: "move",
-            at,
-            source: errno.into(),
-        }
-    };
+    let fault = |at: &'static str| move |errno: Errno| MountError { kind: "move", at, source: errno.into() };
     for at in MOVED {
         let target = format!("{new}{at}");
-        mount(
-            Some(at),
-            target.as_str(),
-            None::<&str>,
-            MsFlags::MS_MOVE,
-            None::<&str>,
-        )
-        .map_err(fault(at))?;
+        mount(Some(at), target.as_str(), None::<&str>, MsFlags::MS_MOVE, None::<&str>).map_err(fault(at))?;
     }
     nix::unistd::chdir(new).map_err(fault("the slot"))?;
     mount(Some("."), "/", None::<&str>, MsFlags::MS_MOVE, None::<&str>).map_err(fault("/"))?;
@@ -145,22 +100,12 @@ pub fn of_block_devices(proc_mounts: &str) -> Vec<String> {
 }
 
 fn attempt(wanted: &Wanted) -> Result<(), MountError> {
-    let fault = |source: io::Error| MountError {
-        kind: wanted.kind,
-        at: wanted.at,
-        source,
-    };
+    let fault = |source: io::Error| MountError { kind: wanted.kind, at: wanted.at, source };
     if !Path::new(wanted.at).is_dir() {
         fs::create_dir_all(wanted.at).map_err(fault)?;
     }
     let options = (!wanted.options.is_empty()).then_some(wanted.options);
-    match mount(
-        Some(wanted.kind),
-        wanted.at,
-        Some(wanted.kind),
-        wanted.flags,
-        options,
-    ) {
+    match mount(Some(wanted.kind), wanted.at, Some(wanted.kind), wanted.flags, options) {
         // The kernel mounts devtmpfs itself on some configurations.
         Err(Errno::EBUSY) => Ok(()),
         other => other.map_err(|errno| fault(errno.into())),

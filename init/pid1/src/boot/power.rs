@@ -25,12 +25,7 @@ impl PowerButton {
                 return None;
             }
             let path = format!("/dev/input/event{n}");
-            OpenOptions::new()
-                .read(true)
-                .custom_flags(libc::O_NONBLOCK)
-                .open(path)
-                .ok()
-                .map(PowerButton)
+            OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).ok().map(PowerButton)
         })
     }
 

@@ -44,21 +44,11 @@ pub struct Machine {
 pub fn boot() -> Machine {
     let mut machine = earliest();
     machine.measure(PCR_UKI, phase::ENTER_PID1, phase::ENTER_PID1.as_bytes());
-    machine.console.stage(
-        "measured",
-        if machine.tpm.is_there() {
-            "enter-pid1 into PCR 11"
-        } else {
-            "no TPM"
-        },
-    );
+    machine.console.stage("measured", if machine.tpm.is_there() { "enter-pid1 into PCR 11" } else { "no TPM" });
 
     match facts::prepare() {
         Ok(missing) if missing.is_empty() => {}
-        Ok(missing) => machine.warn(format!(
-            "the UKI carries no {}: the vault cannot be opened",
-            missing.join(", ")
-        )),
+        Ok(missing) => machine.warn(format!("the UKI carries no {}: the vault cannot be opened", missing.join(", "))),
         Err(error) => machine.give_up(&format!("{}: {error}", facts::DIR)),
     }
     let cmdline = match Cmdline::parse(&fs::read_to_string("/proc/cmdline").unwrap_or_default()) {
@@ -67,9 +57,7 @@ pub fn boot() -> Machine {
     };
     let disk = machine.find_disk();
     let parts = disk.partitions.clone();
-    let loaded = EfiBoot::new(disk.table())
-        .ok()
-        .and_then(|firmware| firmware.running());
+    let loaded = EfiBoot::new(disk.table()).ok().and_then(|firmware| firmware.running());
     let running = match slot::running(loaded, &parts, &cmdline) {
         Ok(slot) => slot,
         Err(error) => machine.give_up(&error.to_string()),
@@ -101,25 +89,18 @@ fn earliest() -> Machine {
     match devices.and_then(|()| mounts::all()) {
         Ok(absent) => {
             machine.console = Console::open();
-            let detail = if absent.is_empty() {
-                String::new()
-            } else {
-                format!("without {}", absent.join(", "))
-            };
+            let detail = if absent.is_empty() { String::new() } else { format!("without {}", absent.join(", ")) };
             machine.console.stage("mounted", &detail);
         }
         Err(error) => machine.give_up(&error.to_string()),
     }
     machine.watchdogs.learn_names();
     let dog = machine.watchdogs.name();
-    machine
-        .console
-        .stage("watchdog", if dog.is_empty() { "none" } else { &dog });
+    machine.console.stage("watchdog", if dog.is_empty() { "none" } else { &dog });
     // Lines of ours in the kernel log must not be dropped just when there are many; ctrl-alt-del comes as SIGINT.
     let _ = fs::write("/proc/sys/kernel/printk_devkmsg", "on\n");
     let _ = nix::sys::reboot::set_cad_enabled(false);
-    let _ =
-        nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE, 65536, 65536);
+    let _ = nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE, 65536, 65536);
     machine
 }
 
@@ -142,20 +123,12 @@ impl Machine {
         };
         self.console.stage("disk", &disk.partitions.disk);
         if !disk.others.is_empty() {
-            self.warn(format!(
-                "{} also carry the Holdfast layout and are not used",
-                disk.others.join(", ")
-            ));
+            self.warn(format!("{} also carry the Holdfast layout and are not used", disk.others.join(", ")));
         }
         match disk.mend() {
-            Ok(Some(done)) => self
-                .console
-                .say(&format!("pid1: {}: {done}", disk.partitions.disk)),
+            Ok(Some(done)) => self.console.say(&format!("pid1: {}: {done}", disk.partitions.disk)),
             Ok(None) => {}
-            Err(error) => self.warn(format!(
-                "{}: partition table: {error}",
-                disk.partitions.disk
-            )),
+            Err(error) => self.warn(format!("{}: partition table: {error}", disk.partitions.disk)),
         }
         crash::remember_state(&disk.partitions.state);
         disk
@@ -177,42 +150,32 @@ impl Machine {
             }
         };
         if let Some(reason) = &begin.leave {
-            self.console
-                .say(&format!("pid1: leaving slot {running}: {reason}"));
+            self.console.say(&format!("pid1: leaving slot {running}: {reason}"));
             halt::end(&mut self.console, DownKind::Reboot);
         }
         for note in &begin.notes {
             self.warn(note.clone());
         }
-        for (what, text) in [
-            ("last boot", &begin.previous_end),
-            ("fallback", &begin.fallback_reason),
-        ] {
+        for (what, text) in [("last boot", &begin.previous_end), ("fallback", &begin.fallback_reason)] {
             if !text.is_empty() {
                 self.console.say(&format!("pid1: {what}: {text}"));
             }
         }
         let kind = if begin.trial { ", on trial" } else { "" };
-        let detail = format!(
-            "slot {running}, version {}{kind}, boot {}",
-            cmdline.version, begin.boot_count
-        );
+        let detail = format!("slot {running}, version {}{kind}, boot {}", cmdline.version, begin.boot_count);
         self.console.stage("state", &detail);
         begin
     }
 
     fn read_site(&mut self, parts: &Partitions) {
-        let found = File::open(&parts.site)
-            .map_err(site::SiteError::from)
-            .and_then(|partition| site::read(&partition));
+        let found = File::open(&parts.site).map_err(site::SiteError::from).and_then(|partition| site::read(&partition));
         match found {
             Ok(Some(found)) => {
                 self.measure(PCR_SITE, "site", &found.document);
                 if let Err(error) = facts::write_site(&found.document) {
                     self.warn(format!("{}/site.json: {error}", facts::DIR));
                 }
-                self.console
-                    .stage("site", &format!("controller {}", found.site.server));
+                self.console.stage("site", &format!("controller {}", found.site.server));
             }
             Ok(None) => self.warn("SITE is empty: this machine knows no controller".into()),
             Err(error) => self.warn(error.to_string()),
@@ -221,13 +184,11 @@ impl Machine {
 
     fn open_slot(&mut self, running: Slot, parts: &Partitions, cmdline: &Cmdline) {
         let begin = Instant::now();
-        let opened = slot::open(running, parts, cmdline).and_then(|open| {
-            match open.verify_all(cmdline.root.blocks) {
-                Ok(()) => Ok(open),
-                Err(error) => {
-                    open.close();
-                    Err(error)
-                }
+        let opened = slot::open(running, parts, cmdline).and_then(|open| match open.verify_all(cmdline.root.blocks) {
+            Ok(()) => Ok(open),
+            Err(error) => {
+                open.close();
+                Err(error)
             }
         });
         match opened.and_then(|open| open.mount().map(|()| open)) {
@@ -235,13 +196,7 @@ impl Machine {
             Err(error) => self.slot_failed(running, &error.to_string()),
         }
         let mib = (cmdline.root.blocks * 4096) >> 20;
-        self.console.stage(
-            "verified",
-            &format!(
-                "OS-{running}, {mib} MiB in {} ms",
-                begin.elapsed().as_millis()
-            ),
-        );
+        self.console.stage("verified", &format!("OS-{running}, {mib} MiB in {} ms", begin.elapsed().as_millis()));
     }
 
     fn enter_slot(&mut self) {
@@ -251,13 +206,7 @@ impl Machine {
         self.console.stage("root", "the slot is the root");
     }
 
-    fn write_facts(
-        &mut self,
-        running: Slot,
-        cmdline: &Cmdline,
-        partitions: Partitions,
-        begin: Begin,
-    ) {
+    fn write_facts(&mut self, running: Slot, cmdline: &Cmdline, partitions: Partitions, begin: Begin) {
         let variable = EfiVars::new(Path::new(EFIVARS)).read("SecureBoot", GLOBAL);
         let secure_boot = variable.is_ok_and(|value| value.as_deref() == Some(&[1]));
         let facts = BootFacts {
@@ -282,24 +231,17 @@ impl Machine {
 
     /// The running slot is unusable: on to the other one if the rules allow, else wait and try again.
     fn slot_failed(&mut self, running: Slot, reason: &str) -> ! {
-        match self
-            .state
-            .as_mut()
-            .map(|state| state.slot_broken(running, reason))
-        {
+        match self.state.as_mut().map(|state| state.slot_broken(running, reason)) {
             Some(Ok(Way::Other { text, patiently })) => {
                 self.console.say(&format!("pid1: {text}"));
                 if patiently {
-                    self.console
-                        .say("pid1: both slots have failed several times in a row");
+                    self.console.say("pid1: both slots have failed several times in a row");
                     self.wait_before_reset();
                 }
                 halt::end(&mut self.console, DownKind::Reboot)
             }
             Some(Ok(Way::Nowhere(why))) => self.give_up(&format!("{reason}; {why}")),
-            Some(Err(error)) => {
-                self.give_up(&format!("{reason}; no way to the other slot: {error}"))
-            }
+            Some(Err(error)) => self.give_up(&format!("{reason}; no way to the other slot: {error}")),
             None => self.give_up(reason),
         }
     }
@@ -313,10 +255,7 @@ impl Machine {
     }
 
     fn wait_before_reset(&mut self) {
-        self.console.say(&format!(
-            "pid1: trying again in {} s",
-            NOTHING_BOOTS_DELAY.as_secs()
-        ));
+        self.console.say(&format!("pid1: trying again in {} s", NOTHING_BOOTS_DELAY.as_secs()));
         let end = Instant::now() + NOTHING_BOOTS_DELAY;
         while Instant::now() < end {
             self.watchdogs.pet();
@@ -354,9 +293,10 @@ impl Platform for Machine {
         // Told once: from here on the machine goes down.
         self.slot = None;
         if let (Some(state), Some(slot)) = (self.state.as_mut(), self.running)
-            && let Err(error) = state.slot_broken(slot, &fault) {
-                self.console.say(&format!("pid1: {error}"));
-            }
+            && let Err(error) = state.slot_broken(slot, &fault)
+        {
+            self.console.say(&format!("pid1: {error}"));
+        }
         Some(fault)
     }
 
@@ -396,12 +336,7 @@ impl Platform for Machine {
 
 /// What the previous kernel left when it died; taken out, because the place is small and holds one death only.
 fn take_pstore(dir: &Path) -> String {
-    let mut names: Vec<_> = fs::read_dir(dir)
-        .into_iter()
-        .flatten()
-        .flatten()
-        .map(|e| e.path())
-        .collect();
+    let mut names: Vec<_> = fs::read_dir(dir).into_iter().flatten().flatten().map(|e| e.path()).collect();
     names.sort();
     let mut log = String::new();
     for path in names {

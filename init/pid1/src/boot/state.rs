@@ -90,25 +90,13 @@ impl State {
             .read(true)
             .write(true)
             .open(device)
-            .map_err(|source| StateError::Open {
-                device: device.display().to_string(),
-                source,
-            })?;
+            .map_err(|source| StateError::Open { device: device.display().to_string(), source })?;
         let firmware = table.map(EfiBoot::new).transpose()?;
-        Ok(State {
-            store,
-            firmware,
-            record: None,
-        })
+        Ok(State { store, firmware, record: None })
     }
 
     /// Records that `running` boots and lets the rules decide. `kernel_log` is what the previous kernel left when it died.
-    pub fn begin(
-        &mut self,
-        running: Slot,
-        cmdline: &Cmdline,
-        kernel_log: &str,
-    ) -> Result<Begin, StateError> {
+    pub fn begin(&mut self, running: Slot, cmdline: &Cmdline, kernel_log: &str) -> Result<Begin, StateError> {
         let mut begin = Begin::default();
         let mut diary = Diary::load(&self.store).unwrap_or_else(|error| {
             begin.notes.push(format!("{error}; the diary begins anew"));
@@ -123,23 +111,14 @@ impl State {
         };
         diary.save(&mut self.store)?;
         if !kernel_log.is_empty() {
-            diary::save_kernel_log(
-                &mut self.store,
-                begin.boot_count.saturating_sub(1),
-                kernel_log.as_bytes(),
-            )?;
+            diary::save_kernel_log(&mut self.store, begin.boot_count.saturating_sub(1), kernel_log.as_bytes())?;
         }
 
-        let image = Image {
-            version: cmdline.version.clone(),
-            epoch: cmdline.epoch,
-        };
+        let image = Image { version: cmdline.version.clone(), epoch: cmdline.epoch };
         let before = match Record::load(&self.store) {
             Ok(record) => record,
             Err(error @ StoreError::Contents { .. }) => {
-                begin
-                    .notes
-                    .push(format!("{error}; the running slot counts as committed"));
+                begin.notes.push(format!("{error}; the running slot counts as committed"));
                 None
             }
             Err(error) => return Err(error.into()),
@@ -149,11 +128,7 @@ impl State {
         let facts = BootFacts {
             running,
             image,
-            nvram: self
-                .firmware
-                .as_ref()
-                .map(EfiBoot::nvram)
-                .unwrap_or_default(),
+            nvram: self.firmware.as_ref().map(EfiBoot::nvram).unwrap_or_default(),
             previous_end: begin.previous_end.clone(),
         };
         match self.run(&mut record, Event::Boot(facts)) {
@@ -163,9 +138,7 @@ impl State {
             }
             Ok(None) => {}
             // Without its variables, or without the TPM's part of a commit, the machine still runs; node goes on from there.
-            Err(error @ (RunError::Firmware(_) | RunError::Epoch { .. })) => {
-                begin.notes.push(error.to_string())
-            }
+            Err(error @ (RunError::Firmware(_) | RunError::Epoch { .. })) => begin.notes.push(error.to_string()),
             Err(error) => return Err(error.into()),
         }
         begin.trial = matches!(record.phase, Phase::Trial { .. });
@@ -182,21 +155,13 @@ impl State {
             return Ok(Way::Nowhere("no slot record".into()));
         };
         let patiently = falls_in_a_row(&Diary::load(&self.store)?) >= PATIENCE;
-        let way = match self.run(
-            &mut record,
-            Event::SlotBroken {
-                running,
-                reason: reason.to_owned(),
-            },
-        ) {
+        let way = match self.run(&mut record, Event::SlotBroken { running, reason: reason.to_owned() }) {
             Ok(Some(RebootDue { reason, text })) => {
                 self.write_end(reason, &text)?;
                 Way::Other { text, patiently }
             }
             Ok(None) => Way::Nowhere("the rules name no other slot".into()),
-            Err(RunError::Refused(
-                refused @ (Refused::NoFallback { .. } | Refused::Phase { .. }),
-            )) => {
+            Err(RunError::Refused(refused @ (Refused::NoFallback { .. } | Refused::Phase { .. }))) => {
                 self.write_end(BootReason::Fatal, reason)?;
                 Way::Nowhere(refused.to_string())
             }
@@ -215,11 +180,7 @@ impl State {
         }
     }
 
-    fn run(
-        &mut self,
-        record: &mut Record,
-        event: Event,
-    ) -> Result<Option<RebootDue>, RunError<BootError>> {
+    fn run(&mut self, record: &mut Record, event: Event) -> Result<Option<RebootDue>, RunError<BootError>> {
         match &mut self.firmware {
             Some(firmware) => run(record, event, &mut self.store, firmware, &mut no_epoch),
             None => Ok(None),
@@ -235,37 +196,22 @@ impl State {
     fn keep_kernel_log(&mut self) -> Result<(), StateError> {
         let boot = Diary::load(&self.store)?.boots;
         let log = crate::kernel_log::tail(KEPT_LOG_BYTES);
-        Ok(diary::save_kernel_log(
-            &mut self.store,
-            boot,
-            log.as_bytes(),
-        )?)
+        Ok(diary::save_kernel_log(&mut self.store, boot, log.as_bytes())?)
     }
 }
 
 /// Set when this boot is here because another slot failed.
 fn fallback_reason(before: &Record, after: &Record, running: Slot) -> String {
-    let back_from_trial = running == before.committed
-        && matches!(before.phase, Phase::Armed(_) | Phase::Trial { .. });
-    let instead_of_damaged =
-        running != before.committed && before.image(before.committed).is_none();
-    let failure = after
-        .failure
-        .as_ref()
-        .filter(|_| back_from_trial || instead_of_damaged);
+    let back_from_trial = running == before.committed && matches!(before.phase, Phase::Armed(_) | Phase::Trial { .. });
+    let instead_of_damaged = running != before.committed && before.image(before.committed).is_none();
+    let failure = after.failure.as_ref().filter(|_| back_from_trial || instead_of_damaged);
     failure.map(|f| f.reason.clone()).unwrap_or_default()
 }
 
 /// Boots at the end of the diary, this one not counted, that gave their slot up.
 fn falls_in_a_row(diary: &Diary) -> usize {
     let fell = |end: &diary::End| end.reason == BootReason::Fallback;
-    diary
-        .entries
-        .iter()
-        .rev()
-        .skip(1)
-        .take_while(|e| e.end.as_ref().is_some_and(fell))
-        .count()
+    diary.entries.iter().rev().skip(1).take_while(|e| e.end.as_ref().is_some_and(fell)).count()
 }
 
 /// The line of a dying kernel that says why.
@@ -274,12 +220,7 @@ fn last_words(kernel_log: &str) -> Option<String> {
         .lines()
         .find(|l| l.contains("Kernel panic"))
         .or_else(|| kernel_log.lines().find(|l| l.contains("Oops")));
-    line.map(|l| {
-        l.split_once("] ")
-            .map_or(l, |(_, text)| text)
-            .trim()
-            .to_owned()
-    })
+    line.map(|l| l.split_once("] ").map_or(l, |(_, text)| text).trim().to_owned())
 }
 
 fn wall_time() -> Option<u64> {
@@ -301,40 +242,25 @@ mod tests {
     impl Bench {
         fn new() -> Bench {
             let dir = tempfile::tempdir().unwrap();
-            File::create(dir.path().join("state"))
-                .unwrap()
-                .set_len(16 << 20)
-                .unwrap();
+            File::create(dir.path().join("state")).unwrap().set_len(16 << 20).unwrap();
             std::fs::create_dir(dir.path().join("vars")).unwrap();
             // Firmware's variables always hold something of their own.
-            std::fs::write(
-                dir.path()
-                    .join("vars/Other-8be4df61-93ca-11d2-aa0d-00e098032b8c"),
-                [7, 0, 0, 0, 1],
-            )
-            .unwrap();
+            std::fs::write(dir.path().join("vars/Other-8be4df61-93ca-11d2-aa0d-00e098032b8c"), [7, 0, 0, 0, 1])
+                .unwrap();
             Bench { dir }
         }
 
         fn state(&self) -> State {
             let mut state = State::open(&self.dir.path().join("state"), None).unwrap();
             let table = layout::table(layout::image_bytes(0)).unwrap();
-            state.firmware =
-                Some(EfiBoot::over(EfiVars::plain(&self.dir.path().join("vars")), &table).unwrap());
+            state.firmware = Some(EfiBoot::over(EfiVars::plain(&self.dir.path().join("vars")), &table).unwrap());
             state
         }
 
         /// A boot of that slot, up to the decision.
         fn boot(&self, slot: Slot, version: &str, log: &str) -> (State, Begin) {
-            let root = Root {
-                hash: [0; 32],
-                blocks: 1,
-            };
-            let cmdline = Cmdline {
-                root,
-                version: version.into(),
-                epoch: 0,
-            };
+            let root = Root { hash: [0; 32], blocks: 1 };
+            let cmdline = Cmdline { root, version: version.into(), epoch: 0 };
             let mut state = self.state();
             let begin = state.begin(slot, &cmdline, log).unwrap();
             (state, begin)
@@ -345,11 +271,7 @@ mod tests {
             let next = *vars.numbers("BootNext").unwrap().first()?;
             let order = vars.numbers("BootOrder").unwrap();
             let first = self.state().firmware.unwrap().nvram().first?;
-            Some(if order[0] == next {
-                first
-            } else {
-                first.other()
-            })
+            Some(if order[0] == next { first } else { first.other() })
         }
     }
 
@@ -357,27 +279,14 @@ mod tests {
     fn boots_are_counted_and_ends_are_told_to_the_next_one() {
         let bench = Bench::new();
         let (mut state, begin) = bench.boot(Slot::A, "1", "");
-        assert_eq!(
-            begin,
-            Begin {
-                boot_count: 1,
-                ..Begin::default()
-            }
-        );
+        assert_eq!(begin, Begin { boot_count: 1, ..Begin::default() });
         state.end(BootReason::RebootCommand, "by order").unwrap();
         state.end(BootReason::Fatal, "later").unwrap();
         let (_, begin) = bench.boot(Slot::A, "1", "");
-        assert_eq!(
-            (begin.boot_count, begin.previous_end.as_str()),
-            (2, "by order")
-        );
+        assert_eq!((begin.boot_count, begin.previous_end.as_str()), (2, "by order"));
         let (_, begin) = bench.boot(Slot::A, "1", "");
         assert_eq!(begin.previous_end, "");
-        let (_, begin) = bench.boot(
-            Slot::A,
-            "1",
-            "<6>[ 1.0] fine\n<0>[ 2.5] Kernel panic - not syncing: oh\n",
-        );
+        let (_, begin) = bench.boot(Slot::A, "1", "<6>[ 1.0] fine\n<0>[ 2.5] Kernel panic - not syncing: oh\n");
         assert_eq!(begin.previous_end, "Kernel panic - not syncing: oh");
     }
 
@@ -386,10 +295,7 @@ mod tests {
         let bench = Bench::new();
         let (mut state, _) = bench.boot(Slot::A, "2", "");
         let way = state.slot_broken(Slot::A, "block 7 fails").unwrap();
-        assert!(
-            matches!(&way, Way::Other { text, patiently: false } if text.contains("block 7 fails")),
-            "{way:?}"
-        );
+        assert!(matches!(&way, Way::Other { text, patiently: false } if text.contains("block 7 fails")), "{way:?}");
         assert_eq!(bench.boot_next(), Some(Slot::B));
         let (_, begin) = bench.boot(Slot::B, "1", "");
         assert!(begin.trial && begin.leave.is_none());
@@ -419,11 +325,7 @@ mod tests {
         let bench = Bench::new();
         bench.boot(Slot::A, "1", "");
         let (_, begin) = bench.boot(Slot::B, "0", "");
-        assert!(
-            begin
-                .leave
-                .is_some_and(|why| why.contains("slot A is committed"))
-        );
+        assert!(begin.leave.is_some_and(|why| why.contains("slot A is committed")));
         assert_eq!(bench.boot_next(), Some(Slot::A));
     }
 

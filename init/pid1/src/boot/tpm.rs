@@ -37,9 +37,7 @@ pub enum TpmError {
     #[error("TPM {DEVICE}: no answer to PCR_Extend within {ANSWER_DEADLINE_MS} ms")]
     Deadline,
     /// The TPM refused.
-    #[error(
-        "TPM: PCR_Extend of PCR {pcr}: expected response 0, found {code:#x} (is the SHA-256 bank on?)"
-    )]
+    #[error("TPM: PCR_Extend of PCR {pcr}: expected response 0, found {code:#x} (is the SHA-256 bank on?)")]
     Refused {
         /// Which PCR.
         pcr: u32,
@@ -64,15 +62,8 @@ pub struct Tpm {
 impl Tpm {
     /// Opens the TPM if the machine has one.
     pub fn open() -> Tpm {
-        let device = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .custom_flags(libc::O_NONBLOCK)
-            .open(DEVICE);
-        Tpm {
-            device: device.ok(),
-            measurements: Vec::new(),
-        }
+        let device = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(DEVICE);
+        Tpm { device: device.ok(), measurements: Vec::new() }
     }
 
     /// True when there is one and it has not failed.
@@ -92,11 +83,7 @@ impl Tpm {
             return Err(error);
         }
         let sha256 = digest.iter().map(|b| format!("{b:02x}")).collect();
-        self.measurements.push(Measurement {
-            pcr,
-            what: what.to_owned(),
-            sha256,
-        });
+        self.measurements.push(Measurement { pcr, what: what.to_owned(), sha256 });
         Ok(())
     }
 
@@ -112,13 +99,7 @@ fn extend(device: &mut File, pcr: u32, digest: &[u8; 32]) -> Result<(), TpmError
     for _ in 0..TRIES {
         device.write_all(&command)?;
         let timeout = PollTimeout::from(ANSWER_DEADLINE_MS);
-        if poll(
-            &mut [PollFd::new(device.as_fd(), PollFlags::POLLIN)],
-            timeout,
-        )
-        .map_err(io::Error::from)?
-            == 0
-        {
+        if poll(&mut [PollFd::new(device.as_fd(), PollFlags::POLLIN)], timeout).map_err(io::Error::from)? == 0 {
             return Err(TpmError::Deadline);
         }
         let mut buffer = [0u8; 4096];
@@ -149,9 +130,7 @@ fn command(pcr: u32, digest: &[u8; 32]) -> [u8; 65] {
 }
 
 fn response_code(answer: &[u8]) -> Result<u32, TpmError> {
-    let malformed = TpmError::Malformed {
-        found: answer.len(),
-    };
+    let malformed = TpmError::Malformed { found: answer.len() };
     let word = |at: usize| Some(u32::from_be_bytes(answer.get(at..at + 4)?.try_into().ok()?));
     match (word(2), word(6)) {
         (Some(size), Some(code)) if size as usize == answer.len() => Ok(code),
@@ -165,12 +144,8 @@ mod tests {
 
     #[test]
     fn command_has_the_bytes_of_the_specification() {
-        let found: String = command(11, &[0xAB; 32])
-            .iter()
-            .map(|b| format!("{b:02x}"))
-            .collect();
-        let expected =
-            "8002000000410000018200000 00b0000000940000009000000000000000001000b".replace(' ', "");
+        let found: String = command(11, &[0xAB; 32]).iter().map(|b| format!("{b:02x}")).collect();
+        let expected = "8002000000410000018200000 00b0000000940000009000000000000000001000b".replace(' ', "");
         assert_eq!(found, expected + &"ab".repeat(32));
     }
 

@@ -22,10 +22,7 @@ impl Watchdogs {
     pub fn arm() -> Watchdogs {
         let mut dogs = Watchdogs::default();
         for number in 0..8 {
-            let Ok(device) = OpenOptions::new()
-                .write(true)
-                .open(format!("/dev/watchdog{number}"))
-            else {
+            let Ok(device) = OpenOptions::new().write(true).open(format!("/dev/watchdog{number}")) else {
                 continue;
             };
             let mut timeout = TIMEOUT_SECONDS;
@@ -40,9 +37,7 @@ impl Watchdogs {
     /// Reads the names once sysfs is there.
     pub fn learn_names(&mut self) {
         self.names = (0..8)
-            .filter_map(|n| {
-                fs::read_to_string(format!("/sys/class/watchdog/watchdog{n}/identity")).ok()
-            })
+            .filter_map(|n| fs::read_to_string(format!("/sys/class/watchdog/watchdog{n}/identity")).ok())
             .map(|name| name.trim().to_owned())
             .collect();
     }

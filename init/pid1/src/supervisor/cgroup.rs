@@ -40,12 +40,7 @@ impl Cgroups {
                 missing.push(controller);
             }
         }
-        Ok((
-            Cgroups {
-                root: root.to_owned(),
-            },
-            missing,
-        ))
+        Ok((Cgroups { root: root.to_owned() }, missing))
     }
 
     /// Makes (or finds) the cgroup of a unit, applies its limits, and opens its
@@ -53,10 +48,7 @@ impl Cgroups {
     /// Processes of an earlier run that are still in it are killed.
     pub fn enter(&self, unit: &UnitName, limits: &Limits) -> Result<File, CgroupError> {
         let dir = self.root.join(unit.as_str());
-        make_dir(&dir).map_err(|source| CgroupError {
-            path: dir.clone(),
-            source,
-        })?;
+        make_dir(&dir).map_err(|source| CgroupError { path: dir.clone(), source })?;
         self.kill(unit);
         let write = |file: &str, value: Option<String>, default: &str| {
             let path = dir.join(file);
@@ -66,28 +58,14 @@ impl Cgroups {
                 other => other.map_err(|source| CgroupError { path, source }),
             }
         };
-        write(
-            "memory.max",
-            limits.memory_max_bytes.map(|v| v.to_string()),
-            "max",
-        )?;
+        write("memory.max", limits.memory_max_bytes.map(|v| v.to_string()), "max")?;
         write("memory.oom.group", None, "1")?;
-        write(
-            "cpu.weight",
-            limits.cpu_weight.map(|v| v.to_string()),
-            "100",
-        )?;
+        write("cpu.weight", limits.cpu_weight.map(|v| v.to_string()), "100")?;
         write("pids.max", limits.pids_max.map(|v| v.to_string()), "max")?;
         // Not CLONE_INTO_CGROUP: since Linux 6.12.14 that compares the kill counters of two different cgroups and
         // kills the newcomer in any cgroup that has seen `cgroup.kill` before.
         let procs = dir.join("cgroup.procs");
-        File::options()
-            .write(true)
-            .open(&procs)
-            .map_err(|source| CgroupError {
-                path: procs,
-                source,
-            })
+        File::options().write(true).open(&procs).map_err(|source| CgroupError { path: procs, source })
     }
 
     /// SIGKILL to every process in it.

@@ -38,10 +38,7 @@ pub struct Health {
 impl Health {
     /// Counting begins now.
     pub fn new(now_ms: u64) -> Health {
-        Health {
-            last_heartbeat_ms: now_ms,
-            node_due_ms: None,
-        }
+        Health { last_heartbeat_ms: now_ms, node_due_ms: None }
     }
 
     /// `node` was started.
@@ -105,10 +102,7 @@ mod tests {
             assert_eq!(health.check(now), Verdict::Well);
             health.heartbeat(now);
         }
-        assert_eq!(
-            health.next_ms(),
-            19 * (HEARTBEAT_DEADLINE_MS - 1) + HEARTBEAT_DEADLINE_MS
-        );
+        assert_eq!(health.next_ms(), 19 * (HEARTBEAT_DEADLINE_MS - 1) + HEARTBEAT_DEADLINE_MS);
     }
 
     #[test]

@@ -60,20 +60,12 @@ pub struct Brake {
 impl Brake {
     /// Full at the beginning.
     pub fn new(burst: u64, per_second: u64) -> Brake {
-        Brake {
-            tokens: burst * 1000,
-            last_ms: 0,
-            burst,
-            per_second,
-            suppressed: 0,
-        }
+        Brake { tokens: burst * 1000, last_ms: 0, burst, per_second, suppressed: 0 }
     }
 
     /// May one more line pass? `Some(n)` yes, after `n` were held back.
     pub fn pass(&mut self, now_ms: u64) -> Option<u64> {
-        let earned = now_ms
-            .saturating_sub(self.last_ms)
-            .saturating_mul(self.per_second);
+        let earned = now_ms.saturating_sub(self.last_ms).saturating_mul(self.per_second);
         self.tokens = self.tokens.saturating_add(earned).min(self.burst * 1000);
         self.last_ms = now_ms;
         if self.tokens < 1000 {
@@ -87,9 +79,7 @@ impl Brake {
 
 /// A stranger's text made safe for a terminal: control characters become `.`.
 pub fn printable(text: &str) -> String {
-    text.chars()
-        .map(|c| if c.is_control() && c != '\t' { '.' } else { c })
-        .collect()
+    text.chars().map(|c| if c.is_control() && c != '\t' { '.' } else { c }).collect()
 }
 
 #[cfg(test)]
@@ -109,10 +99,7 @@ mod tests {
 
     #[test]
     fn lines_are_joined_across_reads() {
-        assert_eq!(
-            all(&[b"on", b"e\r\ntwo\n", b"\n", b"rest"]),
-            ["one", "two", "", "rest"]
-        );
+        assert_eq!(all(&[b"on", b"e\r\ntwo\n", b"\n", b"rest"]), ["one", "two", "", "rest"]);
         assert_eq!(all(&[b"\xffx\n"]), ["\u{fffd}x"]);
     }
 

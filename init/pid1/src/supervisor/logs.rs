@@ -46,11 +46,7 @@ impl Default for LogStore {
 impl LogStore {
     /// A store that keeps at most this many bytes.
     pub fn with_budget(budget_bytes: usize) -> LogStore {
-        LogStore {
-            rings: BTreeMap::new(),
-            newest: 0,
-            budget_bytes,
-        }
+        LogStore { rings: BTreeMap::new(), newest: 0, budget_bytes }
     }
 
     /// Cursor of the newest line; 0 before the first.
@@ -71,13 +67,7 @@ impl LogStore {
         if let Some(ring) = self.rings.get_mut(unit) {
             ring.number += 1;
             ring.bytes += text.len() + LINE_OVERHEAD;
-            ring.lines.push_back(Line {
-                cursor,
-                number: ring.number,
-                stream,
-                at_ms,
-                text: text.into(),
-            });
+            ring.lines.push_back(Line { cursor, number: ring.number, stream, at_ms, text: text.into() });
             ring.trim(quota);
         }
     }
@@ -93,19 +83,9 @@ impl LogStore {
             .rings
             .iter()
             .filter(|(name, _)| unit.is_none_or(|wanted| wanted == *name))
-            .map(|(name, ring)| {
-                (
-                    name,
-                    ring.lines.partition_point(|l| l.cursor <= after),
-                    ring,
-                )
-            })
+            .map(|(name, ring)| (name, ring.lines.partition_point(|l| l.cursor <= after), ring))
             .collect();
-        let mut logs = Logs {
-            lines: Vec::new(),
-            next: self.newest.max(after),
-            more: false,
-        };
+        let mut logs = Logs { lines: Vec::new(), next: self.newest.max(after), more: false };
         let mut size = 0;
         loop {
             let oldest = sources
@@ -182,23 +162,12 @@ mod tests {
     fn reading_by_cursor_merges_units_and_misses_nothing() {
         let mut store = LogStore::default();
         for n in 0..10 {
-            store.push(
-                &name(if n % 3 == 0 { "a" } else { "b" }),
-                Stream::Out,
-                n,
-                &n.to_string(),
-            );
+            store.push(&name(if n % 3 == 0 { "a" } else { "b" }), Stream::Out, n, &n.to_string());
         }
         let first = store.read(0, None, 4);
-        assert_eq!(
-            (texts(&first), first.more, first.next),
-            (vec!["0", "1", "2", "3"], true, 4)
-        );
+        assert_eq!((texts(&first), first.more, first.next), (vec!["0", "1", "2", "3"], true, 4));
         let rest = store.read(first.next, None, 100);
-        assert_eq!(
-            (texts(&rest), rest.more, rest.next),
-            (vec!["4", "5", "6", "7", "8", "9"], false, 10)
-        );
+        assert_eq!((texts(&rest), rest.more, rest.next), (vec!["4", "5", "6", "7", "8", "9"], false, 10));
         let only = store.read(0, Some(&name("a")), 100);
         assert_eq!((texts(&only), only.next), (vec!["0", "3", "6", "9"], 10));
         assert_eq!(store.read(10, None, 100).lines, []);

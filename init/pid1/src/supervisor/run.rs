@@ -6,15 +6,11 @@ use super::lines::{Brake, Splitter};
 use super::logs::LogStore;
 use super::reap::{self, Whose};
 use super::server::Server;
-use super::shutdown::{
-    Cause, DOWN_DEADLINE_MS, Down, DownKind, MAX_UNIT_DEADLINE_MS, next_to_stop,
-};
+use super::shutdown::{Cause, DOWN_DEADLINE_MS, Down, DownKind, MAX_UNIT_DEADLINE_MS, next_to_stop};
 use super::spawn::spawn;
 use super::unit::{Action, Unit};
 use crate::clock;
-use holdfast_supervise::{
-    Event, Exit, RefusalKind, Refused, Reply, Request, Stream, UnitName, UnitSpec, UnitState,
-};
+use holdfast_supervise::{Event, Exit, RefusalKind, Refused, Reply, Request, Stream, UnitName, UnitSpec, UnitState};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
@@ -123,19 +119,11 @@ impl<P: Platform> Supervisor<P> {
         let server = Server::bind(&options.socket)?;
         let signals = if options.init {
             let mut set = SigSet::empty();
-            for signal in [
-                Signal::SIGCHLD,
-                Signal::SIGTERM,
-                Signal::SIGINT,
-                Signal::SIGPWR,
-            ] {
+            for signal in [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT, Signal::SIGPWR] {
                 set.add(signal);
             }
             set.thread_block()?;
-            Some(SignalFd::with_flags(
-                &set,
-                SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK,
-            )?)
+            Some(SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?)
         } else {
             None
         };
@@ -167,17 +155,11 @@ impl<P: Platform> Supervisor<P> {
         spec.validate()?;
         let name = spec.name.clone();
         if self.down.is_some() {
-            return Err(Refused::new(
-                RefusalKind::ShuttingDown,
-                format!("unit {name}: the machine is going down"),
-            ));
+            return Err(Refused::new(RefusalKind::ShuttingDown, format!("unit {name}: the machine is going down")));
         }
         match self.units.get(&name) {
             Some(entry) if entry.unit.is_alive() => {
-                let text = format!(
-                    "unit {name}: expected it ended, found it {:?}",
-                    entry.unit.state()
-                );
+                let text = format!("unit {name}: expected it ended, found it {:?}", entry.unit.state());
                 return Err(Refused::new(RefusalKind::Busy, text));
             }
             None if self.units.len() >= MAX_UNITS => {
@@ -188,13 +170,7 @@ impl<P: Platform> Supervisor<P> {
         }
         let unit = Unit::new(spec, self.next_order, clock::now_ms());
         self.next_order += 1;
-        let entry = Entry {
-            unit,
-            fds,
-            pidfd: None,
-            pipes: Vec::new(),
-            brake: Brake::new(200, 20),
-        };
+        let entry = Entry { unit, fds, pidfd: None, pipes: Vec::new(), brake: Brake::new(200, 20) };
         self.units.insert(name.clone(), entry);
         self.act(&name, Action::Spawn);
         match self.units.get(&name).map(|e| e.unit.status(false)) {
@@ -202,16 +178,10 @@ impl<P: Platform> Supervisor<P> {
                 (Some(pid), _) => Ok(pid),
                 (None, exit) => {
                     let why = exit.map_or_else(|| "it ended at once".into(), |e| e.to_string());
-                    Err(Refused::new(
-                        RefusalKind::Failed,
-                        format!("unit {name}: {why}"),
-                    ))
+                    Err(Refused::new(RefusalKind::Failed, format!("unit {name}: {why}")))
                 }
             },
-            None => Err(Refused::new(
-                RefusalKind::Failed,
-                format!("unit {name}: gone"),
-            )),
+            None => Err(Refused::new(RefusalKind::Failed, format!("unit {name}: gone"))),
         }
     }
 
@@ -220,12 +190,9 @@ impl<P: Platform> Supervisor<P> {
         if self.down.is_some() {
             return;
         }
-        self.platform
-            .say(&format!("going down ({:?}): {}", down.kind, down.reason));
+        self.platform.say(&format!("pid1: going down ({:?}): {}", down.kind, down.reason));
         self.platform.going_down(&down);
-        self.server.publish(&Event::Shutdown {
-            reason: down.reason.clone(),
-        });
+        self.server.publish(&Event::Shutdown { reason: down.reason.clone() });
         self.down = Some((down, clock::now_ms()));
     }
 
@@ -270,18 +237,10 @@ impl<P: Platform> Supervisor<P> {
         for (name, entry) in &self.units {
             // Output first: what a process wrote before its end is kept before the end is told.
             for pipe in &entry.pipes {
-                add(
-                    Source::Output(name.clone()),
-                    pipe.fd.as_fd(),
-                    PollFlags::POLLIN,
-                );
+                add(Source::Output(name.clone()), pipe.fd.as_fd(), PollFlags::POLLIN);
             }
             if let Some(pidfd) = &entry.pidfd {
-                add(
-                    Source::Process(name.clone()),
-                    pidfd.as_fd(),
-                    PollFlags::POLLIN,
-                );
+                add(Source::Process(name.clone()), pidfd.as_fd(), PollFlags::POLLIN);
             }
         }
         let left = self.next_ms().saturating_sub(clock::now_ms());
@@ -289,11 +248,7 @@ impl<P: Platform> Supervisor<P> {
         match poll(&mut polled, timeout) {
             Ok(_) => {
                 let ready = polled.iter().map(|p| p.any().unwrap_or(true));
-                sources
-                    .into_iter()
-                    .zip(ready)
-                    .filter_map(|(source, ready)| ready.then_some(source))
-                    .collect()
+                sources.into_iter().zip(ready).filter_map(|(source, ready)| ready.then_some(source)).collect()
             }
             // EINTR, or no memory for a moment: the next turn tries again.
             Err(_) => Vec::new(),
@@ -320,11 +275,8 @@ impl<P: Platform> Supervisor<P> {
             self.next_care_ms = now + CARE_INTERVAL_MS;
             self.care();
         }
-        let due: Vec<(UnitName, Action)> = self
-            .units
-            .iter_mut()
-            .filter_map(|(name, entry)| Some((name.clone(), entry.unit.due(now)?)))
-            .collect();
+        let due: Vec<(UnitName, Action)> =
+            self.units.iter_mut().filter_map(|(name, entry)| Some((name.clone(), entry.unit.due(now)?))).collect();
         for (name, action) in due {
             self.act(&name, action);
         }
@@ -332,22 +284,13 @@ impl<P: Platform> Supervisor<P> {
             match self.health.check(now) {
                 Verdict::Well => {}
                 Verdict::RestartNode => {
-                    self.note(
-                        &watched,
-                        "no heartbeat in time: killed, to be started again",
-                    );
+                    self.note(&watched, "no heartbeat in time: killed, to be started again");
                     self.act(&watched, Action::KillAll);
                 }
                 Verdict::Reboot => {
-                    let reason = format!(
-                        "watchdog: no heartbeat of {watched} for {} s",
-                        super::health::REBOOT_AFTER_MS / 1000
-                    );
-                    self.go_down(Down {
-                        kind: DownKind::Reboot,
-                        cause: Cause::NoHeartbeat,
-                        reason,
-                    });
+                    let reason =
+                        format!("watchdog: no heartbeat of {watched} for {} s", super::health::REBOOT_AFTER_MS / 1000);
+                    self.go_down(Down { kind: DownKind::Reboot, cause: Cause::NoHeartbeat, reason });
                 }
             }
         }
@@ -360,9 +303,7 @@ impl<P: Platform> Supervisor<P> {
         if self.logs.newest() != self.told_logs && now >= self.next_log_event_ms {
             self.told_logs = self.logs.newest();
             self.next_log_event_ms = now + LOG_EVENT_INTERVAL_MS;
-            self.server.publish(&Event::Logs {
-                newest: self.told_logs,
-            });
+            self.server.publish(&Event::Logs { newest: self.told_logs });
         }
     }
 
@@ -372,13 +313,10 @@ impl<P: Platform> Supervisor<P> {
             self.dying_cgroups.retain(|name| !cgroups.remove(name));
         }
         if self.down.is_none()
-            && let Some(reason) = self.platform.fault() {
-                self.go_down(Down {
-                    kind: DownKind::Reboot,
-                    cause: Cause::Fault,
-                    reason,
-                });
-            }
+            && let Some(reason) = self.platform.fault()
+        {
+            self.go_down(Down { kind: DownKind::Reboot, cause: Cause::Fault, reason });
+        }
     }
 
     fn serve(&mut self, source: Source) {
@@ -387,11 +325,7 @@ impl<P: Platform> Supervisor<P> {
             Source::Console => self.platform.console_ready(),
             Source::PowerButton => {
                 if self.platform.power_pressed() {
-                    self.go_down(Down {
-                        kind: DownKind::PowerOff,
-                        cause: Cause::Order,
-                        reason: "power button".into(),
-                    });
+                    self.go_down(Down { kind: DownKind::PowerOff, cause: Cause::Order, reason: "power button".into() });
                 }
             }
             Source::Listener => self.server.accept(),
@@ -427,16 +361,12 @@ impl<P: Platform> Supervisor<P> {
                         reason: "ctrl-alt-del or SIGINT".into(),
                     });
                 }
-                Ok(Signal::SIGTERM) => self.go_down(Down {
-                    kind: DownKind::Reboot,
-                    cause: Cause::Order,
-                    reason: "SIGTERM".into(),
-                }),
-                Ok(Signal::SIGPWR) => self.go_down(Down {
-                    kind: DownKind::PowerOff,
-                    cause: Cause::Order,
-                    reason: "SIGPWR".into(),
-                }),
+                Ok(Signal::SIGTERM) => {
+                    self.go_down(Down { kind: DownKind::Reboot, cause: Cause::Order, reason: "SIGTERM".into() })
+                }
+                Ok(Signal::SIGPWR) => {
+                    self.go_down(Down { kind: DownKind::PowerOff, cause: Cause::Order, reason: "SIGPWR".into() })
+                }
                 _ => {}
             }
         }
@@ -446,11 +376,7 @@ impl<P: Platform> Supervisor<P> {
     /// Reaps every ended child; those that are units' main processes are told to their units.
     fn reap(&mut self) {
         while let Some((pid, exit)) = reap::peek(Whose::Any) {
-            let owner = self
-                .units
-                .iter()
-                .find(|(_, e)| e.unit.state().pid() == Some(pid))
-                .map(|(n, _)| n.clone());
+            let owner = self.units.iter().find(|(_, e)| e.unit.state().pid() == Some(pid)).map(|(n, _)| n.clone());
             match owner {
                 Some(name) => self.ended(&name, pid, exit),
                 None => reap::reap(pid),
@@ -459,13 +385,9 @@ impl<P: Platform> Supervisor<P> {
     }
 
     fn answer(&mut self, request: Request, fds: Vec<OwnedFd>) -> Result<Reply, Refused> {
-        let unknown = |name: &UnitName| {
-            Refused::new(RefusalKind::Unknown, format!("unit {name}: there is none"))
-        };
+        let unknown = |name: &UnitName| Refused::new(RefusalKind::Unknown, format!("unit {name}: there is none"));
         match request {
-            Request::Start(spec) => Ok(Reply::Started {
-                pid: self.start(*spec, fds)?,
-            }),
+            Request::Start(spec) => Ok(Reply::Started { pid: self.start(*spec, fds)? }),
             Request::Stop { name, deadline_ms } => {
                 if !self.units.contains_key(&name) {
                     return Err(unknown(&name));
@@ -476,10 +398,7 @@ impl<P: Platform> Supervisor<P> {
             Request::Remove { name } => {
                 let entry = self.units.get(&name).ok_or_else(|| unknown(&name))?;
                 if entry.unit.is_alive() {
-                    return Err(Refused::new(
-                        RefusalKind::Busy,
-                        format!("unit {name}: lives; stop it first"),
-                    ));
+                    return Err(Refused::new(RefusalKind::Busy, format!("unit {name}: lives; stop it first")));
                 }
                 self.units.remove(&name);
                 self.logs.remove(&name);
@@ -487,45 +406,29 @@ impl<P: Platform> Supervisor<P> {
                 Ok(Reply::Done)
             }
             Request::List { after } => Ok(self.list(after.as_ref())),
-            Request::Logs { after, unit, max } => {
-                Ok(Reply::Logs(self.logs.read(after, unit.as_ref(), max)))
-            }
+            Request::Logs { after, unit, max } => Ok(Reply::Logs(self.logs.read(after, unit.as_ref(), max))),
             Request::Heartbeat => {
                 self.health.heartbeat(clock::now_ms());
                 Ok(Reply::Done)
             }
             Request::Reboot { reason } => {
-                self.go_down(Down {
-                    kind: DownKind::Reboot,
-                    cause: Cause::Order,
-                    reason,
-                });
+                self.go_down(Down { kind: DownKind::Reboot, cause: Cause::Order, reason });
                 Ok(Reply::Done)
             }
             Request::PowerOff { reason } => {
-                self.go_down(Down {
-                    kind: DownKind::PowerOff,
-                    cause: Cause::Order,
-                    reason,
-                });
+                self.go_down(Down { kind: DownKind::PowerOff, cause: Cause::Order, reason });
                 Ok(Reply::Done)
             }
-            Request::KernelLogTail { max_bytes } => Ok(Reply::KernelLog {
-                text: self
-                    .platform
-                    .kernel_log_tail(max_bytes.min(32 * 1024) as usize),
-            }),
+            Request::KernelLogTail { max_bytes } => {
+                Ok(Reply::KernelLog { text: self.platform.kernel_log_tail(max_bytes.min(32 * 1024) as usize) })
+            }
             Request::Subscribe => Ok(Reply::Done),
         }
     }
 
     /// As many units as fit: a spec is at most 24 KiB, so two always do.
     fn list(&self, after: Option<&UnitName>) -> Reply {
-        let mut rest = self
-            .units
-            .iter()
-            .filter(|(name, _)| after.is_none_or(|a| *name > a))
-            .peekable();
+        let mut rest = self.units.iter().filter(|(name, _)| after.is_none_or(|a| *name > a)).peekable();
         let mut units = Vec::new();
         let mut size = 0;
         while let Some((_, entry)) = rest.peek() {
@@ -537,10 +440,7 @@ impl<P: Platform> Supervisor<P> {
             units.push(status);
             rest.next();
         }
-        Reply::Units {
-            units,
-            more: rest.peek().is_some(),
-        }
+        Reply::Units { units, more: rest.peek().is_some() }
     }
 
     fn stop(&mut self, name: &UnitName, deadline_ms: Option<u64>) {
@@ -548,11 +448,7 @@ impl<P: Platform> Supervisor<P> {
             return;
         };
         let own = deadline_ms.unwrap_or(entry.unit.spec.stop.deadline_ms);
-        let deadline_ms = if self.down.is_some() {
-            own.min(MAX_UNIT_DEADLINE_MS)
-        } else {
-            own
-        };
+        let deadline_ms = if self.down.is_some() { own.min(MAX_UNIT_DEADLINE_MS) } else { own };
         let before = entry.unit.state();
         let action = entry.unit.stop(clock::now_ms(), Some(deadline_ms));
         let changed = entry.unit.state() != before;
@@ -592,9 +488,10 @@ impl<P: Platform> Supervisor<P> {
             Action::Release => {
                 entry.fds.clear();
                 if let Some(cgroups) = &self.options.cgroups
-                    && !cgroups.remove(name) {
-                        self.dying_cgroups.insert(name.clone());
-                    }
+                    && !cgroups.remove(name)
+                {
+                    self.dying_cgroups.insert(name.clone());
+                }
             }
         }
     }
@@ -605,27 +502,15 @@ impl<P: Platform> Supervisor<P> {
             return;
         };
         let spec = &entry.unit.spec;
-        let cgroup = self
-            .options
-            .cgroups
-            .as_ref()
-            .map(|c| c.enter(name, &spec.limits))
-            .transpose();
+        let cgroup = self.options.cgroups.as_ref().map(|c| c.enter(name, &spec.limits)).transpose();
         let result = cgroup
             .map_err(|e| e.to_string())
             .and_then(|cgroup| spawn(spec, &entry.fds, cgroup.as_ref()).map_err(|e| e.to_string()));
         let now = clock::now_ms();
         match result {
             Ok(spawned) => {
-                let pipe = |fd, stream| Pipe {
-                    fd,
-                    stream,
-                    splitter: Splitter::default(),
-                };
-                entry.pipes = vec![
-                    pipe(spawned.out, Stream::Out),
-                    pipe(spawned.err, Stream::Err),
-                ];
+                let pipe = |fd, stream| Pipe { fd, stream, splitter: Splitter::default() };
+                entry.pipes = vec![pipe(spawned.out, Stream::Out), pipe(spawned.err, Stream::Err)];
                 entry.pidfd = Some(spawned.pidfd);
                 entry.unit.started(now, spawned.pid);
                 if self.options.watched.as_ref() == Some(name) {
@@ -634,9 +519,7 @@ impl<P: Platform> Supervisor<P> {
                 self.note(name, &format!("started, pid {}", spawned.pid));
             }
             Err(why) => {
-                let action = entry
-                    .unit
-                    .not_started(now, format!("{}: {why}", entry.unit.spec.program));
+                let action = entry.unit.not_started(now, format!("{}: {why}", entry.unit.spec.program));
                 self.note(name, &format!("not started: {why}"));
                 if let Some(action) = action {
                     self.act(name, action);
@@ -664,10 +547,7 @@ impl<P: Platform> Supervisor<P> {
         let action = entry.unit.exited(clock::now_ms(), exit);
         let next = match entry.unit.state() {
             UnitState::Backoff { until_ms } => {
-                format!(
-                    ", starts again in {} ms",
-                    until_ms.saturating_sub(clock::now_ms())
-                )
+                format!(", starts again in {} ms", until_ms.saturating_sub(clock::now_ms()))
             }
             _ => String::new(),
         };
@@ -691,9 +571,7 @@ impl<P: Platform> Supervisor<P> {
                 logs.push(name, stream, now, line);
                 match brake.pass(now) {
                     Some(0) => platform.say(&format!("{name}: {line}")),
-                    Some(held) => {
-                        platform.say(&format!("{name}: [{held} lines only in the log] {line}"))
-                    }
+                    Some(held) => platform.say(&format!("{name}: [{held} lines only in the log] {line}")),
                     None => {}
                 }
             };
@@ -720,15 +598,13 @@ impl<P: Platform> Supervisor<P> {
 
     /// A line of ours about a unit.
     fn note(&mut self, name: &UnitName, text: &str) {
-        self.logs
-            .push(name, Stream::Supervisor, clock::now_ms(), text);
+        self.logs.push(name, Stream::Supervisor, clock::now_ms(), text);
         self.platform.say(&format!("unit {name}: {text}"));
     }
 
     fn tell(&mut self, name: &UnitName) {
         if let Some(entry) = self.units.get(name) {
-            self.server
-                .publish(&Event::Unit(Box::new(entry.unit.status(false))));
+            self.server.publish(&Event::Unit(Box::new(entry.unit.status(false))));
         }
     }
 }

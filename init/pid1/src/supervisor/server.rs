@@ -2,9 +2,7 @@
 
 use holdfast_supervise::wire::{self, WireError};
 use holdfast_supervise::{Event, RefusalKind, Refused, Reply, Request};
-use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, accept4, bind, listen, socket,
-};
+use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, accept4, bind, listen, socket};
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -38,11 +36,7 @@ impl Server {
         bind(listener.as_raw_fd(), &UnixAddr::new(path)?)?;
         fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
         listen(&listener, Backlog::new(MAX_CLIENTS as i32)?)?;
-        Ok(Server {
-            listener,
-            clients: Vec::new(),
-            next_id: 0,
-        })
+        Ok(Server { listener, clients: Vec::new(), next_id: 0 })
     }
 
     /// To poll for reading; then [`Server::accept`].
@@ -62,11 +56,7 @@ impl Server {
             // SAFETY: the kernel has just made this descriptor for us.
             let socket = unsafe { OwnedFd::from_raw_fd(fd) };
             if self.clients.len() < MAX_CLIENTS {
-                self.clients.push(Connection {
-                    id: self.next_id,
-                    socket,
-                    subscribed: false,
-                });
+                self.clients.push(Connection { id: self.next_id, socket, subscribed: false });
                 self.next_id += 1;
             }
         }
@@ -81,10 +71,7 @@ impl Server {
             Ok(request) => return Some(request),
             Err(WireError::WouldBlock) => {}
             Err(WireError::Closed | WireError::Socket(_)) => self.close(id),
-            Err(error) => self.reply(
-                id,
-                &Reply::Refused(Refused::new(RefusalKind::Invalid, error.to_string())),
-            ),
+            Err(error) => self.reply(id, &Reply::Refused(Refused::new(RefusalKind::Invalid, error.to_string()))),
         }
         None
     }
@@ -108,9 +95,7 @@ impl Server {
 
     /// Sends to all subscribers; those that are too slow are closed.
     pub fn publish(&mut self, event: &Event) {
-        self.clients.retain(|client| {
-            !client.subscribed || wire::send_event(client.socket.as_fd(), event).is_ok()
-        });
+        self.clients.retain(|client| !client.subscribed || wire::send_event(client.socket.as_fd(), event).is_ok());
     }
 
     fn close(&mut self, id: u64) {

@@ -44,10 +44,7 @@ pub struct Down {
 }
 
 /// The next units to stop, in order; empty while earlier ones are still ending or when all have ended.
-pub fn next_to_stop<'a>(
-    units: impl Iterator<Item = &'a Unit>,
-    last: Option<&UnitName>,
-) -> Vec<UnitName> {
+pub fn next_to_stop<'a>(units: impl Iterator<Item = &'a Unit>, last: Option<&UnitName>) -> Vec<UnitName> {
     let alive: Vec<&Unit> = units.filter(|u| u.is_alive()).collect();
     let is_last = |unit: &&&Unit| Some(&unit.spec.name) == last;
     let mut wave: Vec<&Unit> = alive.iter().filter(|u| !is_last(u)).copied().collect();
@@ -65,11 +62,7 @@ mod tests {
     use holdfast_supervise::{Exit, UnitSpec};
 
     fn unit(name: &str, order: u64) -> Unit {
-        let mut unit = Unit::new(
-            UnitSpec::new(UnitName::new(name).unwrap(), "/x", 0),
-            order,
-            0,
-        );
+        let mut unit = Unit::new(UnitSpec::new(UnitName::new(name).unwrap(), "/x", 0), order, 0);
         unit.started(0, 100);
         unit
     }
@@ -79,10 +72,7 @@ mod tests {
         let node = UnitName::new("node").unwrap();
         let mut units = [unit("node", 0), unit("netsvc.1", 1), unit("vmm.1", 2)];
         let names = |units: &[Unit]| -> Vec<String> {
-            next_to_stop(units.iter(), Some(&node))
-                .into_iter()
-                .map(Into::into)
-                .collect()
+            next_to_stop(units.iter(), Some(&node)).into_iter().map(Into::into).collect()
         };
         assert_eq!(names(&units), ["vmm.1", "netsvc.1"]);
         units[1].stop(0, None);

@@ -59,33 +59,20 @@ const STEPS: [&str; 14] = [
 ];
 
 /// Starts the unit's program. `fds` become 3, 4, ...; `cgroup` is an open `cgroup.procs`.
-pub fn spawn(
-    spec: &UnitSpec,
-    fds: &[OwnedFd],
-    cgroup: Option<&File>,
-) -> Result<Spawned, SpawnError> {
+pub fn spawn(spec: &UnitSpec, fds: &[OwnedFd], cgroup: Option<&File>) -> Result<Spawned, SpawnError> {
     let at = |step| move |errno| SpawnError { step, errno };
     let pipe = |step| pipe2(OFlag::O_CLOEXEC).map_err(at(step));
     let (out, out_child) = pipe("output pipe")?;
     let (err, err_child) = pipe("error pipe")?;
     let (report, report_child) = pipe("report pipe")?;
-    let null: OwnedFd = File::open("/dev/null")
-        .map(Into::into)
-        .map_err(|e| SpawnError {
-            step: "/dev/null",
-            errno: io_errno(&e),
-        })?;
+    let null: OwnedFd =
+        File::open("/dev/null").map(Into::into).map_err(|e| SpawnError { step: "/dev/null", errno: io_errno(&e) })?;
     for fd in fds {
         // A configuration in a memfd is read again by the next run; sockets and pipes answer ESPIPE.
         let _ = lseek(fd, 0, Whence::SeekSet);
     }
-    let mut child = Child::prepare(
-        spec,
-        [&null, &out_child, &err_child].into_iter().chain(fds),
-        &report_child,
-        cgroup,
-    )
-    .map_err(at("arguments"))?;
+    let mut child = Child::prepare(spec, [&null, &out_child, &err_child].into_iter().chain(fds), &report_child, cgroup)
+        .map_err(at("arguments"))?;
 
     let sandbox = &spec.sandbox;
     let mut flags = libc::CLONE_PIDFD as u64;
@@ -107,13 +94,7 @@ pub fn spawn(
     args.flags = flags;
     // SAFETY: without CLONE_VM this is a fork: the child has its own copy of all memory. It runs only
     // `Child::run`, which makes system calls on prepared memory and never returns.
-    let pid = unsafe {
-        libc::syscall(
-            libc::SYS_clone3,
-            ptr::from_ref(&args),
-            size_of::<libc::clone_args>(),
-        )
-    };
+    let pid = unsafe { libc::syscall(libc::SYS_clone3, ptr::from_ref(&args), size_of::<libc::clone_args>()) };
     if pid == 0 {
         // SAFETY: we are the child of the clone above.
         unsafe { child.run() }
@@ -129,15 +110,9 @@ pub fn spawn(
         return Err(error);
     }
     for fd in [&out, &err] {
-        nix::fcntl::fcntl(fd, nix::fcntl::FcntlArg::F_SETFL(OFlag::O_NONBLOCK))
-            .map_err(at("output pipe"))?;
+        nix::fcntl::fcntl(fd, nix::fcntl::FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map_err(at("output pipe"))?;
     }
-    Ok(Spawned {
-        pid: pid as u32,
-        pidfd,
-        out,
-        err,
-    })
+    Ok(Spawned { pid: pid as u32, pidfd, out, err })
 }
 
 /// Waits for the end of the report pipe: empty when `execve` succeeded.
@@ -150,21 +125,13 @@ fn read_report(pipe: OwnedFd) -> Option<SpawnError> {
         }
     };
     if !matches!(ready, Ok(n) if n > 0) {
-        return Some(SpawnError {
-            step: "execve",
-            errno: Errno::ETIMEDOUT,
-        });
+        return Some(SpawnError { step: "execve", errno: Errno::ETIMEDOUT });
     }
     let mut report = [0u8; 5];
     match File::from(pipe).read(&mut report) {
         Ok(5) => Some(SpawnError {
-            step: STEPS
-                .get(usize::from(report[0]))
-                .copied()
-                .unwrap_or("start"),
-            errno: Errno::from_raw(i32::from_ne_bytes([
-                report[1], report[2], report[3], report[4],
-            ])),
+            step: STEPS.get(usize::from(report[0])).copied().unwrap_or("start"),
+            errno: Errno::from_raw(i32::from_ne_bytes([report[1], report[2], report[3], report[4]])),
         }),
         _ => None,
     }
@@ -210,12 +177,8 @@ impl Child {
         for (key, value) in &spec.env {
             texts.push(text(&format!("{key}={value}"))?);
         }
-        let pointers = |part: &[CString]| -> Vec<*const c_char> {
-            part.iter()
-                .map(|t| t.as_ptr())
-                .chain([ptr::null()])
-                .collect()
-        };
+        let pointers =
+            |part: &[CString]| -> Vec<*const c_char> { part.iter().map(|t| t.as_ptr()).chain([ptr::null()]).collect() };
         Ok(Child {
             program: texts[0].as_ptr(),
             argv: pointers(&texts[..arguments]),
@@ -228,9 +191,7 @@ impl Child {
             gid: spec.gid,
             keep_caps: match &spec.sandbox.capabilities {
                 Capabilities::All => None,
-                Capabilities::Only(list) => {
-                    Some(list.iter().fold(0, |set, c| set | 1 << c.number()))
-                }
+                Capabilities::Only(list) => Some(list.iter().fold(0, |set, c| set | 1 << c.number())),
             },
             no_new_privs: spec.sandbox.no_new_privs,
             own_mounts: spec.sandbox.new_mount,
@@ -273,10 +234,7 @@ impl Child {
                 // Fails for SIGKILL, SIGSTOP and the C library's own; those have their default anyway.
                 libc::signal(signal, libc::SIG_DFL);
             }
-            ok(
-                1,
-                libc::sigprocmask(libc::SIG_SETMASK, &empty, ptr::null_mut()).into(),
-            )?;
+            ok(1, libc::sigprocmask(libc::SIG_SETMASK, &empty, ptr::null_mut()).into())?;
 
             self.report = libc::fcntl(self.report, libc::F_DUPFD_CLOEXEC, PARKING);
             ok(2, self.report.into())?;
@@ -288,30 +246,16 @@ impl Child {
                 ok(3, libc::dup2(*fd, target).into())?;
             }
             let first = self.fds.len() as c_long;
-            ok(
-                4,
-                libc::syscall(
-                    libc::SYS_close_range,
-                    first,
-                    c_long::from(u32::MAX),
-                    libc::CLOSE_RANGE_CLOEXEC,
-                ),
-            )?;
+            ok(4, libc::syscall(libc::SYS_close_range, first, c_long::from(u32::MAX), libc::CLOSE_RANGE_CLOEXEC))?;
 
             if self.own_mounts {
                 let root = c"/".as_ptr();
                 let private = libc::MS_REC | libc::MS_PRIVATE;
-                ok(
-                    5,
-                    libc::mount(ptr::null(), root, ptr::null(), private, ptr::null()).into(),
-                )?;
+                ok(5, libc::mount(ptr::null(), root, ptr::null(), private, ptr::null()).into())?;
                 if self.own_pids {
                     let proc = c"proc".as_ptr();
                     let safe = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
-                    ok(
-                        6,
-                        libc::mount(proc, c"/proc".as_ptr(), proc, safe, ptr::null()).into(),
-                    )?;
+                    ok(6, libc::mount(proc, c"/proc".as_ptr(), proc, safe, ptr::null()).into())?;
                 }
             }
             self.drop_powers(&ok)?;
@@ -324,17 +268,12 @@ impl Child {
 
     /// # Safety
     /// As [`Child::run`].
-    unsafe fn drop_powers(
-        &self,
-        ok: &impl Fn(u8, c_long) -> Result<(), (u8, Errno)>,
-    ) -> Result<(), (u8, Errno)> {
+    unsafe fn drop_powers(&self, ok: &impl Fn(u8, c_long) -> Result<(), (u8, Errno)>) -> Result<(), (u8, Errno)> {
         // SAFETY: plain system calls; `capset` gets the header and the two words it expects.
         unsafe {
             if let Some(keep) = self.keep_caps {
                 for capability in 0..64 {
-                    if keep & (1 << capability) == 0
-                        && libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) != 0
-                    {
+                    if keep & (1 << capability) == 0 && libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) != 0 {
                         if Errno::last() == Errno::EINVAL {
                             break; // past the last one that this kernel knows
                         }
@@ -343,39 +282,24 @@ impl Child {
                 }
             }
             ok(8, libc::syscall(libc::SYS_setgroups, 0, ptr::null::<u32>()))?;
-            ok(
-                8,
-                libc::syscall(libc::SYS_setresgid, self.gid, self.gid, self.gid),
-            )?;
+            ok(8, libc::syscall(libc::SYS_setresgid, self.gid, self.gid, self.gid))?;
             if self.keep_caps.is_some() {
                 ok(9, libc::prctl(libc::PR_SET_KEEPCAPS, 1, 0, 0, 0).into())?;
             }
-            ok(
-                9,
-                libc::syscall(libc::SYS_setresuid, self.uid, self.uid, self.uid),
-            )?;
+            ok(9, libc::syscall(libc::SYS_setresuid, self.uid, self.uid, self.uid))?;
             if let Some(keep) = self.keep_caps {
                 // _LINUX_CAPABILITY_VERSION_3, this process; then (effective, permitted, inheritable) twice.
                 let header: [u32; 2] = [0x2008_0522, 0];
                 let (low, high) = (keep as u32, (keep >> 32) as u32);
                 let data: [u32; 6] = [low, low, low, high, high, high];
-                ok(
-                    10,
-                    libc::syscall(libc::SYS_capset, header.as_ptr(), data.as_ptr()),
-                )?;
+                ok(10, libc::syscall(libc::SYS_capset, header.as_ptr(), data.as_ptr()))?;
                 for capability in (0..64u32).filter(|c| keep & (1 << c) != 0) {
                     let raise = libc::PR_CAP_AMBIENT_RAISE;
-                    ok(
-                        10,
-                        libc::prctl(libc::PR_CAP_AMBIENT, raise, capability, 0, 0).into(),
-                    )?;
+                    ok(10, libc::prctl(libc::PR_CAP_AMBIENT, raise, capability, 0, 0).into())?;
                 }
             }
             if self.no_new_privs {
-                ok(
-                    11,
-                    libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0).into(),
-                )?;
+                ok(11, libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0).into())?;
             }
         }
         Ok(())

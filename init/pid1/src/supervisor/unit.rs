@@ -114,10 +114,7 @@ impl Unit {
                     return Some(Action::KillAll);
                 }
                 self.kill_at_ms = Some(kill_at_ms);
-                Some(Action::Signal {
-                    pid,
-                    signal: self.spec.stop.signal,
-                })
+                Some(Action::Signal { pid, signal: self.spec.stop.signal })
             }
             UnitState::Stopping { .. } => {
                 self.kill_at_ms = self.kill_at_ms.map(|at| at.min(kill_at_ms));
@@ -163,20 +160,11 @@ impl Unit {
             self.enter(now_ms, UnitState::Ended);
             return Some(Action::Release);
         }
-        self.short_runs = if short {
-            self.short_runs.saturating_add(1)
-        } else {
-            1
-        };
+        self.short_runs = if short { self.short_runs.saturating_add(1) } else { 1 };
         let backoff = self.spec.backoff;
         let doublings = (self.short_runs - 1).min(30);
         let wait_ms = (backoff.first_ms << doublings).min(backoff.max_ms);
-        self.enter(
-            now_ms,
-            UnitState::Backoff {
-                until_ms: now_ms + wait_ms,
-            },
-        );
+        self.enter(now_ms, UnitState::Backoff { until_ms: now_ms + wait_ms });
         None
     }
 
@@ -196,10 +184,7 @@ mod tests {
     fn unit(restart: Restart) -> Unit {
         let mut spec = UnitSpec::new(UnitName::new("u").unwrap(), "/bin/u", 1);
         spec.restart = restart;
-        spec.backoff = Backoff {
-            first_ms: 100,
-            max_ms: 1000,
-        };
+        spec.backoff = Backoff { first_ms: 100, max_ms: 1000 };
         let mut unit = Unit::new(spec, 0, 0);
         unit.started(0, 10);
         unit
@@ -218,11 +203,7 @@ mod tests {
         for (policy, exit, again) in table {
             let mut unit = unit(policy);
             let action = unit.exited(5, exit.clone());
-            assert_eq!(
-                matches!(unit.state(), UnitState::Backoff { .. }),
-                again,
-                "{policy:?} {exit:?}"
-            );
+            assert_eq!(matches!(unit.state(), UnitState::Backoff { .. }), again, "{policy:?} {exit:?}");
             assert_eq!(action, (!again).then_some(Action::Release));
         }
     }
@@ -234,9 +215,7 @@ mod tests {
         let mut waits = Vec::new();
         for _ in 0..6 {
             unit.exited(now, Exit::Code(1));
-            let UnitState::Backoff { until_ms } = unit.state() else {
-                panic!("{:?}", unit.state())
-            };
+            let UnitState::Backoff { until_ms } = unit.state() else { panic!("{:?}", unit.state()) };
             waits.push(until_ms - now);
             assert_eq!(unit.due(until_ms - 1), None);
             assert_eq!(unit.due(until_ms), Some(Action::Spawn));
@@ -246,24 +225,13 @@ mod tests {
         assert_eq!(waits, [100, 200, 400, 800, 1000, 1000]);
         assert_eq!(unit.status(false).restarts, 6);
         unit.exited(now + 1000, Exit::Code(1));
-        assert_eq!(
-            unit.state(),
-            UnitState::Backoff {
-                until_ms: now + 1100
-            }
-        );
+        assert_eq!(unit.state(), UnitState::Backoff { until_ms: now + 1100 });
     }
 
     #[test]
     fn stop_signals_then_kills_at_the_deadline_and_never_restarts() {
         let mut unit = unit(Restart::Always);
-        assert_eq!(
-            unit.stop(50, Some(300)),
-            Some(Action::Signal {
-                pid: 10,
-                signal: 15
-            })
-        );
+        assert_eq!(unit.stop(50, Some(300)), Some(Action::Signal { pid: 10, signal: 15 }));
         assert_eq!(unit.due(349), None);
         assert_eq!(unit.due(350), Some(Action::KillAll));
         assert_eq!(unit.due(351), None, "killed once");
@@ -300,10 +268,7 @@ mod tests {
         assert_eq!(unit.not_started(0, "execve: ENOENT".into()), None);
         assert!(matches!(unit.state(), UnitState::Backoff { until_ms: 100 }));
         let mut unit = self::unit(Restart::Never);
-        assert_eq!(
-            unit.not_started(0, "execve: ENOENT".into()),
-            Some(Action::Release)
-        );
+        assert_eq!(unit.not_started(0, "execve: ENOENT".into()), Some(Action::Release));
     }
 
     proptest! {
