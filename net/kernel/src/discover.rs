@@ -4,6 +4,7 @@ use crate::link::Link;
 use crate::netlink::{Netlink, NetlinkError};
 use crate::sysctl;
 use holdfast_model::net::Prefix;
+use holdfast_plan::LinkFact;
 use holdfast_plan::firewall::{Family, Table};
 use holdfast_plan::item::{Address, Bridge, BridgePort, Hop, ItemKey, NetItem, Port, Resolver, Route, Tap, Vlan};
 use holdfast_plan::rules::TABLE;
@@ -86,6 +87,32 @@ pub fn discover(
     Ok(graph)
 }
 
+/// The physical Ethernet interfaces that are present, with their PCI addresses where sysfs tells them.
+pub fn physical_links(netlink: &mut Netlink) -> Result<Vec<LinkFact>, NetlinkError> {
+    let links = netlink.links()?;
+    let physical = links.into_iter().filter(|l| l.ethernet && l.kind.is_empty());
+    Ok(physical.map(|l| LinkFact { pci: pci_address(&l.name), name: l.name, mac: l.mac }).collect())
+}
+
+/// The last part of the device's sysfs path that is a PCI address: a virtio device lies below its PCI function.
+fn pci_address(name: &str) -> String {
+    let device = Path::new("/sys/class/net").join(name).join("device");
+    let path = std::fs::canonicalize(device).unwrap_or_default();
+    let mut parts = path.iter().rev().filter_map(|p| p.to_str());
+    parts.find(|p| is_pci_address(p)).unwrap_or_default().to_owned()
+}
+
+/// `0000:00:03.0`
+fn is_pci_address(text: &str) -> bool {
+    let bytes = text.as_bytes();
+    bytes.len() == 12
+        && bytes.iter().enumerate().all(|(i, b)| match i {
+            4 | 7 => *b == b':',
+            10 => *b == b'.',
+            _ => b.is_ascii_hexdigit(),
+        })
+}
+
 fn link_item(link: &Link, intended: &Graph<NetItem>, name_of: &impl Fn(u32) -> Option<String>) -> Option<NetItem> {
     let name = link.name.clone();
     // One of ours that is down was left half made: no MTU makes it differ from what is intended.
@@ -100,5 +127,18 @@ fn link_item(link: &Link, intended: &Graph<NetItem>, name_of: &impl Fn(u32) -> O
             Some(NetItem::Port(_)) => Some(NetItem::Port(Port { name, mtu })),
             _ => None,
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_pci_address;
+
+    #[test]
+    fn pci_addresses_are_told_from_other_names() {
+        assert!(is_pci_address("0000:00:1f.6"));
+        for other in ["virtio0", "0000:00:1f-6", "pci0000:00", "0000:00:1g.6"] {
+            assert!(!is_pci_address(other), "{other}");
+        }
     }
 }

@@ -4,7 +4,7 @@ use crate::netlink::{Netlink, NetlinkError};
 use crate::route::KernelRoute;
 use crate::sockets::{Prepared, prepare};
 use crate::{discover, sysctl, tap};
-use holdfast_plan::item::{Hop, NetItem, Route, Service};
+use holdfast_plan::item::{Hop, ItemKey, NetItem, Route, Service};
 use holdfast_reconcile::{Driver, Graph};
 use std::future::Future;
 use std::io::Write;
@@ -69,6 +69,16 @@ impl<S: Services> NetDriver<S> {
         let mut graph = discover::discover(&mut self.route, &mut self.nft, &self.resolver, intended)?;
         graph.extend(self.services.running().await.into_iter().map(NetItem::Service));
         Ok(graph)
+    }
+
+    /// Items that are believed to exist and do not: to be told to the reconciler (`mark_lost`) after a change that the
+    /// [`crate::Monitor`] saw. Looks at what is there now, so an event that is late does no harm.
+    pub async fn lost(&mut self, believed: &Graph<NetItem>) -> Result<Vec<ItemKey>, NetlinkError> {
+        let found = self.discover(believed).await?;
+        let missing = believed
+            .iter()
+            .filter(|(key, _)| !matches!(key, ItemKey::Sysctl(_) | ItemKey::Resolver) && !found.contains(key));
+        Ok(missing.map(|(key, _)| key.clone()).collect())
     }
 
     /// The netlink socket, for reading links and counters.

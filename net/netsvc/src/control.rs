@@ -39,9 +39,7 @@ pub struct Client {
 impl Client {
     /// Connects; every later call waits no longer than `timeout`.
     pub fn connect(path: &Path, timeout: Duration) -> Result<Self, ControlError> {
-        Ok(Self {
-            fd: sys::seqpacket_connect(path, timeout)?,
-        })
+        Ok(Self { fd: sys::seqpacket_connect(path, timeout)? })
     }
 
     /// Sends a request and waits for its reply. Do not use on a connection that subscribed: events come in between.
@@ -69,10 +67,7 @@ impl Client {
 
     /// The next packet, if one is here.
     pub fn try_receive(&mut self) -> Result<Option<Reply>, ControlError> {
-        let interest = Interest {
-            fd: self.fd.as_raw_fd(),
-            write: false,
-        };
+        let interest = Interest { fd: self.fd.as_raw_fd(), write: false };
         if sys::poll(&[interest], Some(Duration::ZERO))? == [true] {
             return self.receive().map(Some);
         }
@@ -113,10 +108,7 @@ impl Server {
     /// Over an inherited listening socket.
     pub fn new(listener: OwnedFd) -> io::Result<Self> {
         sys::set_nonblocking(&listener)?;
-        Ok(Self {
-            listener,
-            peers: Vec::new(),
-        })
+        Ok(Self { listener, peers: Vec::new() })
     }
 
     /// Descriptors to wait for.
@@ -124,24 +116,14 @@ impl Server {
     pub fn interests(&self) -> Vec<Interest> {
         let peers = self.peers.iter().map(|p| p.fd.as_raw_fd());
         let listener = (self.peers.len() < MAX_PEERS).then(|| self.listener.as_raw_fd());
-        peers
-            .chain(listener)
-            .map(|fd| Interest { fd, write: false })
-            .collect()
+        peers.chain(listener).map(|fd| Interest { fd, write: false }).collect()
     }
 
     /// Accepts connections and answers all requests that are here. `events` are told to a new subscriber at once.
-    pub fn turn(
-        &mut self,
-        mut answer: impl FnMut(Request) -> Reply,
-        mut events: impl FnMut() -> Vec<Reply>,
-    ) {
+    pub fn turn(&mut self, mut answer: impl FnMut(Request) -> Reply, mut events: impl FnMut() -> Vec<Reply>) {
         while self.peers.len() < MAX_PEERS {
             match sys::accept(&self.listener) {
-                Ok(fd) => self.peers.push(Peer {
-                    fd,
-                    subscribed: false,
-                }),
+                Ok(fd) => self.peers.push(Peer { fd, subscribed: false }),
                 Err(_) => break,
             }
         }
@@ -154,12 +136,10 @@ impl Server {
                     Ok(n) => n,
                 };
                 let replies = match buffer.get(..n).map(serde_json::from_slice::<Request>) {
-                    None => vec![Reply::Error {
-                        text: format!("request of {n} bytes, at most {MAX_PACKET} are accepted"),
-                    }],
-                    Some(Err(e)) => vec![Reply::Error {
-                        text: format!("request not understood: {e}"),
-                    }],
+                    None => {
+                        vec![Reply::Error { text: format!("request of {n} bytes, at most {MAX_PACKET} are accepted") }]
+                    }
+                    Some(Err(e)) => vec![Reply::Error { text: format!("request not understood: {e}") }],
                     Some(Ok(Request::Subscribe)) => {
                         peer.subscribed = true;
                         std::iter::once(Reply::Ok).chain(events()).collect()

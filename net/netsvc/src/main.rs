@@ -24,15 +24,11 @@ fn read_config() -> Result<Config> {
     if flag != "--config-fd" {
         bail!("unknown option {flag:?}; usage: netsvc --config-fd N");
     }
-    let fd: i32 = fd
-        .parse()
-        .with_context(|| format!("--config-fd {fd:?} is no number"))?;
+    let fd: i32 = fd.parse().with_context(|| format!("--config-fd {fd:?} is no number"))?;
     let mut file = File::from(sys::inherit(fd).with_context(|| format!("--config-fd {fd}"))?);
     // A memfd comes with its offset behind what was written.
     let _ = file.rewind();
     let mut text = String::new();
-    file.take(MAX_CONFIG)
-        .read_to_string(&mut text)
-        .context("read configuration")?;
+    file.take(MAX_CONFIG).read_to_string(&mut text).context("read configuration")?;
     serde_json::from_str(&text).context("configuration document")
 }

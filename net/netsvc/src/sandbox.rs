@@ -67,10 +67,7 @@ pub fn enter() -> Result<(), SandboxError> {
         .create()?
         .restrict_self()?;
     let filter = SeccompFilter::new(
-        ALLOWED
-            .iter()
-            .map(|n| (*n as i64, Vec::new()))
-            .collect::<BTreeMap<_, _>>(),
+        ALLOWED.iter().map(|n| (*n, Vec::new())).collect::<BTreeMap<_, _>>(),
         SeccompAction::KillProcess,
         SeccompAction::Allow,
         std::env::consts::ARCH.try_into()?,

@@ -46,11 +46,7 @@ pub struct Interest {
 pub fn poll(interests: &[Interest], timeout: Option<Duration>) -> io::Result<Vec<bool>> {
     let mut fds: Vec<libc::pollfd> = interests
         .iter()
-        .map(|i| libc::pollfd {
-            fd: i.fd,
-            events: if i.write { libc::POLLOUT } else { libc::POLLIN },
-            revents: 0,
-        })
+        .map(|i| libc::pollfd { fd: i.fd, events: if i.write { libc::POLLOUT } else { libc::POLLIN }, revents: 0 })
         .collect();
     let time = timeout.map(|t| libc::timespec {
         tv_sec: libc::time_t::try_from(t.as_secs()).unwrap_or(libc::time_t::MAX),
@@ -58,14 +54,7 @@ pub fn poll(interests: &[Interest], timeout: Option<Duration>) -> io::Result<Vec
     });
     let time_pointer = time.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
     // SAFETY: the array and its length belong together; the time is null or outlives the call; no signal mask.
-    let n = unsafe {
-        libc::ppoll(
-            fds.as_mut_ptr(),
-            fds.len() as libc::nfds_t,
-            time_pointer,
-            std::ptr::null(),
-        )
-    };
+    let n = unsafe { libc::ppoll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, time_pointer, std::ptr::null()) };
     match check(n as isize) {
         Err(e) if e.kind() == io::ErrorKind::Interrupted => Ok(vec![false; fds.len()]),
         Err(e) => Err(e),
@@ -76,27 +65,13 @@ pub fn poll(interests: &[Interest], timeout: Option<Duration>) -> io::Result<Vec
 /// Receives one datagram or packet.
 pub fn receive(fd: &impl AsRawFd, buffer: &mut [u8]) -> io::Result<usize> {
     // SAFETY: pointer and length describe `buffer`.
-    check(unsafe {
-        libc::recv(
-            fd.as_raw_fd(),
-            buffer.as_mut_ptr().cast(),
-            buffer.len(),
-            libc::MSG_TRUNC,
-        )
-    })
+    check(unsafe { libc::recv(fd.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), libc::MSG_TRUNC) })
 }
 
 /// Sends one packet on a connected socket.
 pub fn send(fd: &impl AsRawFd, data: &[u8]) -> io::Result<()> {
     // SAFETY: pointer and length describe `data`.
-    check(unsafe {
-        libc::send(
-            fd.as_raw_fd(),
-            data.as_ptr().cast(),
-            data.len(),
-            libc::MSG_NOSIGNAL,
-        )
-    })?;
+    check(unsafe { libc::send(fd.as_raw_fd(), data.as_ptr().cast(), data.len(), libc::MSG_NOSIGNAL) })?;
     Ok(())
 }
 
@@ -117,10 +92,7 @@ pub fn receive_packet(fd: &impl AsRawFd, buffer: &mut [u8]) -> io::Result<Packet
     let (mut address, mut header): (libc::sockaddr_ll, libc::msghdr) =
         unsafe { (std::mem::zeroed(), std::mem::zeroed()) };
     let mut control = [0_u64; 16];
-    let mut piece = libc::iovec {
-        iov_base: buffer.as_mut_ptr().cast(),
-        iov_len: buffer.len(),
-    };
+    let mut piece = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
     header.msg_name = (&raw mut address).cast();
     header.msg_namelen = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
     header.msg_iov = &raw mut piece;
@@ -136,8 +108,7 @@ pub fn receive_packet(fd: &impl AsRawFd, buffer: &mut [u8]) -> io::Result<Packet
         let mut c = libc::CMSG_FIRSTHDR(&raw const header);
         while !c.is_null() {
             if (*c).cmsg_level == libc::SOL_PACKET && (*c).cmsg_type == libc::PACKET_AUXDATA {
-                let aux: libc::tpacket_auxdata =
-                    std::ptr::read_unaligned(libc::CMSG_DATA(c).cast());
+                let aux: libc::tpacket_auxdata = std::ptr::read_unaligned(libc::CMSG_DATA(c).cast());
                 checksum_pending = aux.tp_status & libc::TP_STATUS_CSUMNOTREADY != 0;
             }
             c = libc::CMSG_NXTHDR(&raw const header, c);
@@ -145,20 +116,11 @@ pub fn receive_packet(fd: &impl AsRawFd, buffer: &mut [u8]) -> io::Result<Packet
     }
     let mut from = [0; 6];
     from.copy_from_slice(&address.sll_addr[..6]);
-    Ok(PacketInfo {
-        len,
-        from,
-        checksum_pending,
-    })
+    Ok(PacketInfo { len, from, checksum_pending })
 }
 
 /// Sends an IPv4 packet over an AF_PACKET SOCK_DGRAM socket to a MAC.
-pub fn send_packet(
-    fd: &impl AsRawFd,
-    interface_index: u32,
-    to: [u8; 6],
-    data: &[u8],
-) -> io::Result<()> {
+pub fn send_packet(fd: &impl AsRawFd, interface_index: u32, to: [u8; 6], data: &[u8]) -> io::Result<()> {
     // SAFETY: all zeroes is a valid sockaddr_ll.
     let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
     address.sll_family = libc::AF_PACKET as u16;
@@ -189,18 +151,12 @@ pub fn reconnect(fd: &impl AsRawFd, to: SocketAddr) -> io::Result<()> {
     let address = libc::sockaddr_in {
         sin_family: libc::AF_INET as u16,
         sin_port: to.port().to_be(),
-        sin_addr: libc::in_addr {
-            s_addr: u32::from(*to.ip()).to_be(),
-        },
+        sin_addr: libc::in_addr { s_addr: u32::from(*to.ip()).to_be() },
         sin_zero: [0; 8],
     };
     // SAFETY: pointer and length describe `address`.
     let n = unsafe {
-        libc::connect(
-            fd.as_raw_fd(),
-            (&raw const address).cast(),
-            size_of::<libc::sockaddr_in>() as libc::socklen_t,
-        )
+        libc::connect(fd.as_raw_fd(), (&raw const address).cast(), size_of::<libc::sockaddr_in>() as libc::socklen_t)
     };
     match check(n as isize) {
         Err(e) if e.raw_os_error() == Some(libc::EINPROGRESS) => Ok(()),
@@ -213,11 +169,7 @@ pub fn disconnect(fd: &impl AsRawFd) -> io::Result<()> {
     // SAFETY: all zeroes is a valid sockaddr, of family AF_UNSPEC; pointer and length describe it.
     let n = unsafe {
         let address: libc::sockaddr = std::mem::zeroed();
-        libc::connect(
-            fd.as_raw_fd(),
-            &raw const address,
-            size_of::<libc::sockaddr>() as libc::socklen_t,
-        )
+        libc::connect(fd.as_raw_fd(), &raw const address, size_of::<libc::sockaddr>() as libc::socklen_t)
     };
     match check(n as isize) {
         Err(e) if e.raw_os_error() == Some(libc::ENOTCONN) => Ok(()),
@@ -272,11 +224,9 @@ pub fn seqpacket_connect(path: &Path, timeout: Duration) -> io::Result<OwnedFd> 
                 size_of::<libc::timeval>() as libc::socklen_t,
             ) as isize)?;
         }
-        check(libc::connect(
-            n,
-            (&raw const address).cast(),
-            size_of::<libc::sockaddr_un>() as libc::socklen_t,
-        ) as isize)?;
+        check(
+            libc::connect(n, (&raw const address).cast(), size_of::<libc::sockaddr_un>() as libc::socklen_t) as isize
+        )?;
         Ok(fd)
     }
 }

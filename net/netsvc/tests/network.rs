@@ -7,13 +7,11 @@ use common::*;
 use holdfast_model::Uuid;
 use holdfast_model::app::App;
 use holdfast_model::desired::Desired;
-use holdfast_model::net::{
-    AppInterface, InstanceKind, NetworkInstance, Protocol, Rule, RuleAction,
-};
+use holdfast_model::net::{AppInterface, InstanceKind, NetworkInstance, Protocol, Rule, RuleAction};
 use holdfast_netkernel::{NetDriver, Netlink, prepare};
 use holdfast_netsvc::config::{Assignment, Lease, NetworkService, Reply, Request};
 use holdfast_plan::item::{Service, ServiceKind};
-use holdfast_plan::{Allocations, Input, LinkFact, NetItem, Plan, last_resort, plan};
+use holdfast_plan::{Allocations, Input, ItemKey, LinkFact, NetItem, Plan, last_resort, plan};
 use holdfast_reconcile::{Backoff, Reconciler, Report, State};
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
@@ -39,18 +37,11 @@ fn rule(action: RuleAction) -> Rule {
 }
 
 fn port_map(port: u16, app_port: u16) -> Rule {
-    Rule {
-        protocol: Some(Protocol::Tcp),
-        local_port: Some(port),
-        ..rule(RuleAction::PortMap { app_port })
-    }
+    Rule { protocol: Some(Protocol::Tcp), local_port: Some(port), ..rule(RuleAction::PortMap { app_port }) }
 }
 
 fn drop_to_outside() -> Rule {
-    Rule {
-        remote: Some("192.0.2.0/24".parse().expect("prefix")),
-        ..rule(RuleAction::Drop)
-    }
+    Rule { remote: Some("192.0.2.0/24".parse().expect("prefix")), ..rule(RuleAction::Drop) }
 }
 
 fn app(n: u128, name: &str, rules: Vec<Rule>) -> App {
@@ -91,10 +82,7 @@ fn desired(apps: Vec<App>) -> Desired {
         dhcp_range: None,
         dns: Vec::new(),
         domain: "edge".into(),
-        names: vec![(
-            "printer".into(),
-            vec![Ipv4Addr::new(198, 51, 100, 9).into()],
-        )],
+        names: vec![("printer".into(), vec![Ipv4Addr::new(198, 51, 100, 9).into()])],
         mtu: None,
     });
     d.apps = apps;
@@ -102,11 +90,7 @@ fn desired(apps: Vec<App>) -> Desired {
 }
 
 fn links() -> Vec<LinkFact> {
-    vec![LinkFact {
-        name: "eth0".into(),
-        mac: DEVICE_MAC,
-        pci: String::new(),
-    }]
+    vec![LinkFact { name: "eth0".into(), mac: DEVICE_MAC, pci: String::new() }]
 }
 
 /// DHCP and DNS of the network outside, by the same program in its other role.
@@ -122,19 +106,12 @@ fn outside_service() -> Service {
                 prefix_length: 24,
                 router: Some(ROUTER),
                 pool: None,
-                assignments: vec![Assignment {
-                    mac: DEVICE_MAC,
-                    address: DEVICE,
-                    host_name: "device".into(),
-                }],
+                assignments: vec![Assignment { mac: DEVICE_MAC, address: DEVICE, host_name: "device".into() }],
                 domain: String::new(),
                 mtu: None,
                 routes: Vec::new(),
                 lease_seconds: 600,
-                names: vec![(
-                    "www.example".into(),
-                    vec![Ipv4Addr::new(198, 51, 100, 7).into()],
-                )],
+                names: vec![("www.example".into(), vec![Ipv4Addr::new(198, 51, 100, 7).into()])],
                 upstreams: Vec::new(),
             },
         },
@@ -172,72 +149,52 @@ impl Device {
 
 #[test]
 fn two_apps_live_change_and_go_without_a_trace() {
-    let (Some(outside), Some(device), Some(a), Some(b)) = (
-        Namespace::new(),
-        Namespace::new(),
-        Namespace::new(),
-        Namespace::new(),
-    ) else {
+    let (Some(outside), Some(device), Some(a), Some(b)) =
+        (Namespace::new(), Namespace::new(), Namespace::new(), Namespace::new())
+    else {
         return;
     };
     // The world outside, and the cable to the device.
     outside.run(|| {
         let mut n = Netlink::route().expect("netlink");
-        n.add_veth("up0", "eth0", Some(DEVICE_MAC), Some(device.fd()))
-            .expect("veth");
+        n.add_veth("up0", "eth0", Some(DEVICE_MAC), Some(device.fd())).expect("veth");
         up("up0");
         address("up0", "192.0.2.1/24");
         route("10.1.0.0/24", DEVICE, "up0");
     });
     let mut out_processes = Processes::new();
     let service = outside_service();
-    let prepared = outside
-        .run(|| prepare(&mut Netlink::route().expect("netlink"), &service).expect("sockets"));
+    let prepared = outside.run(|| prepare(&mut Netlink::route().expect("netlink"), &service).expect("sockets"));
     out_processes.launch(&service, prepared);
     let _outside_web = echo(&outside, 7000);
 
     // The device, on this thread.
     device.enter();
     let mut d = Device {
-        driver: NetDriver::new(
-            Processes::new(),
-            std::env::temp_dir().join(format!("resolv-{}", std::process::id())),
-        )
-        .expect("driver"),
+        driver: NetDriver::new(Processes::new(), std::env::temp_dir().join(format!("resolv-{}", std::process::id())))
+            .expect("driver"),
         reconciler: Reconciler::new(Backoff::default()),
         leases: BTreeMap::new(),
         allocations: Allocations::default(),
-        runtime: tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .expect("runtime"),
+        runtime: tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime"),
     };
     let before = d.driver.netlink().links().expect("links").len();
 
     // Nothing but the port: its client gets a lease from outside.
     d.apply(&last_resort(&links()));
     let lease = wait_for_lease(&d.driver.services, "dhcp-eth0");
-    assert_eq!(
-        (lease.address, lease.routers.as_slice()),
-        (DEVICE, &[ROUTER][..])
-    );
+    assert_eq!((lease.address, lease.routers.as_slice()), (DEVICE, &[ROUTER][..]));
     d.leases.insert("eth0".into(), lease);
 
     // App a: everything allowed, and a port mapped. App b: nothing.
     let web = vec![rule(RuleAction::Allow), port_map(8080, 80)];
-    let (plan, _) = d.apply(&desired(vec![
-        app(11, "a", web.clone()),
-        app(12, "b", vec![]),
-    ]));
+    let (plan, _) = d.apply(&desired(vec![app(11, "a", web.clone()), app(12, "b", vec![])]));
     let _cables: Vec<Cable> = [(&plan.taps[0], &a), (&plan.taps[1], &b)]
         .into_iter()
         .map(|(t, ns)| Cable::plug(&device, &t.tap, ns, t.mac))
         .collect();
     let (ip_a, ip_b) = (Ipv4Addr::new(10, 1, 0, 2), Ipv4Addr::new(10, 1, 0, 3));
-    assert_eq!(
-        (plan.taps[0].address, plan.taps[1].address),
-        (Some(ip_a), Some(ip_b))
-    );
+    assert_eq!((plan.taps[0].address, plan.taps[1].address), (Some(ip_a), Some(ip_b)));
 
     // App a takes its address from the network's DHCP by our client.
     let mut app_processes = Processes::new();
@@ -249,14 +206,10 @@ fn two_apps_live_change_and_go_without_a_trace() {
             host_name: "a".into(),
         }),
     };
-    let prepared =
-        a.run(|| prepare(&mut Netlink::route().expect("netlink"), &client).expect("sockets"));
+    let prepared = a.run(|| prepare(&mut Netlink::route().expect("netlink"), &client).expect("sockets"));
     app_processes.launch(&client, prepared);
     let got = wait_for_lease(&app_processes, "a");
-    assert_eq!(
-        (got.address, got.routers.as_slice(), got.dns.as_slice()),
-        (ip_a, &[GATEWAY][..], &[GATEWAY][..])
-    );
+    assert_eq!((got.address, got.routers.as_slice(), got.dns.as_slice()), (ip_a, &[GATEWAY][..], &[GATEWAY][..]));
     assert_eq!(got.domain, "edge");
     for (ns, ip) in [(&a, ip_a), (&b, ip_b)] {
         ns.run(|| {
@@ -272,10 +225,7 @@ fn two_apps_live_change_and_go_without_a_trace() {
     assert_eq!(seen_as(&a, (ROUTER, 7000), WORKS), Some(DEVICE.into()));
     assert_eq!(seen_as(&b, (ROUTER, 7000), DROPPED), None);
     // In: only by the mapped port.
-    assert_eq!(
-        seen_as(&outside, (DEVICE, 8080), WORKS),
-        Some(ROUTER.into())
-    );
+    assert_eq!(seen_as(&outside, (DEVICE, 8080), WORKS), Some(ROUTER.into()));
     assert_eq!(seen_as(&outside, (DEVICE, 80), DROPPED), None);
     assert_eq!(seen_as(&outside, (DEVICE, 2222), DROPPED), None);
     assert_eq!(seen_as(&outside, (ip_a, 80), DROPPED), None);
@@ -286,54 +236,44 @@ fn two_apps_live_change_and_go_without_a_trace() {
     assert_eq!(seen_as(&a, (GATEWAY, 2222), DROPPED), None);
     for tcp in [false, true] {
         assert_eq!(resolve(&a, GATEWAY, "b.edge", tcp), Some((0, vec![ip_b])));
-        assert_eq!(
-            resolve(&a, GATEWAY, "printer", tcp),
-            Some((0, vec![Ipv4Addr::new(198, 51, 100, 9)]))
-        );
+        assert_eq!(resolve(&a, GATEWAY, "printer", tcp), Some((0, vec![Ipv4Addr::new(198, 51, 100, 9)])));
         assert_eq!(resolve(&a, GATEWAY, "nobody", tcp), Some((3, vec![])));
         // Forwarded to the server outside.
-        assert_eq!(
-            resolve(&a, GATEWAY, "www.example", tcp),
-            Some((0, vec![Ipv4Addr::new(198, 51, 100, 7)]))
-        );
+        assert_eq!(resolve(&a, GATEWAY, "www.example", tcp), Some((0, vec![Ipv4Addr::new(198, 51, 100, 7)])));
     }
     // With an address that is not its own nothing passes.
     a.run(|| address("eth0", "10.1.0.99/24"));
     let spoofed = a.run(|| {
         let s = std::net::UdpSocket::bind((Ipv4Addr::new(10, 1, 0, 99), 0)).expect("bind");
         s.set_read_timeout(Some(DROPPED)).expect("timeout");
-        s.send_to(
-            &[0, 1, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 1, b'b', 0, 0, 1, 0, 1],
-            (GATEWAY, 53),
-        )
-        .expect("send");
+        s.send_to(&[0, 1, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 1, b'b', 0, 0, 1, 0, 1], (GATEWAY, 53)).expect("send");
         s.recv(&mut [0; 64]).is_ok()
     });
     assert!(!spoofed);
 
+    // What the service saw.
+    let name = plan.instances[0].service.clone().expect("local");
+    let Reply::Network { leases, counters } = d.driver.services.control(&name).request(&Request::Query).expect("query")
+    else {
+        panic!("state of a network")
+    };
+    assert_eq!(leases.iter().map(|l| l.address).collect::<Vec<_>>(), [ip_a]);
+    assert!(counters.dns_forwarded >= 2 && counters.dns_local >= 6, "{counters:?}");
+
     // A change: b may do all now; its connections work while a's keep going.
     let (mut long, _) = a.run(|| open((ROUTER, 7000), WORKS)).expect("connection");
     let services = d.driver.services.started.clone();
-    d.apply(&desired(vec![
-        app(11, "a", web.clone()),
-        app(12, "b", vec![rule(RuleAction::Allow)]),
-    ]));
+    d.apply(&desired(vec![app(11, "a", web.clone()), app(12, "b", vec![rule(RuleAction::Allow)])]));
     assert_eq!(seen_as(&b, (ROUTER, 7000), WORKS), Some(DEVICE.into()));
     assert_eq!(seen_as(&b, (ip_a, 80), WORKS), Some(ip_b.into()));
     assert_eq!(seen_as(&a, (ip_b, 80), WORKS), Some(ip_a.into()));
     // Hairpin: the neighbour by the address of the uplink.
     assert!(seen_as(&b, (DEVICE, 8080), WORKS).is_some());
-    assert_eq!(
-        d.driver.services.started, services,
-        "no service was restarted"
-    );
+    assert_eq!(d.driver.services.started, services, "no service was restarted");
 
     // The agent restarts: it finds everything and replaces nothing but the rules by the same rules.
     d.reconciler = Reconciler::new(Backoff::default());
-    let wanted = desired(vec![
-        app(11, "a", web.clone()),
-        app(12, "b", vec![rule(RuleAction::Allow)]),
-    ]);
+    let wanted = desired(vec![app(11, "a", web.clone()), app(12, "b", vec![rule(RuleAction::Allow)])]);
     let intended = holdfast_plan::plan(&Input {
         desired: &wanted,
         links: &links(),
@@ -342,16 +282,10 @@ fn two_apps_live_change_and_go_without_a_trace() {
         app_uids: &[(Uuid::from_u128(11), 2001), (Uuid::from_u128(12), 2002)].into(),
     })
     .graph;
-    let found = d
-        .runtime
-        .block_on(d.driver.discover(&intended))
-        .expect("discover");
+    let found = d.runtime.block_on(d.driver.discover(&intended)).expect("discover");
     for (key, item) in intended.iter() {
         let there = found.get(key);
-        assert!(
-            there == Some(item) || matches!(item, NetItem::Nftables(_)),
-            "{key}: {there:?}"
-        );
+        assert!(there == Some(item) || matches!(item, NetItem::Nftables(_)), "{key}: {there:?}");
     }
     d.reconciler.adopt(found);
     let (_, report) = d.apply(&wanted);
@@ -361,52 +295,40 @@ fn two_apps_live_change_and_go_without_a_trace() {
     long.read_exact(&mut back).expect("the connection lives");
     assert_eq!(d.driver.services.started, services);
 
+    // Somebody removes the bridge: it is noticed, and made anew with all that stood on it.
+    let bridge = plan.instances[0].bridge.clone();
+    assert_eq!(d.runtime.block_on(d.driver.lost(d.reconciler.current())).expect("look"), []);
+    let link = d.driver.netlink().link(&bridge).expect("bridge");
+    d.driver.netlink().delete_link(&link).expect("delete");
+    let lost = d.runtime.block_on(d.driver.lost(d.reconciler.current())).expect("look");
+    assert!(lost.contains(&ItemKey::Link(bridge)), "{lost:?}");
+    for key in &lost {
+        d.reconciler.mark_lost(key);
+    }
+    d.apply(&wanted);
+    assert_eq!(resolve(&a, GATEWAY, "b.edge", false), Some((0, vec![ip_b])));
+    assert_eq!(seen_as(&a, (ip_b, 80), WORKS), Some(ip_a.into()));
+    long.write_all(b"still here").expect("write");
+    long.read_exact(&mut back).expect("even now the connection lives");
+
     // A drop rule before the allowance ends even the connection that is open (it was an allowance once: eve#2184).
     let mut dropping = web.clone();
     dropping.insert(0, drop_to_outside());
     dropping.pop();
-    d.apply(&desired(vec![
-        app(11, "a", dropping),
-        app(12, "b", vec![rule(RuleAction::Allow)]),
-    ]));
+    d.apply(&desired(vec![app(11, "a", dropping), app(12, "b", vec![rule(RuleAction::Allow)])]));
     assert_eq!(seen_as(&a, (ROUTER, 7000), DROPPED), None);
     long.write_all(b"x").expect("into the buffer");
     long.set_read_timeout(Some(DROPPED)).expect("timeout");
     assert!(long.read(&mut back).is_err());
     assert_eq!(seen_as(&a, (ip_b, 80), WORKS), Some(ip_a.into()));
-    assert_eq!(
-        seen_as(&outside, (DEVICE, 8080), DROPPED),
-        None,
-        "the port map is gone"
-    );
-
-    // What the service saw.
-    let name = plan.instances[0].service.clone().expect("local");
-    let Reply::Network { leases, counters } = d
-        .driver
-        .services
-        .control(&name)
-        .request(&Request::Query)
-        .expect("query")
-    else {
-        panic!("state of a network")
-    };
-    assert_eq!(leases.iter().map(|l| l.address).collect::<Vec<_>>(), [ip_a]);
-    assert!(
-        counters.dns_forwarded >= 2 && counters.dns_local >= 6,
-        "{counters:?}"
-    );
+    assert_eq!(seen_as(&outside, (DEVICE, 8080), DROPPED), None, "the port map is gone");
 
     // The end: nothing is left but the port.
     d.reconciler.set_intended(holdfast_reconcile::Graph::new());
-    d.runtime
-        .block_on(d.reconciler.run(&mut d.driver, Instant::now()));
+    d.runtime.block_on(d.reconciler.run(&mut d.driver, Instant::now()));
     assert!(d.reconciler.is_settled(), "{:?}", d.reconciler.states());
     let empty = holdfast_reconcile::Graph::new();
-    let left = d
-        .runtime
-        .block_on(d.driver.discover(&empty))
-        .expect("discover");
+    let left = d.runtime.block_on(d.driver.discover(&empty)).expect("discover");
     assert!(left.is_empty(), "{left:?}");
     assert_eq!(d.driver.netlink().links().expect("links").len(), before);
     assert!(!d.driver.services.is_alive("dhcp-eth0"));

@@ -127,11 +127,7 @@ impl Client {
     /// Starts over, first with the former address when there is one.
     pub fn start(&mut self, now: Instant) -> Vec<Output> {
         self.begin(now);
-        self.state = if self.former.is_some() {
-            ClientState::Rebooting
-        } else {
-            ClientState::Selecting
-        };
+        self.state = if self.former.is_some() { ClientState::Rebooting } else { ClientState::Selecting };
         let mut out = vec![Output::Changed];
         out.extend(self.transmit(now));
         out
@@ -242,9 +238,7 @@ impl Client {
         let at = |s: u32| self.sent + Duration::from_secs(u64::from(s));
         let t1 = m.number(option::RENEWAL_TIME).filter(|t| *t < seconds);
         let t1 = t1.unwrap_or(seconds / 2);
-        let t2 = m
-            .number(option::REBINDING_TIME)
-            .filter(|t| (t1..seconds).contains(t));
+        let t2 = m.number(option::REBINDING_TIME).filter(|t| (t1..seconds).contains(t));
         let t2 = t2.unwrap_or((seconds - seconds / 8).max(t1));
         let held = Held {
             from: self.sent,
@@ -264,11 +258,7 @@ impl Client {
     fn transmit(&mut self, now: Instant) -> Vec<Output> {
         self.tries += 1;
         self.sent = now;
-        let kind = if self.state == ClientState::Selecting {
-            MessageType::Discover
-        } else {
-            MessageType::Request
-        };
+        let kind = if self.state == ClientState::Selecting { MessageType::Discover } else { MessageType::Request };
         let mut m = Message::request(kind, self.xid, self.mac);
         m.secs = u16::try_from(now.duration_since(self.began).as_secs()).unwrap_or(u16::MAX);
         let mut id = vec![1];
@@ -293,9 +283,7 @@ impl Client {
         if !self.host_name.is_empty() {
             m.set(option::HOST_NAME, self.host_name.as_bytes());
         }
-        let doubled = FIRST_WAIT
-            .saturating_mul(1 << (self.tries - 1).min(6))
-            .min(MAX_WAIT);
+        let doubled = FIRST_WAIT.saturating_mul(1 << (self.tries - 1).min(6)).min(MAX_WAIT);
         let jitter = Duration::from_millis(self.next_random() >> 54); // 0..1024 ms
         self.timer = Some(now + doubled + jitter);
         match (self.state, &self.held) {
@@ -315,11 +303,7 @@ impl Client {
             (ClientState::Renewing, Some(h)) => {
                 m.ciaddr = h.lease.address;
                 self.timer = Some(now + half(now, h.rebind));
-                vec![Output::Unicast {
-                    message: m,
-                    server: h.lease.server,
-                    mac: h.mac,
-                }]
+                vec![Output::Unicast { message: m, server: h.lease.server, mac: h.mac }]
             }
             (ClientState::Rebinding, Some(h)) => {
                 m.ciaddr = h.lease.address;
@@ -348,9 +332,7 @@ impl Client {
 /// Half of what remains, at least [`MIN_RENEW_WAIT`], at most all of it.
 fn half(now: Instant, until: Instant) -> Duration {
     let left = until.saturating_duration_since(now);
-    (left / 2)
-        .max(MIN_RENEW_WAIT)
-        .min(left.max(Duration::from_secs(1)))
+    (left / 2).max(MIN_RENEW_WAIT).min(left.max(Duration::from_secs(1)))
 }
 
 fn is_host(ip: Ipv4Addr) -> bool {
@@ -361,9 +343,7 @@ fn read_lease(m: &Message, server: Ipv4Addr) -> Option<Lease> {
     if !is_host(m.yiaddr) {
         return None;
     }
-    let mask = m
-        .address(option::SUBNET_MASK)
-        .map_or(0xffff_ff00, u32::from);
+    let mask = m.address(option::SUBNET_MASK).map_or(0xffff_ff00, u32::from);
     // A mask with holes is nonsense; a whole-world or host-only one too.
     let prefix_length = mask.leading_ones() as u8;
     if mask.checked_shl(u32::from(prefix_length)).unwrap_or(0) != 0 || prefix_length == 0 {
@@ -372,8 +352,7 @@ fn read_lease(m: &Message, server: Ipv4Addr) -> Option<Lease> {
     let hosts = |v: Vec<Ipv4Addr>| v.into_iter().filter(|ip| is_host(*ip)).collect::<Vec<_>>();
     let mut routers = hosts(m.addresses(option::ROUTER));
     let all = m.routes();
-    let (default, routes): (Vec<StaticRoute>, Vec<StaticRoute>) =
-        all.into_iter().partition(|r| r.prefix_length == 0);
+    let (default, routes): (Vec<StaticRoute>, Vec<StaticRoute>) = all.into_iter().partition(|r| r.prefix_length == 0);
     if !default.is_empty() || !routes.is_empty() {
         routers = hosts(default.iter().map(|r| r.router).collect());
     }
@@ -391,10 +370,7 @@ fn read_lease(m: &Message, server: Ipv4Addr) -> Option<Lease> {
         mtu,
         routes,
         server,
-        lease_seconds: m
-            .number(option::LEASE_TIME)
-            .unwrap_or(3600)
-            .max(MIN_LEASE_SECONDS),
+        lease_seconds: m.number(option::LEASE_TIME).unwrap_or(3600).max(MIN_LEASE_SECONDS),
     })
 }
 
@@ -415,11 +391,7 @@ mod tests {
             prefix_length: 20,
             router: Some(GW),
             pool: None,
-            assignments: vec![Assignment {
-                mac: MAC,
-                address: IP,
-                host_name: String::new(),
-            }],
+            assignments: vec![Assignment { mac: MAC, address: IP, host_name: String::new() }],
             domain: "local".into(),
             mtu: Some(1400),
             routes: Vec::new(),
@@ -430,12 +402,7 @@ mod tests {
     }
 
     /// Lets both talk until the client is silent; answers with what was sent.
-    fn talk(
-        c: &mut Client,
-        s: &mut Server,
-        now: Instant,
-        mut out: Vec<Output>,
-    ) -> Vec<MessageType> {
+    fn talk(c: &mut Client, s: &mut Server, now: Instant, mut out: Vec<Output>) -> Vec<MessageType> {
         let mut kinds = Vec::new();
         while let Some(o) = (!out.is_empty()).then(|| out.remove(0)) {
             if let Output::Broadcast(m) | Output::Unicast { message: m, .. } = o {
@@ -462,19 +429,10 @@ mod tests {
         let now = Instant::now();
         let (mut c, mut s) = (Client::new(MAC, "me".into(), 42, now), server());
         let out = c.carrier(now, true);
-        assert_eq!(
-            talk(&mut c, &mut s, now, out),
-            [MessageType::Discover, MessageType::Request]
-        );
+        assert_eq!(talk(&mut c, &mut s, now, out), [MessageType::Discover, MessageType::Request]);
         let lease = c.lease().expect("lease");
-        assert_eq!(
-            (lease.address, lease.prefix_length, lease.mtu),
-            (IP, 20, Some(1400))
-        );
-        assert_eq!(
-            (lease.routers.as_slice(), lease.dns.as_slice()),
-            (&[GW][..], &[GW][..])
-        );
+        assert_eq!((lease.address, lease.prefix_length, lease.mtu), (IP, 20, Some(1400)));
+        assert_eq!((lease.routers.as_slice(), lease.dns.as_slice()), (&[GW][..], &[GW][..]));
         assert_eq!(c.deadline(), Some(now + Duration::from_secs(500)));
     }
 
@@ -500,9 +458,7 @@ mod tests {
         let (mut c, mut s) = bound(now);
         let t1 = c.deadline().expect("timer");
         let out = c.on_timer(t1);
-        assert!(
-            matches!(&out[1], Output::Unicast { server, mac: [9, 9, 9, 9, 9, 9], .. } if *server == GW)
-        );
+        assert!(matches!(&out[1], Output::Unicast { server, mac: [9, 9, 9, 9, 9, 9], .. } if *server == GW));
         talk(&mut c, &mut s, t1, out);
         assert_eq!(c.state(), ClientState::Bound);
         assert_eq!(c.deadline(), Some(t1 + Duration::from_secs(500)));
@@ -522,15 +478,7 @@ mod tests {
             }
         }
         assert_eq!(at, now + Duration::from_secs(1000));
-        assert_eq!(
-            states,
-            [
-                ClientState::Bound,
-                ClientState::Renewing,
-                ClientState::Rebinding,
-                ClientState::Selecting
-            ]
-        );
+        assert_eq!(states, [ClientState::Bound, ClientState::Renewing, ClientState::Rebinding, ClientState::Selecting]);
     }
 
     #[test]
@@ -539,11 +487,7 @@ mod tests {
         let (mut c, mut s) = bound(now);
         let other = Ipv4Addr::new(10, 1, 0, 9);
         let mut tables = NetworkService {
-            assignments: vec![Assignment {
-                mac: MAC,
-                address: other,
-                host_name: String::new(),
-            }],
+            assignments: vec![Assignment { mac: MAC, address: other, host_name: String::new() }],
             ..service_of()
         };
         tables.lease_seconds = 1000;
@@ -588,9 +532,7 @@ mod tests {
         let now = Instant::now();
         let mut c = Client::new(MAC, String::new(), 42, now);
         let out = c.carrier(now, true);
-        let Output::Broadcast(m) = &out[1] else {
-            panic!("discover")
-        };
+        let Output::Broadcast(m) = &out[1] else { panic!("discover") };
         let mut offer = m.answer(MessageType::Offer);
         offer.yiaddr = IP;
         offer.set_addresses(option::SERVER_ID, &[GW]);

@@ -59,9 +59,7 @@ pub enum MessageType {
 impl MessageType {
     fn from_number(n: u8) -> Option<Self> {
         use MessageType::{Ack, Decline, Discover, Inform, Nak, Offer, Release, Request};
-        [Discover, Offer, Request, Decline, Ack, Nak, Release, Inform]
-            .into_iter()
-            .find(|t| *t as u8 == n)
+        [Discover, Offer, Request, Decline, Ack, Nak, Release, Inform].into_iter().find(|t| *t as u8 == n)
     }
 }
 
@@ -158,11 +156,8 @@ impl Message {
 
     /// Reads a UDP payload.
     pub fn parse(data: &[u8]) -> Result<Self, ParseError> {
-        let (fixed, tail) = data
-            .split_at_checked(FIXED)
-            .ok_or(ParseError::Short(data.len()))?;
-        let u32_at =
-            |i: usize| u32::from_be_bytes([fixed[i], fixed[i + 1], fixed[i + 2], fixed[i + 3]]);
+        let (fixed, tail) = data.split_at_checked(FIXED).ok_or(ParseError::Short(data.len()))?;
+        let u32_at = |i: usize| u32::from_be_bytes([fixed[i], fixed[i + 1], fixed[i + 2], fixed[i + 3]]);
         let ip_at = |i: usize| Ipv4Addr::from(u32_at(i));
         if fixed[1] != 1 || fixed[2] != 6 {
             return Err(ParseError::Hardware(fixed[1], fixed[2]));
@@ -198,9 +193,7 @@ impl Message {
             yiaddr: ip_at(16),
             siaddr: ip_at(20),
             giaddr: ip_at(24),
-            mac: [
-                fixed[28], fixed[29], fixed[30], fixed[31], fixed[32], fixed[33],
-            ],
+            mac: [fixed[28], fixed[29], fixed[30], fixed[31], fixed[32], fixed[33]],
             options,
         })
     }
@@ -245,13 +238,7 @@ impl Message {
 
     /// Sets an option to addresses.
     pub fn set_addresses(&mut self, number: u8, addresses: &[Ipv4Addr]) -> &mut Self {
-        self.set(
-            number,
-            addresses
-                .iter()
-                .flat_map(Ipv4Addr::octets)
-                .collect::<Vec<u8>>(),
-        )
+        self.set(number, addresses.iter().flat_map(Ipv4Addr::octets).collect::<Vec<u8>>())
     }
 
     /// First address of an option.
@@ -290,20 +277,14 @@ impl Message {
     /// Classless static routes (RFC 3442); at most 64, nothing when malformed.
     #[must_use]
     pub fn routes(&self) -> Vec<StaticRoute> {
-        let mut rest = self
-            .options
-            .get(&option::ROUTES)
-            .map_or(&[][..], Vec::as_slice);
+        let mut rest = self.options.get(&option::ROUTES).map_or(&[][..], Vec::as_slice);
         let mut routes = Vec::new();
         while let Some((&prefix_length, tail)) = rest.split_first() {
             let significant = usize::from(prefix_length).div_ceil(8);
             if prefix_length > 32 || routes.len() == 64 {
                 return Vec::new();
             }
-            let (Some(net), Some(router)) = (
-                tail.get(..significant),
-                tail.get(significant..significant + 4),
-            ) else {
+            let (Some(net), Some(router)) = (tail.get(..significant), tail.get(significant..significant + 4)) else {
                 return Vec::new();
             };
             let mut destination = [0; 4];
@@ -340,9 +321,7 @@ fn read_options(mut data: &[u8], into: &mut BTreeMap<u8, Vec<u8>>) -> Result<(),
             _ => {}
         }
         let (&len, rest) = data.split_first().ok_or(ParseError::Option(number))?;
-        let (value, rest) = rest
-            .split_at_checked(usize::from(len))
-            .ok_or(ParseError::Option(number))?;
+        let (value, rest) = rest.split_at_checked(usize::from(len)).ok_or(ParseError::Option(number))?;
         into.entry(number).or_default().extend_from_slice(value);
         data = rest;
     }
@@ -361,19 +340,14 @@ mod tests {
         d[4..8].copy_from_slice(&[0xde, 0xad, 0xbe, 0xef]);
         d[28..34].copy_from_slice(&[2, 0, 0, 0, 0, 7]);
         d[236..240].copy_from_slice(&[0x63, 0x82, 0x53, 0x63]);
-        d.extend([
-            53, 1, 1, 61, 7, 1, 2, 0, 0, 0, 0, 7, 12, 3, b'a', b'b', b'c', 255,
-        ]);
+        d.extend([53, 1, 1, 61, 7, 1, 2, 0, 0, 0, 0, 7, 12, 3, b'a', b'b', b'c', 255]);
         d
     }
 
     #[test]
     fn discover_is_read() {
         let m = Message::parse(&discover()).expect("valid");
-        assert_eq!(
-            (m.kind, m.xid, m.reply),
-            (MessageType::Discover, 0xdead_beef, false)
-        );
+        assert_eq!((m.kind, m.xid, m.reply), (MessageType::Discover, 0xdead_beef, false));
         assert_eq!(m.mac, [2, 0, 0, 0, 0, 7]);
         assert_eq!(m.text(option::HOST_NAME), "abc");
     }

@@ -18,10 +18,7 @@ pub struct Datagram<'a> {
 fn sum(data: &[u8], start: u32) -> u32 {
     let (pairs, rest) = data.as_chunks::<2>();
     let last = rest.first().map_or(0, |b| u32::from(*b) << 8);
-    pairs
-        .iter()
-        .fold(start, |s, p| s + u32::from(u16::from_be_bytes(*p)))
-        + last
+    pairs.iter().fold(start, |s, p| s + u32::from(u16::from_be_bytes(*p))) + last
 }
 
 fn fold(mut sum: u32) -> u16 {
@@ -64,12 +61,7 @@ pub fn parse_udp(packet: &[u8], port: u16, check_udp: bool) -> Option<Datagram<'
     if check_udp && has_checksum && fold(sum(udp, pseudo(source, destination, udp_len))) != 0 {
         return None;
     }
-    Some(Datagram {
-        source,
-        destination,
-        source_port: u16::from_be_bytes([udp[0], udp[1]]),
-        payload,
-    })
+    Some(Datagram { source, destination, source_port: u16::from_be_bytes([udp[0], udp[1]]), payload })
 }
 
 /// An IPv4 packet with a UDP datagram. The payload is at most 1400 bytes, so it is never fragmented.
@@ -114,10 +106,7 @@ mod tests {
     #[test]
     fn header_checksum_is_as_in_rfc_1071() {
         // The example of many textbooks.
-        let h = [
-            0x45, 0, 0, 0x73, 0, 0, 0x40, 0, 0x40, 0x11, 0, 0, 0xc0, 0xa8, 0, 1, 0xc0, 0xa8, 0,
-            0xc7,
-        ];
+        let h = [0x45, 0, 0, 0x73, 0, 0, 0x40, 0, 0x40, 0x11, 0, 0, 0xc0, 0xa8, 0, 1, 0xc0, 0xa8, 0, 0xc7];
         assert_eq!(fold(sum(&h, 0)), 0xb861);
     }
 

@@ -46,20 +46,14 @@ impl Server {
     /// With nothing leased.
     #[must_use]
     pub fn new(service: NetworkService) -> Self {
-        Self {
-            service,
-            leases: BTreeMap::new(),
-        }
+        Self { service, leases: BTreeMap::new() }
     }
 
     /// New tables. Leases that contradict them are forgotten: the next renewal of their client is refused.
     pub fn update(&mut self, service: NetworkService) {
         self.service = service;
         let leases = std::mem::take(&mut self.leases);
-        self.leases = leases
-            .into_iter()
-            .filter(|(ip, l)| l.mac.is_none_or(|mac| self.may_have(*ip, mac)))
-            .collect();
+        self.leases = leases.into_iter().filter(|(ip, l)| l.mac.is_none_or(|mac| self.may_have(*ip, mac))).collect();
     }
 
     /// Leases in force.
@@ -73,8 +67,7 @@ impl Server {
                     mac: l.mac?,
                     address: *ip,
                     host_name: l.host_name.clone(),
-                    remaining_seconds: u32::try_from(l.ends.duration_since(now).as_secs())
-                        .unwrap_or(u32::MAX),
+                    remaining_seconds: u32::try_from(l.ends.duration_since(now).as_secs()).unwrap_or(u32::MAX),
                 })
             })
             .collect()
@@ -102,22 +95,13 @@ impl Server {
                 let ip = m.address(option::REQUESTED_ADDRESS)?;
                 // Only the one who was given the address may spoil it.
                 if self.leases.get(&ip).is_some_and(|l| l.mac == Some(m.mac)) {
-                    let lease = Lease {
-                        mac: None,
-                        ends: now + DECLINE_HOLD,
-                        bound: false,
-                        host_name: String::new(),
-                    };
+                    let lease = Lease { mac: None, ends: now + DECLINE_HOLD, bound: false, host_name: String::new() };
                     self.leases.insert(ip, lease);
                 }
                 None
             }
             MessageType::Release => {
-                if self
-                    .leases
-                    .get(&m.ciaddr)
-                    .is_some_and(|l| l.mac == Some(m.mac))
-                {
+                if self.leases.get(&m.ciaddr).is_some_and(|l| l.mac == Some(m.mac)) {
                     self.leases.remove(&m.ciaddr);
                 }
                 None
@@ -126,12 +110,7 @@ impl Server {
                 let mut message = m.answer(MessageType::Ack);
                 message.ciaddr = m.ciaddr;
                 self.fill(&mut message);
-                Some(Answer {
-                    message,
-                    to: m.ciaddr,
-                    by_mac: false,
-                    lease: None,
-                })
+                Some(Answer { message, to: m.ciaddr, by_mac: false, lease: None })
             }
             MessageType::Offer | MessageType::Ack | MessageType::Nak => None,
         }
@@ -139,15 +118,8 @@ impl Server {
 
     fn request(&mut self, now: Instant, m: &Message, selecting: bool) -> Option<Answer> {
         let renewing = m.ciaddr != Ipv4Addr::UNSPECIFIED;
-        let wanted = if renewing {
-            m.ciaddr
-        } else {
-            m.address(option::REQUESTED_ADDRESS)?
-        };
-        let free_or_own = self
-            .leases
-            .get(&wanted)
-            .is_none_or(|l| l.mac == Some(m.mac));
+        let wanted = if renewing { m.ciaddr } else { m.address(option::REQUESTED_ADDRESS)? };
+        let free_or_own = self.leases.get(&wanted).is_none_or(|l| l.mac == Some(m.mac));
         if self.may_have(wanted, m.mac) && free_or_own {
             // A client that we forgot over a restart keeps its address: we are the only server of the segment.
             self.hold(now, wanted, m, true);
@@ -160,12 +132,7 @@ impl Server {
         let mut message = m.answer(MessageType::Nak);
         message.set_addresses(option::SERVER_ID, &[self.service.gateway]);
         message.set(option::MESSAGE_TEXT, *b"address not available");
-        Some(Answer {
-            message,
-            to: Ipv4Addr::BROADCAST,
-            by_mac: true,
-            lease: None,
-        })
+        Some(Answer { message, to: Ipv4Addr::BROADCAST, by_mac: true, lease: None })
     }
 
     fn assigned(&self, mac: Mac) -> Option<Ipv4Addr> {
@@ -178,10 +145,7 @@ impl Server {
         if let Some(own) = self.assigned(mac) {
             return own == ip;
         }
-        let in_pool = self
-            .service
-            .pool
-            .is_some_and(|(first, last)| (first..=last).contains(&ip));
+        let in_pool = self.service.pool.is_some_and(|(first, last)| (first..=last).contains(&ip));
         in_pool && self.is_common(ip)
     }
 
@@ -195,9 +159,7 @@ impl Server {
             return Some(own);
         }
         let (first, last) = self.service.pool?;
-        let free = |ip: &Ipv4Addr| {
-            self.is_common(*ip) && self.leases.get(ip).is_none_or(|l| l.mac == Some(m.mac))
-        };
+        let free = |ip: &Ipv4Addr| self.is_common(*ip) && self.leases.get(ip).is_none_or(|l| l.mac == Some(m.mac));
         let had = self.leases.iter().find(|(_, l)| l.mac == Some(m.mac));
         if let Some((ip, _)) = had {
             return Some(*ip);
@@ -208,24 +170,15 @@ impl Server {
         let asked = m.address(option::REQUESTED_ADDRESS);
         asked
             .filter(|ip| (first..=last).contains(ip) && free(ip))
-            .or_else(|| {
-                (u32::from(first)..=u32::from(last))
-                    .map(Ipv4Addr::from)
-                    .take(65_536)
-                    .find(free)
-            })
+            .or_else(|| (u32::from(first)..=u32::from(last)).map(Ipv4Addr::from).take(65_536).find(free))
     }
 
     fn hold(&mut self, now: Instant, ip: Ipv4Addr, m: &Message, bound: bool) {
-        let was_bound = self
-            .leases
-            .get(&ip)
-            .is_some_and(|l| l.bound && l.mac == Some(m.mac));
+        let was_bound = self.leases.get(&ip).is_some_and(|l| l.bound && l.mac == Some(m.mac));
         if was_bound && !bound {
             return;
         }
-        self.leases
-            .retain(|other, l| *other == ip || l.mac != Some(m.mac));
+        self.leases.retain(|other, l| *other == ip || l.mac != Some(m.mac));
         let length = if bound {
             // A little longer than the client was told, so that it never outlives ours.
             Duration::from_secs(u64::from(self.service.lease_seconds) + 5)
@@ -234,12 +187,7 @@ impl Server {
         };
         let mut host_name = m.text(option::HOST_NAME);
         host_name.truncate(63);
-        let lease = Lease {
-            mac: Some(m.mac),
-            ends: now + length,
-            bound,
-            host_name,
-        };
+        let lease = Lease { mac: Some(m.mac), ends: now + length, bound, host_name };
         self.leases.insert(ip, lease);
     }
 
@@ -265,19 +213,12 @@ impl Server {
             host_name: m.text(option::HOST_NAME).chars().take(63).collect(),
             remaining_seconds: time,
         });
-        Answer {
-            message,
-            to,
-            by_mac,
-            lease,
-        }
+        Answer { message, to, by_mac, lease }
     }
 
     fn fill(&self, message: &mut Message) {
         let s = &self.service;
-        let mask = u32::MAX
-            .checked_shl(32 - u32::from(s.prefix_length.min(32)))
-            .unwrap_or(0);
+        let mask = u32::MAX.checked_shl(32 - u32::from(s.prefix_length.min(32))).unwrap_or(0);
         message.set_addresses(option::SERVER_ID, &[s.gateway]);
         message.set_addresses(option::SUBNET_MASK, &[mask.into()]);
         message.set_addresses(option::BROADCAST, &[(u32::from(s.gateway) | !mask).into()]);
@@ -319,11 +260,7 @@ mod tests {
             prefix_length: 24,
             router: Some(Ipv4Addr::new(10, 1, 0, 1)),
             pool: Some((Ipv4Addr::new(10, 1, 0, 4), Ipv4Addr::new(10, 1, 0, 6))),
-            assignments: vec![Assignment {
-                mac: ME,
-                address: MINE,
-                host_name: "me".into(),
-            }],
+            assignments: vec![Assignment { mac: ME, address: MINE, host_name: "me".into() }],
             domain: "local".into(),
             mtu: Some(1400),
             routes: Vec::new(),
@@ -347,25 +284,14 @@ mod tests {
     #[test]
     fn assigned_client_gets_its_address_with_all_options() {
         let (mut s, now) = (Server::new(service()), Instant::now());
-        let offer = s
-            .handle(now, &message(MessageType::Discover, ME))
-            .expect("offer");
-        assert_eq!(
-            (offer.message.kind, offer.message.yiaddr),
-            (MessageType::Offer, MINE)
-        );
+        let offer = s.handle(now, &message(MessageType::Discover, ME)).expect("offer");
+        assert_eq!((offer.message.kind, offer.message.yiaddr), (MessageType::Offer, MINE));
         assert_eq!((offer.to, offer.by_mac), (MINE, true));
         assert!(s.entries(now).is_empty());
         let ack = s.handle(now, &selecting(ME, MINE)).expect("ack");
         assert_eq!(ack.message.kind, MessageType::Ack);
-        assert_eq!(
-            ack.message.address(option::SUBNET_MASK),
-            Some(Ipv4Addr::new(255, 255, 255, 0))
-        );
-        assert_eq!(
-            ack.message.address(option::ROUTER),
-            Some(Ipv4Addr::new(10, 1, 0, 1))
-        );
+        assert_eq!(ack.message.address(option::SUBNET_MASK), Some(Ipv4Addr::new(255, 255, 255, 0)));
+        assert_eq!(ack.message.address(option::ROUTER), Some(Ipv4Addr::new(10, 1, 0, 1)));
         assert_eq!(ack.message.options.get(&option::MTU), Some(&vec![5, 120]));
         assert_eq!(ack.lease.as_ref().map(|l| l.address), Some(MINE));
         assert_eq!(s.entries(now).len(), 1);
@@ -376,9 +302,7 @@ mod tests {
         let (mut s, now) = (Server::new(service()), Instant::now());
         let nak = s.handle(now, &selecting(STRANGER, MINE)).expect("nak");
         assert_eq!(nak.message.kind, MessageType::Nak);
-        let nak = s
-            .handle(now, &selecting(ME, Ipv4Addr::new(10, 1, 0, 4)))
-            .expect("nak");
+        let nak = s.handle(now, &selecting(ME, Ipv4Addr::new(10, 1, 0, 4))).expect("nak");
         assert_eq!(nak.message.kind, MessageType::Nak);
     }
 
@@ -390,19 +314,12 @@ mod tests {
             let mac = [2, 0, 0, 0, 0, n];
             if let Some(o) = s.handle(now, &message(MessageType::Discover, mac)) {
                 seen.push(o.message.yiaddr);
-                s.handle(now, &selecting(mac, o.message.yiaddr))
-                    .expect("ack");
+                s.handle(now, &selecting(mac, o.message.yiaddr)).expect("ack");
             }
         }
-        assert_eq!(
-            seen,
-            [Ipv4Addr::new(10, 1, 0, 4), Ipv4Addr::new(10, 1, 0, 6)]
-        );
+        assert_eq!(seen, [Ipv4Addr::new(10, 1, 0, 4), Ipv4Addr::new(10, 1, 0, 6)]);
         let later = now + Duration::from_secs(4000);
-        assert!(
-            s.handle(later, &message(MessageType::Discover, STRANGER))
-                .is_some()
-        );
+        assert!(s.handle(later, &message(MessageType::Discover, STRANGER)).is_some());
     }
 
     #[test]
@@ -410,10 +327,7 @@ mod tests {
         let mut tables = service();
         tables.pool = None;
         let (mut s, now) = (Server::new(tables), Instant::now());
-        assert_eq!(
-            s.handle(now, &message(MessageType::Discover, STRANGER)),
-            None
-        );
+        assert_eq!(s.handle(now, &message(MessageType::Discover, STRANGER)), None);
         let mut reboot = selecting(STRANGER, Ipv4Addr::new(10, 1, 0, 4));
         reboot.options.remove(&option::SERVER_ID);
         assert_eq!(s.handle(now, &reboot), None);
@@ -433,15 +347,11 @@ mod tests {
     #[test]
     fn declined_address_is_not_given_again_soon() {
         let (mut s, now) = (Server::new(service()), Instant::now());
-        let o = s
-            .handle(now, &message(MessageType::Discover, STRANGER))
-            .expect("offer");
+        let o = s.handle(now, &message(MessageType::Discover, STRANGER)).expect("offer");
         let mut d = message(MessageType::Decline, STRANGER);
         d.set_addresses(option::REQUESTED_ADDRESS, &[o.message.yiaddr]);
         s.handle(now, &d);
-        let again = s
-            .handle(now, &message(MessageType::Discover, STRANGER))
-            .expect("offer");
+        let again = s.handle(now, &message(MessageType::Discover, STRANGER)).expect("offer");
         assert_ne!(again.message.yiaddr, o.message.yiaddr);
     }
 
@@ -455,9 +365,6 @@ mod tests {
         assert!(s.entries(now).is_empty());
         let mut renew = message(MessageType::Request, ME);
         renew.ciaddr = MINE;
-        assert_eq!(
-            s.handle(now, &renew).expect("nak").message.kind,
-            MessageType::Nak
-        );
+        assert_eq!(s.handle(now, &renew).expect("nak").message.kind, MessageType::Nak);
     }
 }

@@ -55,11 +55,7 @@ impl Forwarder {
     /// With as many queries at a time as there are sockets.
     #[must_use]
     pub fn new(sockets: usize, servers: Vec<SocketAddr>) -> Self {
-        Self {
-            slots: (0..sockets).map(|_| None).collect(),
-            servers,
-            preferred: 0,
-        }
+        Self { slots: (0..sockets).map(|_| None).collect(), servers, preferred: 0 }
     }
 
     /// New servers; queries under way time out and go on with these.
@@ -89,24 +85,14 @@ impl Forwarder {
     }
 
     /// A query that own names do not answer. `id` is a fresh random number. `None`: a repetition of one under way.
-    pub fn ask(
-        &mut self,
-        now: Instant,
-        client: SocketAddr,
-        query: Query,
-        raw: &[u8],
-        id: u16,
-    ) -> Option<Step> {
+    pub fn ask(&mut self, now: Instant, client: SocketAddr, query: Query, raw: &[u8], id: u16) -> Option<Step> {
         let same = |p: &Pending| p.client == client && p.query == query;
         if self.slots.iter().flatten().any(same) {
             return None;
         }
         let free = self.slots.iter().position(Option::is_none);
         let (Some(slot), Some(server)) = (free, self.preferred()) else {
-            return Some(Step::Reply {
-                to: client,
-                bytes: query.reply(Code::ServerFailure, &[]),
-            });
+            return Some(Step::Reply { to: client, bytes: query.reply(Code::ServerFailure, &[]) });
         };
         let mut bytes = raw.to_vec();
         bytes[..2].copy_from_slice(&id.to_be_bytes());
@@ -118,11 +104,7 @@ impl Forwarder {
             tries: 1,
             deadline: now + TRY,
         });
-        Some(Step::Ask {
-            slot,
-            server,
-            bytes,
-        })
+        Some(Step::Ask { slot, server, bytes })
     }
 
     /// A datagram came on that socket. `None`: not the answer.
@@ -137,10 +119,7 @@ impl Forwarder {
         }
         let mut bytes = data.to_vec();
         bytes[..2].copy_from_slice(&p.query.id.to_be_bytes());
-        Some(Step::Reply {
-            to: p.client,
-            bytes,
-        })
+        Some(Step::Reply { to: p.client, bytes })
     }
 
     /// The server of that socket cannot be reached: do not wait for it.
@@ -158,21 +137,14 @@ impl Forwarder {
                 continue;
             };
             if p.tries >= TRIES || self.servers.is_empty() {
-                steps.push(Step::Reply {
-                    to: p.client,
-                    bytes: p.query.reply(Code::ServerFailure, &[]),
-                });
+                steps.push(Step::Reply { to: p.client, bytes: p.query.reply(Code::ServerFailure, &[]) });
                 *place = None;
                 continue;
             }
             p.tries += 1;
             p.server = (p.server + 1) % self.servers.len();
             p.deadline = now + TRY;
-            steps.push(Step::Ask {
-                slot,
-                server: self.servers[p.server],
-                bytes: p.bytes.clone(),
-            });
+            steps.push(Step::Ask { slot, server: self.servers[p.server], bytes: p.bytes.clone() });
         }
         steps
     }
@@ -190,35 +162,23 @@ mod tests {
 
     fn asked(f: &mut Forwarder, now: Instant, name: &str) -> Option<Step> {
         let raw = query(7, name, A);
-        f.ask(
-            now,
-            address("10.1.0.5:4000"),
-            Query::parse(&raw).expect("query"),
-            &raw,
-            0xbeef,
-        )
+        f.ask(now, address("10.1.0.5:4000"), Query::parse(&raw).expect("query"), &raw, 0xbeef)
     }
 
     fn answer_to(bytes: &[u8]) -> Vec<u8> {
-        Query::parse(bytes)
-            .expect("query")
-            .reply(Code::NoError, &[])
+        Query::parse(bytes).expect("query").reply(Code::NoError, &[])
     }
 
     #[test]
     fn answer_goes_back_under_the_clients_id() {
         let now = Instant::now();
         let mut f = Forwarder::new(2, vec![address("192.0.2.1:53")]);
-        let Some(Step::Ask { slot: 0, bytes, .. }) = asked(&mut f, now, "a.example") else {
-            panic!("asks")
-        };
+        let Some(Step::Ask { slot: 0, bytes, .. }) = asked(&mut f, now, "a.example") else { panic!("asks") };
         assert_eq!(&bytes[..2], &[0xbe, 0xef]);
         let mut forged = answer_to(&bytes);
         forged[0] ^= 1;
         assert_eq!(f.on_answer(0, &forged), None);
-        let Some(Step::Reply { to, bytes }) = f.on_answer(0, &answer_to(&bytes)) else {
-            panic!("replies")
-        };
+        let Some(Step::Reply { to, bytes }) = f.on_answer(0, &answer_to(&bytes)) else { panic!("replies") };
         assert_eq!((to, &bytes[..2]), (address("10.1.0.5:4000"), &[0, 7][..]));
         assert_eq!(f.deadline(), None);
     }
@@ -230,9 +190,7 @@ mod tests {
         asked(&mut f, now, "a.example");
         now += TRY;
         let steps = f.on_timer(now);
-        let [Step::Ask { server, bytes, .. }] = steps.as_slice() else {
-            panic!("asks again")
-        };
+        let [Step::Ask { server, bytes, .. }] = steps.as_slice() else { panic!("asks again") };
         assert_eq!(*server, address("192.0.2.2:53"));
         f.on_answer(0, &answer_to(bytes)).expect("answer");
         assert_eq!(f.preferred(), Some(address("192.0.2.2:53")));
@@ -249,9 +207,7 @@ mod tests {
         }
         now += TRY;
         let steps = f.on_timer(now);
-        let [Step::Reply { bytes, .. }] = steps.as_slice() else {
-            panic!("replies")
-        };
+        let [Step::Reply { bytes, .. }] = steps.as_slice() else { panic!("replies") };
         assert_eq!(bytes[3] & 15, 2);
         assert!(!f.is_busy(0));
     }
@@ -260,14 +216,8 @@ mod tests {
     fn full_table_fails_at_once_and_repetitions_take_no_place() {
         let now = Instant::now();
         let mut f = Forwarder::new(1, vec![address("192.0.2.1:53")]);
-        assert!(matches!(
-            asked(&mut f, now, "a.example"),
-            Some(Step::Ask { .. })
-        ));
+        assert!(matches!(asked(&mut f, now, "a.example"), Some(Step::Ask { .. })));
         assert_eq!(asked(&mut f, now, "a.example"), None);
-        assert!(matches!(
-            asked(&mut f, now, "b.example"),
-            Some(Step::Reply { .. })
-        ));
+        assert!(matches!(asked(&mut f, now, "b.example"), Some(Step::Reply { .. })));
     }
 }

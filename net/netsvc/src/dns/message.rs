@@ -81,9 +81,7 @@ fn read_question(data: &[u8]) -> Result<(usize, Vec<u8>), ParseError> {
         match len {
             0 => break,
             1..=63 => {
-                let label = data
-                    .get(at..at + len)
-                    .ok_or(ParseError::Short(data.len()))?;
+                let label = data.get(at..at + len).ok_or(ParseError::Short(data.len()))?;
                 if !name.is_empty() {
                     name.push(b'.');
                 }
@@ -114,12 +112,9 @@ impl Query {
     /// Reads a query.
     pub fn parse(data: &[u8]) -> Result<Self, ParseError> {
         let short = ParseError::Short(data.len());
-        let (Some(id), Some(flags), Some(questions), true) = (
-            u16_at(data, 0),
-            u16_at(data, 2),
-            u16_at(data, 4),
-            data.len() > HEADER,
-        ) else {
+        let (Some(id), Some(flags), Some(questions), true) =
+            (u16_at(data, 0), u16_at(data, 2), u16_at(data, 4), data.len() > HEADER)
+        else {
             return Err(short);
         };
         // QR must be 0 and OPCODE 0.
@@ -214,8 +209,7 @@ pub fn is_reply_to(answer: &[u8], query: &[u8]) -> bool {
     let Ok((len, _)) = read_question(asked) else {
         return false;
     };
-    told.get(..len)
-        .is_some_and(|t| t.eq_ignore_ascii_case(&asked[..len]))
+    told.get(..len).is_some_and(|t| t.eq_ignore_ascii_case(&asked[..len]))
 }
 
 #[cfg(test)]
@@ -236,20 +230,11 @@ pub(crate) mod tests {
     fn query_is_read_and_answered() {
         let raw = query(0x1234, "Web.Local", A);
         let q = Query::parse(&raw).expect("query");
-        assert_eq!(
-            (q.id, q.name.as_slice(), q.kind, q.is_internet()),
-            (0x1234, &b"web.local"[..], A, true)
-        );
-        let reply = q.reply(
-            Code::NoError,
-            &[Record::Address("10.1.0.5".parse().expect("ip"))],
-        );
+        assert_eq!((q.id, q.name.as_slice(), q.kind, q.is_internet()), (0x1234, &b"web.local"[..], A, true));
+        let reply = q.reply(Code::NoError, &[Record::Address("10.1.0.5".parse().expect("ip"))]);
         assert!(is_reply_to(&reply, &raw));
         assert_eq!(&reply[2..12], &[0x85, 0x80, 0, 1, 0, 1, 0, 0, 0, 0]);
-        assert_eq!(
-            &reply[raw.len()..],
-            &[0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 10, 0, 4, 10, 1, 0, 5]
-        );
+        assert_eq!(&reply[raw.len()..], &[0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 10, 0, 4, 10, 1, 0, 5]);
     }
 
     #[test]
@@ -264,18 +249,13 @@ pub(crate) mod tests {
         q[12] = 0xc0;
         assert_eq!(Query::parse(&q), Err(ParseError::Name));
         let q = query(1, "a", A);
-        assert!(matches!(
-            Query::parse(&q[..q.len() - 1]),
-            Err(ParseError::Short(_))
-        ));
+        assert!(matches!(Query::parse(&q[..q.len() - 1]), Err(ParseError::Short(_))));
     }
 
     #[test]
     fn reply_to_another_question_is_noticed() {
         let raw = query(1, "a.example", A);
-        let other = Query::parse(&query(1, "b.example", A))
-            .expect("query")
-            .reply(Code::NoError, &[]);
+        let other = Query::parse(&query(1, "b.example", A)).expect("query").reply(Code::NoError, &[]);
         assert!(!is_reply_to(&other, &raw));
         assert!(!is_reply_to(&raw, &raw));
     }

@@ -18,15 +18,8 @@ impl Names {
     /// From the tables of a service.
     #[must_use]
     pub fn new(service: &NetworkService) -> Self {
-        let mut names = Self {
-            has_upstream: !service.upstreams.is_empty(),
-            ..Self::default()
-        };
-        for a in service
-            .assignments
-            .iter()
-            .filter(|a| !a.host_name.is_empty())
-        {
+        let mut names = Self { has_upstream: !service.upstreams.is_empty(), ..Self::default() };
+        for a in service.assignments.iter().filter(|a| !a.host_name.is_empty()) {
             names.add(&a.host_name, a.address.into());
             let full = if service.domain.is_empty() {
                 a.host_name.clone()
@@ -76,14 +69,7 @@ impl Names {
         {
             let is_pointer = q.kind == PTR || q.kind == ANY;
             let record = Record::Name(name.clone());
-            return Some(q.reply(
-                Code::NoError,
-                if is_pointer {
-                    std::slice::from_ref(&record)
-                } else {
-                    &[]
-                },
-            ));
+            return Some(q.reply(Code::NoError, if is_pointer { std::slice::from_ref(&record) } else { &[] }));
         }
         // A bare word is a name of this network or of none.
         let bare = !q.name.is_empty() && !q.name.contains(&b'.');
@@ -115,27 +101,16 @@ mod tests {
             prefix_length: 24,
             router: None,
             pool: None,
-            assignments: vec![Assignment {
-                mac: [2; 6],
-                address: Ipv4Addr::new(10, 1, 0, 5),
-                host_name: "Web".into(),
-            }],
+            assignments: vec![Assignment { mac: [2; 6], address: Ipv4Addr::new(10, 1, 0, 5), host_name: "Web".into() }],
             domain: "edge".into(),
             mtu: None,
             routes: Vec::new(),
             lease_seconds: 1,
             names: vec![(
                 "db.example".into(),
-                vec![
-                    "192.0.2.7".parse().expect("ip"),
-                    "2001:db8::7".parse().expect("ip"),
-                ],
+                vec!["192.0.2.7".parse().expect("ip"), "2001:db8::7".parse().expect("ip")],
             )],
-            upstreams: if upstream {
-                vec!["192.0.2.53:53".parse().expect("address")]
-            } else {
-                Vec::new()
-            },
+            upstreams: if upstream { vec!["192.0.2.53:53".parse().expect("address")] } else { Vec::new() },
         })
     }
 

@@ -23,11 +23,7 @@ pub(super) struct Port {
 }
 
 impl Port {
-    pub(super) fn new(
-        s: &ClientSockets,
-        service: ClientService,
-        control: Server,
-    ) -> Result<Self, ServiceError> {
+    pub(super) fn new(s: &ClientSockets, service: ClientService, control: Server) -> Result<Self, ServiceError> {
         Ok(Self {
             socket: take(s.packet, "DHCP packets")?,
             interface_index: s.interface_index,
@@ -42,15 +38,9 @@ impl Port {
         self.act(first);
         loop {
             let mut interests = self.control.interests();
-            interests.push(Interest {
-                fd: self.socket.as_raw_fd(),
-                write: false,
-            });
+            interests.push(Interest { fd: self.socket.as_raw_fd(), write: false });
             let now = Instant::now();
-            let timeout = self
-                .client
-                .deadline()
-                .map(|d| d.saturating_duration_since(now));
+            let timeout = self.client.deadline().map(|d| d.saturating_duration_since(now));
             sys::poll(&interests, timeout)?;
             self.packets();
             let out = self.client.on_timer(Instant::now());
@@ -65,8 +55,7 @@ impl Port {
             let Ok(info) = sys::receive_packet(&self.socket, &mut buffer) else {
                 return;
             };
-            let datagram =
-                packet::parse_udp(&buffer[..info.len.min(2048)], 68, !info.checksum_pending);
+            let datagram = packet::parse_udp(&buffer[..info.len.min(2048)], 68, !info.checksum_pending);
             if let Some(d) = datagram
                 && d.source_port == 67
                 && let Ok(m) = Message::parse(d.payload)
@@ -78,10 +67,7 @@ impl Port {
     }
 
     fn state(client: &Client) -> Reply {
-        Reply::Lease {
-            state: client.state(),
-            lease: client.lease().cloned(),
-        }
+        Reply::Lease { state: client.state(), lease: client.lease().cloned() }
     }
 
     fn act(&mut self, outputs: Vec<Output>) {
@@ -97,11 +83,7 @@ impl Port {
                     let source = m.ciaddr;
                     self.send(&m, source, Ipv4Addr::BROADCAST, [0xff; 6])
                 }
-                Output::Unicast {
-                    message,
-                    server,
-                    mac,
-                } => {
+                Output::Unicast { message, server, mac } => {
                     let source = message.ciaddr;
                     self.send(&message, source, server, mac)
                 }
@@ -132,9 +114,9 @@ impl Port {
                     outputs.extend(client.borrow_mut().start(Instant::now()));
                     Reply::Ok
                 }
-                Request::Update { .. } | Request::Subscribe => Reply::Error {
-                    text: "a DHCP client has no tables".into(),
-                },
+                Request::Update { .. } | Request::Subscribe => {
+                    Reply::Error { text: "a DHCP client has no tables".into() }
+                }
             },
             || vec![Self::state(&client.borrow())],
         );

@@ -32,12 +32,8 @@ pub enum ServiceError {
 pub fn run(config: Config) -> Result<(), ServiceError> {
     let control = Server::new(take(config.control_fd, "control")?)?;
     match config.mode {
-        Mode::Network { sockets, service } => {
-            network::Network::new(&sockets, service, control)?.run()
-        }
-        Mode::DhcpClient { sockets, service } => {
-            client::Port::new(&sockets, service, control)?.run()
-        }
+        Mode::Network { sockets, service } => network::Network::new(&sockets, service, control)?.run(),
+        Mode::DhcpClient { sockets, service } => client::Port::new(&sockets, service, control)?.run(),
     }
 }
 

@@ -36,26 +36,15 @@ pub(super) struct Network {
 }
 
 impl Network {
-    pub(super) fn new(
-        s: &NetworkSockets,
-        service: NetworkService,
-        control: Control,
-    ) -> Result<Self, ServiceError> {
-        let all = |fds: &[i32], what| {
-            fds.iter()
-                .map(|fd| take(*fd, what))
-                .collect::<Result<Vec<_>, _>>()
-        };
+    pub(super) fn new(s: &NetworkSockets, service: NetworkService, control: Control) -> Result<Self, ServiceError> {
+        let all = |fds: &[i32], what| fds.iter().map(|fd| take(*fd, what)).collect::<Result<Vec<_>, _>>();
         let upstream = all(&s.upstream_udp, "upstream UDP")?;
         Ok(Self {
             dhcp_socket: take(s.dhcp, "DHCP")?.into(),
             dhcp_packet: take(s.dhcp_packet, "DHCP packets")?,
             interface_index: s.interface_index,
             dns_socket: take(s.dns_udp, "DNS")?.into(),
-            tcp: Tcp::new(
-                take(s.dns_tcp, "DNS over TCP")?.into(),
-                all(&s.upstream_tcp, "upstream TCP")?,
-            ),
+            tcp: Tcp::new(take(s.dns_tcp, "DNS over TCP")?.into(), all(&s.upstream_tcp, "upstream TCP")?),
             forwarder: Forwarder::new(upstream.len(), service.upstreams.clone()),
             upstream,
             control,
@@ -81,10 +70,7 @@ impl Network {
             let now = Instant::now();
             let next = [self.forwarder.deadline(), self.tcp.deadline()];
             let timeout = next.into_iter().flatten().min();
-            let timeout = timeout.map(|d| {
-                d.saturating_duration_since(now)
-                    .max(Duration::from_millis(1))
-            });
+            let timeout = timeout.map(|d| d.saturating_duration_since(now).max(Duration::from_millis(1)));
             sys::poll(&interests, timeout)?;
             self.dhcp_packets();
             self.dns_queries()?;
@@ -114,10 +100,7 @@ impl Network {
             };
             self.counters.dhcp_answered += 1;
             if let Err(e) = self.send_dhcp(&answer, mac) {
-                eprintln!(
-                    "dhcp server {}: send to {}: {e}",
-                    self.service.gateway, answer.to
-                );
+                eprintln!("dhcp server {}: send to {}: {e}", self.service.gateway, answer.to);
             }
             if let Some(lease) = answer.lease {
                 self.control.publish(&Reply::Client { lease });
@@ -132,9 +115,7 @@ impl Network {
             let bytes = packet::build_udp((self.service.gateway, 67), (answer.to, 68), &payload);
             return sys::send_packet(&self.dhcp_packet, self.interface_index, mac, &bytes);
         }
-        self.dhcp_socket
-            .send_to(&payload, (answer.to, 68))
-            .map(drop)
+        self.dhcp_socket.send_to(&payload, (answer.to, 68)).map(drop)
     }
 
     fn dns_queries(&mut self) -> io::Result<()> {
@@ -193,16 +174,9 @@ impl Network {
                 // An app that does not take its answer loses it.
                 let _ = self.dns_socket.send_to(&bytes, to);
             }
-            Step::Ask {
-                slot,
-                server,
-                bytes,
-            } => {
+            Step::Ask { slot, server, bytes } => {
                 let fd = &self.upstream[slot];
-                if sys::reconnect(fd, server)
-                    .and_then(|()| sys::send(fd, &bytes))
-                    .is_err()
-                {
+                if sys::reconnect(fd, server).and_then(|()| sys::send(fd, &bytes)).is_err() {
                     self.forwarder.on_error(slot, Instant::now());
                 }
             }
@@ -215,24 +189,16 @@ impl Network {
         let leases = || dhcp.entries(Instant::now());
         self.control.turn(
             |request| match request {
-                Request::Query => Reply::Network {
-                    leases: leases(),
-                    counters,
-                },
+                Request::Query => Reply::Network { leases: leases(), counters },
                 Request::Update { service } => {
                     update = Some(service);
                     Reply::Ok
                 }
-                Request::Carrier { .. } | Request::Renew | Request::Subscribe => Reply::Error {
-                    text: "not for a network service".into(),
-                },
+                Request::Carrier { .. } | Request::Renew | Request::Subscribe => {
+                    Reply::Error { text: "not for a network service".into() }
+                }
             },
-            || {
-                leases()
-                    .into_iter()
-                    .map(|lease| Reply::Client { lease })
-                    .collect()
-            },
+            || leases().into_iter().map(|lease| Reply::Client { lease }).collect(),
         );
         if let Some(service) = update {
             self.names = Names::new(&service);

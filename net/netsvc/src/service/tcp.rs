@@ -111,41 +111,26 @@ pub(super) struct Tcp {
 
 impl Tcp {
     pub(super) fn new(listener: TcpListener, upstream: Vec<OwnedFd>) -> Self {
-        let upstream = upstream.into_iter().map(|fd| Upstream {
-            stream: fd.into(),
-            job: None,
-        });
-        Self {
-            listener,
-            clients: Vec::new(),
-            upstream: upstream.collect(),
-            serial: 0,
-        }
+        let upstream = upstream.into_iter().map(|fd| Upstream { stream: fd.into(), job: None });
+        Self { listener, clients: Vec::new(), upstream: upstream.collect(), serial: 0 }
     }
 
     pub(super) fn interests(&self) -> Vec<Interest> {
         let mut all = Vec::new();
         if self.clients.len() < MAX_CLIENTS {
-            all.push(Interest {
-                fd: self.listener.as_raw_fd(),
-                write: false,
-            });
+            all.push(Interest { fd: self.listener.as_raw_fd(), write: false });
         }
         for c in &self.clients {
             match c.phase {
                 Phase::Asking { .. } => {}
-                Phase::Reading(_) | Phase::Writing(_) => all.push(Interest {
-                    fd: c.stream.as_raw_fd(),
-                    write: matches!(c.phase, Phase::Writing(_)),
-                }),
+                Phase::Reading(_) | Phase::Writing(_) => {
+                    all.push(Interest { fd: c.stream.as_raw_fd(), write: matches!(c.phase, Phase::Writing(_)) })
+                }
             }
         }
         for u in &self.upstream {
             if let Some(job) = &u.job {
-                all.push(Interest {
-                    fd: u.stream.as_raw_fd(),
-                    write: !job.sent,
-                });
+                all.push(Interest { fd: u.stream.as_raw_fd(), write: !job.sent });
             }
         }
         all
@@ -153,19 +138,11 @@ impl Tcp {
 
     pub(super) fn deadline(&self) -> Option<Instant> {
         let clients = self.clients.iter().map(|c| c.deadline);
-        let jobs = self
-            .upstream
-            .iter()
-            .filter_map(|u| u.job.as_ref().map(|j| j.deadline));
+        let jobs = self.upstream.iter().filter_map(|u| u.job.as_ref().map(|j| j.deadline));
         clients.chain(jobs).min()
     }
 
-    pub(super) fn turn(
-        &mut self,
-        names: &Names,
-        server: Option<SocketAddr>,
-        counters: &mut Counters,
-    ) {
+    pub(super) fn turn(&mut self, names: &Names, server: Option<SocketAddr>, counters: &mut Counters) {
         let now = Instant::now();
         while self.clients.len() < MAX_CLIENTS {
             // Not by the standard library: it would need one more system call to make it non-blocking.
@@ -183,11 +160,7 @@ impl Tcp {
         self.advance_upstream(now, counters);
         let clients = std::mem::take(&mut self.clients);
         for mut client in clients {
-            if client.deadline > now
-                && self
-                    .advance_client(&mut client, now, names, server, counters)
-                    .is_ok()
-            {
+            if client.deadline > now && self.advance_client(&mut client, now, names, server, counters).is_ok() {
                 self.clients.push(client);
             }
         }
@@ -223,13 +196,13 @@ impl Tcp {
                     c.deadline = now + IDLE;
                 }
                 Phase::Asking { query, raw } => {
-                    let job =
-                        |u: &&mut Upstream| u.job.as_ref().is_some_and(|j| j.serial == c.serial);
+                    let job = |u: &&mut Upstream| u.job.as_ref().is_some_and(|j| j.serial == c.serial);
                     let bytes = match self.upstream.iter_mut().find(job) {
                         Some(u) => {
-                            let whole = u.job.as_mut().and_then(|j| {
-                                (j.input.done == 1).then(|| std::mem::take(&mut j.input.bytes))
-                            });
+                            let whole = u
+                                .job
+                                .as_mut()
+                                .and_then(|j| (j.input.done == 1).then(|| std::mem::take(&mut j.input.bytes)));
                             let Some(bytes) = whole else { return Ok(()) };
                             u.job = None;
                             let _ = sys::disconnect(&u.stream);
@@ -257,15 +230,8 @@ impl Tcp {
         }
     }
 
-    fn start_job(
-        &mut self,
-        serial: u64,
-        raw: &[u8],
-        server: Option<SocketAddr>,
-        now: Instant,
-    ) -> bool {
-        let (Some(server), Some(u)) = (server, self.upstream.iter_mut().find(|u| u.job.is_none()))
-        else {
+    fn start_job(&mut self, serial: u64, raw: &[u8], server: Option<SocketAddr>, now: Instant) -> bool {
+        let (Some(server), Some(u)) = (server, self.upstream.iter_mut().find(|u| u.job.is_none())) else {
             return false;
         };
         if sys::reconnect(&u.stream, server).is_err() {
@@ -295,20 +261,14 @@ impl Tcp {
                     && let Some(answer) = job.input.read(&mut u.stream)?
                 {
                     // Whole: kept for the client, which looks for it in this turn.
-                    job.input = Frame {
-                        bytes: answer,
-                        done: 1,
-                    };
+                    job.input = Frame { bytes: answer, done: 1 };
                 }
                 Ok(())
             };
             let failed = step().is_err();
             if failed || !alive || job.deadline <= now {
                 if alive {
-                    eprintln!(
-                        "dns over tcp: no answer from upstream ({} bytes asked)",
-                        job.raw.len()
-                    );
+                    eprintln!("dns over tcp: no answer from upstream ({} bytes asked)", job.raw.len());
                     counters.dns_failed += 1;
                 }
                 u.job = None;

@@ -77,8 +77,7 @@ pub fn up(name: &str) {
 pub fn address(name: &str, prefix: &str) {
     let mut n = Netlink::route().expect("netlink");
     let link = n.link(name).expect("link");
-    n.add_address(&link, prefix.parse().expect("prefix"))
-        .expect("address");
+    n.add_address(&link, prefix.parse().expect("prefix")).expect("address");
 }
 
 /// Route over a router on an interface.
@@ -106,9 +105,7 @@ pub struct Cable {
 
 impl Cable {
     pub fn plug(device: &Namespace, tap_name: &str, app: &Namespace, mac: [u8; 6]) -> Self {
-        let host = device.run(|| {
-            tap::attach(&mut Netlink::route().expect("netlink"), tap_name).expect("attach")
-        });
+        let host = device.run(|| tap::attach(&mut Netlink::route().expect("netlink"), tap_name).expect("attach"));
         let guest = app.run(|| {
             let mut n = Netlink::route().expect("netlink");
             if n.find_link("eth0").expect("links").is_none() {
@@ -123,13 +120,7 @@ impl Cable {
         });
         let stop = Arc::new(AtomicBool::new(false));
         let (host, guest) = (File::from(host), File::from(guest));
-        let pairs = [
-            (
-                host.try_clone().expect("dup"),
-                guest.try_clone().expect("dup"),
-            ),
-            (guest, host),
-        ];
+        let pairs = [(host.try_clone().expect("dup"), guest.try_clone().expect("dup")), (guest, host)];
         let threads = pairs
             .into_iter()
             .map(|(mut from, mut to)| {
@@ -167,11 +158,7 @@ pub struct Processes {
 
 impl Processes {
     pub fn new() -> Self {
-        Self {
-            directory: tempfile::tempdir().expect("directory"),
-            children: BTreeMap::new(),
-            started: Vec::new(),
-        }
+        Self { directory: tempfile::tempdir().expect("directory"), children: BTreeMap::new(), started: Vec::new() }
     }
 
     pub fn socket(&self, name: &str) -> PathBuf {
@@ -191,11 +178,7 @@ impl Processes {
         fds.extend(prepared.sockets);
         let numbers: Vec<i32> = fds.iter().map(AsRawFd::as_raw_fd).collect();
         let mut command = Command::new(env!("CARGO_BIN_EXE_netsvc"));
-        command
-            .args(["--config-fd", "3"])
-            .stdin(Stdio::null())
-            .uid(1100)
-            .gid(1100);
+        command.args(["--config-fd", "3"]).stdin(Stdio::null()).uid(1100).gid(1100);
         // SAFETY: only fcntl and dup2 between fork and exec; both may be called there.
         unsafe {
             command.pre_exec(move || {
@@ -213,8 +196,7 @@ impl Processes {
         }
         let child = command.spawn().expect("netsvc");
         self.started.push(service.name.clone());
-        self.children
-            .insert(service.name.clone(), (child, service.clone()));
+        self.children.insert(service.name.clone(), (child, service.clone()));
     }
 
     pub fn end(&mut self, name: &str) {
@@ -249,9 +231,7 @@ impl Services for Processes {
         let ServiceKind::Network { service, .. } = &new.kind else {
             return Err("only networks have tables".into());
         };
-        let request = Request::Update {
-            service: service.clone(),
-        };
+        let request = Request::Update { service: service.clone() };
         let reply = self.control(&new.name).request(&request);
         reply.map_err(|e| e.to_string())?;
         if let Some((_, s)) = self.children.get_mut(&new.name) {
@@ -276,10 +256,7 @@ pub fn wait_for_lease(processes: &Processes, name: &str) -> holdfast_netsvc::con
     control.send(&Request::Subscribe).expect("subscribe");
     let end = Instant::now() + WORKS;
     while Instant::now() < end {
-        if let Reply::Lease {
-            lease: Some(lease), ..
-        } = control.receive().expect("event")
-        {
+        if let Reply::Lease { lease: Some(lease), .. } = control.receive().expect("event") {
             return lease;
         }
     }
@@ -319,10 +296,7 @@ pub fn echo(ns: &Namespace, port: u16) -> Echo {
             });
         }
     });
-    Echo {
-        stop,
-        thread: Some(thread),
-    }
+    Echo { stop, thread: Some(thread) }
 }
 
 impl Drop for Echo {
@@ -351,12 +325,7 @@ pub fn open(to: (Ipv4Addr, u16), wait: Duration) -> Option<(TcpStream, IpAddr)> 
 }
 
 /// Asks a DNS server for the A records of a name: response code and addresses.
-pub fn resolve(
-    ns: &Namespace,
-    server: Ipv4Addr,
-    name: &str,
-    tcp: bool,
-) -> Option<(u8, Vec<Ipv4Addr>)> {
+pub fn resolve(ns: &Namespace, server: Ipv4Addr, name: &str, tcp: bool) -> Option<(u8, Vec<Ipv4Addr>)> {
     let mut q = vec![0x12, 0x34, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
     q.extend(holdfast_netsvc::dns::message::encode_name(name));
     q.extend([0, 1, 0, 1]);
@@ -393,12 +362,8 @@ pub fn resolve(
 
 /// True when the program can be started; else prints that the test is not run.
 pub fn installed(program: &str, package: &str) -> bool {
-    let found = Command::new(program)
-        .arg("--help")
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status();
+    let found =
+        Command::new(program).arg("--help").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
     if found.is_err() {
         println!("not run: {program} is not installed (package {package})");
     }
