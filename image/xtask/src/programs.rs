@@ -17,7 +17,7 @@ const STATIC: &[(&str, &str)] = &[
     ("holdfast-vmm", "vmm"),
     ("holdfast-netsvc", "netsvc"),
     ("holdfast-guest", "guest-init"),
-    ("holdfast-webapp", "webapp"),
+    ("holdfast-webapp", "holdfast-webapp"),
 ];
 /// Package and program name of each dynamic program.
 const DYNAMIC: &[(&str, &str)] = &[("holdfast-node", "node"), ("holdfast-fetch", "fetch")];
@@ -58,7 +58,7 @@ pub fn build_in(tree: &Path, target: &Path) -> Result<Programs> {
         vmm: statics.join("vmm"),
         netsvc: statics.join("netsvc"),
         guest_init: statics.join("guest-init"),
-        webapp: statics.join("webapp"),
+        webapp: statics.join("holdfast-webapp"),
         node: dynamics.join("node"),
         fetch: dynamics.join("fetch"),
     })
