@@ -46,11 +46,7 @@ impl Certificates {
     ///
     /// # Errors
     /// [`IdentityError`].
-    pub fn load_or_issue(
-        dir: &Path,
-        identity: &dyn Identity,
-        now: SystemTime,
-    ) -> Result<(Self, bool), IdentityError> {
+    pub fn load_or_issue(dir: &Path, identity: &dyn Identity, now: SystemTime) -> Result<(Self, bool), IdentityError> {
         let path = dir.join(FILE);
         if let Some(bytes) = read(&path)? {
             // A file that does not parse was not written by us in one piece: make it anew.
@@ -61,10 +57,8 @@ impl Certificates {
             }
         }
         let fresh = Self::issue(identity, now)?;
-        let bytes = serde_json::to_vec_pretty(&fresh).map_err(|e| IdentityError::Certificate {
-            key: "device key",
-            reason: e.to_string(),
-        })?;
+        let bytes = serde_json::to_vec_pretty(&fresh)
+            .map_err(|e| IdentityError::Certificate { key: "device key", reason: e.to_string() })?;
         replace(&path, &bytes)?;
         Ok((fresh, true))
     }
@@ -75,21 +69,11 @@ impl Certificates {
     /// [`IdentityError`].
     pub fn issue(identity: &dyn Identity, now: SystemTime) -> Result<Self, IdentityError> {
         let device_key = required(identity, Use::Device, "device key")?;
-        let signer = Remote {
-            identity,
-            point: device_key.to_sec1(),
-            failure: std::cell::RefCell::new(None),
-        };
+        let signer = Remote { identity, point: device_key.to_sec1(), failure: std::cell::RefCell::new(None) };
         let mut params = params(&device_key, "device", now);
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-        params.key_usages = vec![
-            KeyUsagePurpose::DigitalSignature,
-            KeyUsagePurpose::KeyCertSign,
-        ];
-        let device = params
-            .self_signed(&signer)
-            .map_err(|e| signer.explain("device key", &e))?
-            .pem();
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyCertSign];
+        let device = params.self_signed(&signer).map_err(|e| signer.explain("device key", &e))?.pem();
         let issuer = Issuer::new(params, &signer);
 
         let sign = |usage: Use, key: &'static str, name: &str, purpose: KeyUsagePurpose| {
@@ -100,35 +84,15 @@ impl Certificates {
             params.key_usages = vec![purpose];
             params.use_authority_key_identifier_extension = true;
             let public = BarePublic(public.point.to_sec1());
-            let made = params
-                .signed_by(&public, &issuer)
-                .map_err(|e| signer.explain(key, &e))?;
+            let made = params.signed_by(&public, &issuer).map_err(|e| signer.explain(key, &e))?;
             Ok(Some(made.pem()))
         };
         Ok(Self {
             device,
-            agreement: sign(
-                Use::Agreement,
-                "ECDH key",
-                "ECDH",
-                KeyUsagePurpose::KeyAgreement,
-            )?
-            .ok_or(IdentityError::Certificate {
-                key: "ECDH key",
-                reason: "there is no such key".into(),
-            })?,
-            quote: sign(
-                Use::Quote,
-                "quote key",
-                "quote",
-                KeyUsagePurpose::DigitalSignature,
-            )?,
-            endorsement: sign(
-                Use::Endorsement,
-                "endorsement key",
-                "EK",
-                KeyUsagePurpose::KeyAgreement,
-            )?,
+            agreement: sign(Use::Agreement, "ECDH key", "ECDH", KeyUsagePurpose::KeyAgreement)?
+                .ok_or(IdentityError::Certificate { key: "ECDH key", reason: "there is no such key".into() })?,
+            quote: sign(Use::Quote, "quote key", "quote", KeyUsagePurpose::DigitalSignature)?,
+            endorsement: sign(Use::Endorsement, "endorsement key", "EK", KeyUsagePurpose::KeyAgreement)?,
         })
     }
 
@@ -137,8 +101,9 @@ impl Certificates {
         let holds = |pem: Option<&str>, usage: Use| -> Result<bool, IdentityError> {
             Ok(match (pem, identity.public_key(usage)?) {
                 (None, None) => true,
-                (Some(pem), Some(public)) => pem_to_der(pem)
-                    .is_some_and(|der| der.windows(65).any(|w| w == public.point.to_sec1())),
+                (Some(pem), Some(public)) => {
+                    pem_to_der(pem).is_some_and(|der| der.windows(65).any(|w| w == public.point.to_sec1()))
+                }
                 _ => false,
             })
         };
@@ -158,24 +123,12 @@ pub fn pem_to_der(pem: &str) -> Option<Vec<u8>> {
         .skip(1)
         .take_while(|l| !l.starts_with("-----END "))
         .collect();
-    base64::engine::general_purpose::STANDARD
-        .decode(body.trim())
-        .ok()
-        .filter(|der| !der.is_empty())
+    base64::engine::general_purpose::STANDARD.decode(body.trim()).ok().filter(|der| !der.is_empty())
 }
 
-fn required(
-    identity: &dyn Identity,
-    usage: Use,
-    key: &'static str,
-) -> Result<Point, IdentityError> {
+fn required(identity: &dyn Identity, usage: Use, key: &'static str) -> Result<Point, IdentityError> {
     let public = identity.public_key(usage)?;
-    Ok(public
-        .ok_or_else(|| IdentityError::Certificate {
-            key,
-            reason: "there is no such key".into(),
-        })?
-        .point)
+    Ok(public.ok_or_else(|| IdentityError::Certificate { key, reason: "there is no such key".into() })?.point)
 }
 
 /// Name, serial number and validity. Names carry a part of the key's hash, so that two devices never share one.
@@ -183,21 +136,13 @@ fn params(point: &Point, name: &str, now: SystemTime) -> CertificateParams {
     let hash = Sha256::digest(point.to_sec1());
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
-    params
-        .distinguished_name
-        .push(DnType::OrganizationName, "Holdfast");
-    params.distinguished_name.push(
-        DnType::CommonName,
-        format!("Holdfast {name} {}", hex::encode(&hash[..8])),
-    );
+    params.distinguished_name.push(DnType::OrganizationName, "Holdfast");
+    params.distinguished_name.push(DnType::CommonName, format!("Holdfast {name} {}", hex::encode(&hash[..8])));
     // Positive, and the same for the same key: a certificate made again replaces the other.
     let mut serial = hash[8..24].to_vec();
     serial[0] &= 0x7f;
     params.serial_number = Some(SerialNumber::from(serial));
-    let start = now
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap_or_default()
-        .max(EARLIEST);
+    let start = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().max(EARLIEST);
     let at = |d: Duration| {
         i64::try_from(d.as_secs())
             .ok()
@@ -219,11 +164,7 @@ struct Remote<'a> {
 
 impl Remote<'_> {
     fn explain(&self, key: &'static str, error: &rcgen::Error) -> IdentityError {
-        let reason = self
-            .failure
-            .borrow_mut()
-            .take()
-            .unwrap_or_else(|| error.to_string());
+        let reason = self.failure.borrow_mut().take().unwrap_or_else(|| error.to_string());
         IdentityError::Certificate { key, reason }
     }
 }
@@ -244,10 +185,7 @@ impl SigningKey for Remote<'_> {
             *self.failure.borrow_mut() = Some(reason);
             rcgen::Error::RemoteKeyError
         };
-        let raw = self
-            .identity
-            .sign_sha256(&Sha256::digest(message).into())
-            .map_err(|e| refuse(e.to_string()))?;
+        let raw = self.identity.sign_sha256(&Sha256::digest(message).into()).map_err(|e| refuse(e.to_string()))?;
         let signature = ecdsa::Signature::from_slice(&raw).map_err(|e| refuse(e.to_string()))?;
         Ok(signature.to_der().as_bytes().to_vec())
     }
@@ -285,17 +223,10 @@ mod tests {
         assert!(device.is_ca() && !agreement.is_ca());
         assert_eq!(agreement.issuer(), device.subject());
         device.verify_signature(None).unwrap();
-        agreement
-            .verify_signature(Some(device.public_key()))
-            .unwrap();
-        let years = (device.validity().not_after.timestamp()
-            - device.validity().not_before.timestamp())
-            / 31_536_000;
+        agreement.verify_signature(Some(device.public_key())).unwrap();
+        let years = (device.validity().not_after.timestamp() - device.validity().not_before.timestamp()) / 31_536_000;
         assert_eq!(years, 20);
-        assert!(
-            device.validity().not_before.timestamp() >= 1_767_225_600,
-            "a clock that was never set"
-        );
+        assert!(device.validity().not_before.timestamp() >= 1_767_225_600, "a clock that was never set");
     }
 
     #[test]
@@ -306,10 +237,7 @@ mod tests {
         let now = SystemTime::now();
         let (first, fresh) = Certificates::load_or_issue(dir.path(), &keys, now).unwrap();
         assert!(fresh);
-        assert_eq!(
-            Certificates::load_or_issue(dir.path(), &keys, now).unwrap(),
-            (first.clone(), false)
-        );
+        assert_eq!(Certificates::load_or_issue(dir.path(), &keys, now).unwrap(), (first.clone(), false));
         let (second, fresh) = Certificates::load_or_issue(dir.path(), &other, now).unwrap();
         assert!(fresh && second != first);
     }

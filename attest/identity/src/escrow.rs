@@ -28,15 +28,9 @@ pub struct Escrowed {
 /// [`IdentityError`] when the ECDH key cannot be used.
 pub fn wrap(identity: &dyn Identity, key: &VaultKey) -> Result<Escrowed, IdentityError> {
     let mut encrypted = key.expose().to_vec();
-    cfb_mode::Encryptor::<Aes256>::new(
-        wrapping_key(identity)?.as_slice().into(),
-        &[0u8; 16].into(),
-    )
-    .encrypt(&mut encrypted);
-    Ok(Escrowed {
-        encrypted,
-        sha256: Sha256::digest(key.expose()).into(),
-    })
+    cfb_mode::Encryptor::<Aes256>::new(wrapping_key(identity)?.as_slice().into(), &[0u8; 16].into())
+        .encrypt(&mut encrypted);
+    Ok(Escrowed { encrypted, sha256: Sha256::digest(key.expose()).into() })
 }
 
 /// Opens what [`wrap`] made.
@@ -48,31 +42,18 @@ pub fn unwrap(identity: &dyn Identity, escrowed: &Escrowed) -> Result<VaultKey, 
         return Err(IdentityError::Escrow("expected 64 bytes"));
     }
     let mut clear = Zeroizing::new(escrowed.encrypted.clone());
-    cfb_mode::Decryptor::<Aes256>::new(
-        wrapping_key(identity)?.as_slice().into(),
-        &[0u8; 16].into(),
-    )
-    .decrypt(&mut clear);
+    cfb_mode::Decryptor::<Aes256>::new(wrapping_key(identity)?.as_slice().into(), &[0u8; 16].into())
+        .decrypt(&mut clear);
     if <[u8; 32]>::from(Sha256::digest(&*clear)) != escrowed.sha256 {
-        return Err(IdentityError::Escrow(
-            "expected a key that this device's ECDH key encrypted, found another's",
-        ));
+        return Err(IdentityError::Escrow("expected a key that this device's ECDH key encrypted, found another's"));
     }
     VaultKey::new(clear).ok_or(IdentityError::Escrow("expected 64 bytes"))
 }
 
 fn wrapping_key(identity: &dyn Identity) -> Result<Zeroizing<Vec<u8>>, IdentityError> {
-    let own = identity
-        .public_key(Use::Agreement)?
-        .ok_or(IdentityError::Escrow("there is no ECDH key"))?;
+    let own = identity.public_key(Use::Agreement)?.ok_or(IdentityError::Escrow("there is no ECDH key"))?;
     let shared = identity.shared_point(&own.point)?;
-    Ok(Zeroizing::new(
-        Sha256::new()
-            .chain_update(shared.x)
-            .chain_update(shared.y)
-            .finalize()
-            .to_vec(),
-    ))
+    Ok(Zeroizing::new(Sha256::new().chain_update(shared.x).chain_update(shared.y).finalize().to_vec()))
 }
 
 #[cfg(test)]
@@ -92,10 +73,7 @@ mod tests {
         assert_ne!(escrowed.encrypted, key.expose());
         assert_eq!(unwrap(&mine, &escrowed).unwrap().expose(), key.expose());
         assert!(unwrap(&other, &escrowed).is_err());
-        let cut = Escrowed {
-            encrypted: escrowed.encrypted[1..].to_vec(),
-            ..escrowed
-        };
+        let cut = Escrowed { encrypted: escrowed.encrypted[1..].to_vec(), ..escrowed };
         assert!(unwrap(&mine, &cut).is_err());
     }
 }

@@ -12,10 +12,6 @@ const EVENT_LOG_MAX: u64 = 4 << 20;
 /// The TCG binary event log (crypto-agile format, TCG PC Client Platform Firmware Profile §10); `None` when there is none.
 pub fn read() -> Option<Vec<u8>> {
     let mut log = Vec::new();
-    File::open(EVENT_LOG)
-        .ok()?
-        .take(EVENT_LOG_MAX)
-        .read_to_end(&mut log)
-        .ok()?;
+    File::open(EVENT_LOG).ok()?.take(EVENT_LOG_MAX).read_to_end(&mut log).ok()?;
     (!log.is_empty()).then_some(log)
 }

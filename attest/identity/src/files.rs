@@ -10,16 +10,9 @@ use crate::IdentityError;
 /// Largest file that is read.
 const READ_MAX: u64 = 1 << 20;
 
-pub(crate) fn file_error(
-    path: &Path,
-    action: &'static str,
-) -> impl FnOnce(io::Error) -> IdentityError {
+pub(crate) fn file_error(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> IdentityError {
     let path = path.display().to_string();
-    move |source| IdentityError::File {
-        path,
-        action,
-        source,
-    }
+    move |source| IdentityError::File { path, action, source }
 }
 
 /// The content of a file, or `None` when it is not there.
@@ -31,9 +24,7 @@ pub(crate) fn read(path: &Path) -> Result<Option<Vec<u8>>, IdentityError> {
         Err(e) => return Err(file_error(path, "open")(e)),
     };
     let mut bytes = Vec::new();
-    file.take(READ_MAX)
-        .read_to_end(&mut bytes)
-        .map_err(file_error(path, "read"))?;
+    file.take(READ_MAX).read_to_end(&mut bytes).map_err(file_error(path, "read"))?;
     Ok(Some(bytes))
 }
 
@@ -49,13 +40,9 @@ pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<(), IdentityError> {
         .mode(0o600)
         .open(&beside)
         .map_err(file_error(&beside, "create"))?;
-    file.write_all(bytes)
-        .and_then(|()| file.sync_all())
-        .map_err(file_error(&beside, "write"))?;
+    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(file_error(&beside, "write"))?;
     fs::rename(&beside, path).map_err(file_error(path, "rename into place"))?;
-    File::open(dir)
-        .and_then(|d| d.sync_all())
-        .map_err(file_error(dir, "fsync the directory"))
+    File::open(dir).and_then(|d| d.sync_all()).map_err(file_error(dir, "fsync the directory"))
 }
 
 /// Fills a buffer from the kernel's random source, which blocks only before it was seeded once.
@@ -91,10 +78,7 @@ mod tests {
         replace(&path, b"one").unwrap();
         replace(&path, b"two").unwrap();
         assert_eq!(read(&path).unwrap().unwrap(), b"two");
-        assert_eq!(
-            fs::metadata(&path).unwrap().permissions().mode() & 0o777,
-            0o600
-        );
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
     }
 }

@@ -42,12 +42,7 @@ impl HardwareIdentity {
             Err(e) => return Err(e),
         };
         let policy = ReleasePolicy::load(boot_dir);
-        Ok(Self {
-            tpm,
-            policy,
-            epochs,
-            unsealable: Mutex::new(unmeasured),
-        })
+        Ok(Self { tpm, policy, epochs, unsealable: Mutex::new(unmeasured) })
     }
 
     /// The TPM itself, for diagnosis and tests.
@@ -57,10 +52,7 @@ impl HardwareIdentity {
 
     /// The policy to seal to, or why there is none.
     fn sealable(&self) -> Result<&ReleasePolicy, String> {
-        let unsealable = self
-            .unsealable
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let unsealable = self.unsealable.lock().unwrap_or_else(PoisonError::into_inner);
         if !unsealable.is_empty() {
             return Err(unsealable.clone());
         }
@@ -77,10 +69,7 @@ impl Identity for HardwareIdentity {
         let vault_key = match self.sealable() {
             Ok(_) if self.epochs => KeyProtection::SealedWithEpoch,
             Ok(_) => {
-                weaknesses.push(
-                    "this TPM has no NV bit index: an older signed image could open the vault"
-                        .into(),
-                );
+                weaknesses.push("this TPM has no NV bit index: an older signed image could open the vault".into());
                 KeyProtection::Sealed
             }
             Err(reason) => {
@@ -89,10 +78,7 @@ impl Identity for HardwareIdentity {
             }
         };
         Strength {
-            tpm: Some(format!(
-                "{} firmware {:x}.{:x}",
-                info.manufacturer, info.firmware.0, info.firmware.1
-            )),
+            tpm: Some(format!("{} firmware {:x}.{:x}", info.manufacturer, info.firmware.0, info.firmware.1)),
             vault_key,
             weaknesses,
         }
@@ -105,10 +91,7 @@ impl Identity for HardwareIdentity {
             Use::Quote => Role::Quote,
             Use::Endorsement => Role::Endorsement,
         })?;
-        Ok(Some(PublicKey {
-            point: public.point,
-            tpm_public: Some(public.blob),
-        }))
+        Ok(Some(PublicKey { point: public.point, tpm_public: Some(public.blob) }))
     }
 
     fn sign_sha256(&self, digest: &[u8; 32]) -> Result<[u8; 64], IdentityError> {
@@ -132,12 +115,7 @@ impl Identity for HardwareIdentity {
     }
 
     fn endorsement_certificates(&self) -> Result<Vec<Vec<u8>>, IdentityError> {
-        Ok(self
-            .tpm
-            .endorsement_certificates()?
-            .into_iter()
-            .map(|(_, der)| der)
-            .collect())
+        Ok(self.tpm.endorsement_certificates()?.into_iter().map(|(_, der)| der).collect())
     }
 
     fn seal(&self, key: &VaultKey) -> Result<SealedKey, IdentityError> {
@@ -150,14 +128,9 @@ impl Identity for HardwareIdentity {
         // A key that this very boot cannot open would be lost with the next: try before anybody relies on it.
         match self.unseal(&sealed) {
             Ok(opened) if opened.expose() == key.expose() => Ok(sealed),
-            Ok(_) => {
-                Err(TpmError::NotSealable("another key came back than was sealed".into()).into())
-            }
+            Ok(_) => Err(TpmError::NotSealable("another key came back than was sealed".into()).into()),
             Err(IdentityError::Tpm(TpmError::StaysSealed(reason))) => {
-                *self
-                    .unsealable
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner) = reason;
+                *self.unsealable.lock().unwrap_or_else(PoisonError::into_inner) = reason;
                 clear()
             }
             Err(e) => Err(e),
@@ -167,16 +140,9 @@ impl Identity for HardwareIdentity {
     fn unseal(&self, sealed: &SealedKey) -> Result<VaultKey, IdentityError> {
         let (epoch_bound, private, public) = match sealed {
             SealedKey::Clear(bytes) => return clear_key(bytes),
-            SealedKey::Tpm {
-                epoch_bound,
-                private,
-                public,
-            } => (*epoch_bound, private, public),
+            SealedKey::Tpm { epoch_bound, private, public } => (*epoch_bound, private, public),
         };
-        let policy = self
-            .policy
-            .as_ref()
-            .map_err(|reason| TpmError::StaysSealed(reason.clone()))?;
+        let policy = self.policy.as_ref().map_err(|reason| TpmError::StaysSealed(reason.clone()))?;
         Ok(self.tpm.unseal(private, public, policy, epoch_bound)?)
     }
 

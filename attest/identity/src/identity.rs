@@ -6,10 +6,7 @@ use std::sync::Arc;
 
 use crate::tpm::DEVICE_TCTI;
 use crate::tpm::quote::Quote;
-use crate::{
-    HardwareIdentity, IdentityError, Point, PublicKey, SealedKey, SoftwareIdentity, Strength, Use,
-    VaultKey,
-};
+use crate::{HardwareIdentity, IdentityError, Point, PublicKey, SealedKey, SoftwareIdentity, Strength, Use, VaultKey};
 
 /// A device's identity. Calls block for as long as a TPM takes (tens to hundreds of milliseconds), never for the network.
 pub trait Identity: Send + Sync {
@@ -92,11 +89,7 @@ pub struct Options {
 impl Options {
     /// Those of a running device.
     pub fn device() -> Self {
-        Self {
-            tcti: None,
-            boot_dir: "/run/holdfast/boot".into(),
-            software_dir: "/data/identity".into(),
-        }
+        Self { tcti: None, boot_dir: "/run/holdfast/boot".into(), software_dir: "/data/identity".into() }
     }
 }
 

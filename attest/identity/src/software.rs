@@ -34,11 +34,7 @@ impl SoftwareIdentity {
     /// `reason`: why no TPM is used. Nothing is read or written before the first key is asked for, because `dir` may lie in
     /// the vault, which this identity opens.
     pub fn new(dir: &Path, reason: &str) -> Self {
-        Self {
-            dir: dir.to_owned(),
-            reason: reason.to_owned(),
-            keys: Mutex::new(None),
-        }
+        Self { dir: dir.to_owned(), reason: reason.to_owned(), keys: Mutex::new(None) }
     }
 
     fn keys(&self) -> Result<Keys, IdentityError> {
@@ -76,28 +72,23 @@ impl Identity for SoftwareIdentity {
             Use::Agreement => self.keys()?.agreement,
             Use::Quote | Use::Endorsement => return Ok(None),
         };
-        Ok(Some(PublicKey {
-            point: to_point(&(*key.public_key().as_affine()).into())?,
-            tpm_public: None,
-        }))
+        Ok(Some(PublicKey { point: to_point(&(*key.public_key().as_affine()).into())?, tpm_public: None }))
     }
 
     fn sign_sha256(&self, digest: &[u8; 32]) -> Result<[u8; 64], IdentityError> {
         let key = SigningKey::from(&self.keys()?.device);
-        let signature: Signature =
-            key.sign_prehash(digest)
-                .map_err(|e| IdentityError::Content {
-                    path: self.dir.join("device.key.pem").display().to_string(),
-                    expected: "a P-256 key that signs",
-                    found: e.to_string(),
-                })?;
+        let signature: Signature = key.sign_prehash(digest).map_err(|e| IdentityError::Content {
+            path: self.dir.join("device.key.pem").display().to_string(),
+            expected: "a P-256 key that signs",
+            found: e.to_string(),
+        })?;
         Ok(signature.to_bytes().into())
     }
 
     fn shared_point(&self, peer: &Point) -> Result<Point, IdentityError> {
         let encoded = EncodedPoint::from_affine_coordinates(&peer.x.into(), &peer.y.into(), false);
-        let peer = Option::<AffinePoint>::from(AffinePoint::from_encoded_point(&encoded))
-            .ok_or(IdentityError::BadPoint)?;
+        let peer =
+            Option::<AffinePoint>::from(AffinePoint::from_encoded_point(&encoded)).ok_or(IdentityError::BadPoint)?;
         let scalar = self.keys()?.agreement.to_nonzero_scalar();
         to_point(&(ProjectivePoint::from(peer) * *scalar))
     }
@@ -143,8 +134,7 @@ pub(crate) fn clear_key(bytes: &Zeroizing<Vec<u8>>) -> Result<VaultKey, Identity
 }
 
 fn to_point(p: &ProjectivePoint) -> Result<Point, IdentityError> {
-    Point::from_sec1(p.to_affine().to_encoded_point(false).as_bytes())
-        .ok_or(IdentityError::BadPoint)
+    Point::from_sec1(p.to_affine().to_encoded_point(false).as_bytes()).ok_or(IdentityError::BadPoint)
 }
 
 fn load_or_make(path: &Path) -> Result<SecretKey, IdentityError> {
@@ -165,15 +155,11 @@ fn load_or_make(path: &Path) -> Result<SecretKey, IdentityError> {
         let Ok(key) = SecretKey::from_slice(&*scalar) else {
             continue;
         };
-        let pem = key
-            .to_pkcs8_pem(LineEnding::LF)
-            .map_err(|e| content(e.to_string()))?;
+        let pem = key.to_pkcs8_pem(LineEnding::LF).map_err(|e| content(e.to_string()))?;
         replace(path, pem.as_bytes())?;
         return Ok(key);
     }
-    Err(content(
-        "the kernel's random source gives no usable scalar".into(),
-    ))
+    Err(content("the kernel's random source gives no usable scalar".into()))
 }
 
 #[cfg(test)]
@@ -186,18 +172,13 @@ mod tests {
     fn keys_are_made_once_and_found_again() {
         let dir = tempfile::tempdir().unwrap();
         let first = SoftwareIdentity::new(&dir.path().join("identity"), "test");
-        assert!(
-            !dir.path().join("identity").exists(),
-            "nothing is written before a key is asked for"
-        );
+        assert!(!dir.path().join("identity").exists(), "nothing is written before a key is asked for");
         let key = first.public_key(Use::Device).unwrap().unwrap();
         let second = SoftwareIdentity::new(&dir.path().join("identity"), "test");
         assert_eq!(second.public_key(Use::Device).unwrap().unwrap(), key);
         let signature = second.sign_sha256(&[9; 32]).unwrap();
         let verifier = VerifyingKey::from_sec1_bytes(&key.point.to_sec1()).unwrap();
-        verifier
-            .verify_prehash(&[9; 32], &Signature::from_slice(&signature).unwrap())
-            .unwrap();
+        verifier.verify_prehash(&[9; 32], &Signature::from_slice(&signature).unwrap()).unwrap();
     }
 
     #[test]
@@ -209,24 +190,14 @@ mod tests {
         );
         let point = |i: &SoftwareIdentity| i.public_key(Use::Agreement).unwrap().unwrap().point;
         assert!(a.shared_point(&point(&b)).unwrap() == b.shared_point(&point(&a)).unwrap());
-        let off_curve = Point {
-            x: [1; 32],
-            y: [1; 32],
-        };
-        assert!(matches!(
-            a.shared_point(&off_curve),
-            Err(IdentityError::BadPoint)
-        ));
+        let off_curve = Point { x: [1; 32], y: [1; 32] };
+        assert!(matches!(a.shared_point(&off_curve), Err(IdentityError::BadPoint)));
     }
 
     #[test]
     fn a_key_sealed_by_a_tpm_is_refused_with_the_reason() {
         let identity = SoftwareIdentity::new(Path::new("/nonexistent"), "the TPM is gone");
-        let sealed = SealedKey::Tpm {
-            epoch_bound: true,
-            private: vec![1],
-            public: vec![2],
-        };
+        let sealed = SealedKey::Tpm { epoch_bound: true, private: vec![1], public: vec![2] };
         let error = identity.unseal(&sealed).unwrap_err().to_string();
         assert!(error.contains("the TPM is gone"), "{error}");
     }

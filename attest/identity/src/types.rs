@@ -19,10 +19,7 @@ impl Point {
     pub fn from_sec1(bytes: &[u8]) -> Option<Self> {
         let [4, rest @ ..] = bytes else { return None };
         let (x, y) = rest.split_at_checked(32)?;
-        Some(Self {
-            x: x.try_into().ok()?,
-            y: y.try_into().ok()?,
-        })
+        Some(Self { x: x.try_into().ok()?, y: y.try_into().ok()? })
     }
 
     /// The uncompressed SEC 1 form.
@@ -116,9 +113,7 @@ pub enum SealedKey {
 impl std::fmt::Debug for SealedKey {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
-            Self::Tpm {
-                epoch_bound: true, ..
-            } => "SealedKey(TPM, epoch bound)",
+            Self::Tpm { epoch_bound: true, .. } => "SealedKey(TPM, epoch bound)",
             Self::Tpm { .. } => "SealedKey(TPM)",
             Self::Clear(_) => "SealedKey(clear)",
         })
@@ -158,9 +153,7 @@ pub enum IdentityError {
     #[error("ECDH: the peer's point is not on P-256")]
     BadPoint,
     /// The vault key is sealed by a TPM and there is none now.
-    #[error(
-        "the vault key is sealed by a TPM, and this machine has none now ({0}); nothing is changed on the disk"
-    )]
+    #[error("the vault key is sealed by a TPM, and this machine has none now ({0}); nothing is changed on the disk")]
     TpmGone(String),
     /// A certificate cannot be made.
     #[error("certificate of the {key}: {reason}")]
@@ -181,10 +174,7 @@ mod tests {
 
     #[test]
     fn sec1_is_read_back_and_other_lengths_are_refused() {
-        let p = Point {
-            x: [1; 32],
-            y: [2; 32],
-        };
+        let p = Point { x: [1; 32], y: [2; 32] };
         assert_eq!(Point::from_sec1(&p.to_sec1()), Some(p));
         assert_eq!(Point::from_sec1(&p.to_sec1()[..64]), None);
         assert_eq!(Point::from_sec1(&[&p.to_sec1()[..], &[0]].concat()), None);

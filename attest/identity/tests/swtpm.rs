@@ -14,8 +14,7 @@ use holdfast_identity::certificates::pem_to_der;
 use holdfast_identity::tpm::TpmError;
 use holdfast_identity::tpm::policy::{KEY_FILE, SIGNATURE_FILE};
 use holdfast_identity::{
-    Certificates, HardwareIdentity, Identity, IdentityError, KeyProtection, SealedKey, Use,
-    VaultKey, escrow,
+    Certificates, HardwareIdentity, Identity, IdentityError, KeyProtection, SealedKey, Use, VaultKey, escrow,
 };
 use p256::ecdsa::signature::Verifier as _;
 use p256::ecdsa::signature::hazmat::PrehashVerifier as _;
@@ -54,11 +53,7 @@ impl Machine {
                 return None;
             }
         }
-        let mut machine = Self {
-            dir,
-            port: 0,
-            process: None,
-        };
+        let mut machine = Self { dir, port: 0, process: None };
         machine.power_on();
         Some(machine)
     }
@@ -67,21 +62,12 @@ impl Machine {
     fn power_on(&mut self) {
         self.port = free_port_pair();
         let process = Command::new("swtpm")
-            .args([
-                "socket",
-                "--tpm2",
-                "--flags",
-                "not-need-init,startup-clear",
-                "--tpmstate",
-            ])
+            .args(["socket", "--tpm2", "--flags", "not-need-init,startup-clear", "--tpmstate"])
             .arg(format!("dir={}", self.dir.path().join("tpm").display()))
             .arg("--server")
             .arg(format!("type=tcp,bindaddr=127.0.0.1,port={}", self.port))
             .arg("--ctrl")
-            .arg(format!(
-                "type=tcp,bindaddr=127.0.0.1,port={}",
-                self.port + 1
-            ))
+            .arg(format!("type=tcp,bindaddr=127.0.0.1,port={}", self.port + 1))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
@@ -90,10 +76,7 @@ impl Machine {
         self.process = Some(process);
         let start = Instant::now();
         while std::net::TcpStream::connect(("127.0.0.1", self.port + 1)).is_err() {
-            assert!(
-                start.elapsed() < Duration::from_secs(10),
-                "swtpm does not listen"
-            );
+            assert!(start.elapsed() < Duration::from_secs(10), "swtpm does not listen");
             std::thread::sleep(Duration::from_millis(20));
         }
     }
@@ -128,9 +111,7 @@ impl Machine {
             early.extend_pcr(firmware, &[1; 32]).unwrap();
         }
         for (name, data) in &image.sections {
-            early
-                .extend_pcr(11, &pcr::sha256(&[name.as_bytes(), &[0]]))
-                .unwrap();
+            early.extend_pcr(11, &pcr::sha256(&[name.as_bytes(), &[0]])).unwrap();
             early.extend_pcr(11, &pcr::sha256(&[data])).unwrap();
         }
         early.extend_phase(phase::ENTER_PID1).unwrap();
@@ -165,16 +146,10 @@ struct Image {
 
 impl Image {
     fn new(kernel: &str, epoch: u32) -> Self {
-        let sections = vec![
-            (".linux", kernel.as_bytes().to_vec()),
-            (".cmdline", b"slot.root=00".to_vec()),
-        ];
+        let sections = vec![(".linux", kernel.as_bytes().to_vec()), (".cmdline", b"slot.root=00".to_vec())];
         let given = sections.iter().map(|(n, d)| (*n, d.as_slice()));
         let pcr11 = pcr::predict_pcr11(given, &[phase::ENTER_PID1]);
-        Self {
-            sections,
-            policies: SignedPolicies::sign(&pcr11, epoch, &release_key()),
-        }
+        Self { sections, policies: SignedPolicies::sign(&pcr11, epoch, &release_key()) }
     }
 
     fn install(&self, boot_dir: &Path) {
@@ -195,18 +170,11 @@ fn verifying_key(identity: &dyn Identity, usage: Use) -> VerifyingKey {
 
 /// Runs a tool of tpm2-tools against the machine; the connection of ours must be closed.
 fn tool(machine: &Machine, name: &str, args: &[&str]) -> Option<String> {
-    let out = Command::new(name)
-        .args(args)
-        .env("TPM2TOOLS_TCTI", machine.tcti())
-        .output();
+    let out = Command::new(name).args(args).env("TPM2TOOLS_TCTI", machine.tcti()).output();
     match out {
         Ok(out) => {
             let text = String::from_utf8_lossy(&out.stdout).into_owned();
-            assert!(
-                out.status.success(),
-                "{name} {args:?}: {text}{}",
-                String::from_utf8_lossy(&out.stderr)
-            );
+            assert!(out.status.success(), "{name} {args:?}: {text}{}", String::from_utf8_lossy(&out.stderr));
             Some(text)
         }
         Err(e) => {
@@ -227,29 +195,13 @@ fn keys_stay_in_the_tpm_and_come_back_after_a_power_cut() {
         .into();
     drop(first);
     for (handle, wanted) in [
-        (
-            "0x817fffff",
-            "fixedtpm|fixedparent|sensitivedataorigin|userwithauth|noda|sign",
-        ),
-        (
-            "0x81000002",
-            "fixedtpm|fixedparent|sensitivedataorigin|userwithauth|noda|restricted|decrypt",
-        ),
-        (
-            "0x81000004",
-            "fixedtpm|fixedparent|sensitivedataorigin|userwithauth|noda|restricted|sign",
-        ),
-        (
-            "0x81000005",
-            "fixedtpm|fixedparent|sensitivedataorigin|userwithauth|noda|decrypt",
-        ),
+        ("0x817fffff", "fixedtpm|fixedparent|sensitivedataorigin|userwithauth|noda|sign"),
+        ("0x81000002", "fixedtpm|fixedparent|sensitivedataorigin|userwithauth|noda|restricted|decrypt"),
+        ("0x81000004", "fixedtpm|fixedparent|sensitivedataorigin|userwithauth|noda|restricted|sign"),
+        ("0x81000005", "fixedtpm|fixedparent|sensitivedataorigin|userwithauth|noda|decrypt"),
     ] {
         if let Some(text) = tool(&machine, "tpm2_readpublic", &["-c", handle]) {
-            let line = text
-                .lines()
-                .skip_while(|l| !l.starts_with("attributes"))
-                .nth(1)
-                .unwrap_or_default();
+            let line = text.lines().skip_while(|l| !l.starts_with("attributes")).nth(1).unwrap_or_default();
             assert_eq!(line.trim(), format!("value: {wanted}"), "{handle}");
             assert!(text.contains("NIST p256"), "{text}");
         }
@@ -257,10 +209,7 @@ fn keys_stay_in_the_tpm_and_come_back_after_a_power_cut() {
     machine.power_off();
     machine.power_on();
     let again = machine.open();
-    for (usage, key) in [Use::Device, Use::Agreement, Use::Quote, Use::Endorsement]
-        .into_iter()
-        .zip(keys)
-    {
+    for (usage, key) in [Use::Device, Use::Agreement, Use::Quote, Use::Endorsement].into_iter().zip(keys) {
         assert_eq!(again.public_key(usage).unwrap().unwrap(), key, "{usage:?}");
     }
 }
@@ -272,9 +221,7 @@ fn signatures_and_agreements_fit_the_public_keys() {
     };
     let identity = machine.open();
     let signature = Signature::from_slice(&identity.sign_sha256(&[5; 32]).unwrap()).unwrap();
-    verifying_key(&identity, Use::Device)
-        .verify_prehash(&[5; 32], &signature)
-        .unwrap();
+    verifying_key(&identity, Use::Device).verify_prehash(&[5; 32], &signature).unwrap();
 
     let theirs = p256::SecretKey::from_slice(&[3; 32]).unwrap();
     let their_point = holdfast_identity::Point::from_sec1(&theirs.public_key().to_sec1_bytes());
@@ -283,18 +230,12 @@ fn signatures_and_agreements_fit_the_public_keys() {
     let ours = verifying_key(&identity, Use::Agreement);
     let wanted = p256::ecdh::diffie_hellman(theirs.to_nonzero_scalar(), ours.as_affine());
     assert_eq!(shared.x[..], wanted.raw_secret_bytes()[..]);
-    let off_curve = holdfast_identity::Point {
-        x: [1; 32],
-        y: [1; 32],
-    };
+    let off_curve = holdfast_identity::Point { x: [1; 32], y: [1; 32] };
     assert!(identity.shared_point(&off_curve).is_err());
 
     let key = VaultKey::random().unwrap();
     let kept = escrow::wrap(&identity, &key).unwrap();
-    assert_eq!(
-        escrow::unwrap(&identity, &kept).unwrap().expose(),
-        key.expose()
-    );
+    assert_eq!(escrow::unwrap(&identity, &kept).unwrap().expose(), key.expose());
 }
 
 #[test]
@@ -306,15 +247,8 @@ fn a_quote_convinces_an_independent_verifier() {
     let nonce = b"0123456789ab";
     let quote = identity.quote(nonce).unwrap().unwrap();
     let key = verifying_key(&identity, Use::Quote);
-    key.verify(
-        &quote.attest,
-        &DerSignature::from_bytes(quote.signature_der.as_slice()).unwrap(),
-    )
-    .unwrap();
-    assert_eq!(
-        quote.pcrs.iter().map(|(i, _)| *i).collect::<Vec<_>>(),
-        (0..16).collect::<Vec<_>>()
-    );
+    key.verify(&quote.attest, &DerSignature::from_bytes(quote.signature_der.as_slice()).unwrap()).unwrap();
+    assert_eq!(quote.pcrs.iter().map(|(i, _)| *i).collect::<Vec<_>>(), (0..16).collect::<Vec<_>>());
     assert!(quote.pcrs[11].1 != [0; 32] && quote.pcrs[12].1 == [0; 32]);
     assert!(identity.quote(&[]).is_err() && identity.quote(&[0; 65]).is_err());
 
@@ -327,18 +261,7 @@ fn a_quote_convinces_an_independent_verifier() {
     tool(
         &machine,
         "tpm2_checkquote",
-        &[
-            "-u",
-            &at("key.pem"),
-            "-m",
-            &at("attest"),
-            "-s",
-            &at("signature"),
-            "-g",
-            "sha256",
-            "-q",
-            &hex::encode(nonce),
-        ],
+        &["-u", &at("key.pem"), "-m", &at("attest"), "-s", &at("signature"), "-g", "sha256", "-q", &hex::encode(nonce)],
     );
 }
 
@@ -359,13 +282,9 @@ fn certificates_chain_to_the_device_key_as_openssl_sees_it() {
     for (name, pem) in others {
         std::fs::write(at(name), pem).unwrap();
         assert!(pem_to_der(pem).is_some());
-        match Command::new("openssl")
-            .args(["verify", "-CAfile", &at("device.pem"), &at(name)])
-            .output()
-        {
+        match Command::new("openssl").args(["verify", "-CAfile", &at("device.pem"), &at(name)]).output() {
             Ok(out) => {
-                let text = String::from_utf8_lossy(&out.stdout).into_owned()
-                    + &String::from_utf8_lossy(&out.stderr);
+                let text = String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr);
                 assert!(out.status.success(), "{name}: {text}");
             }
             Err(e) => println!("NOT CHECKED with openssl: {e}"),
@@ -397,20 +316,9 @@ fn the_vault_key_opens_once_per_boot_and_for_every_signed_image() {
     };
     let key = VaultKey::random().unwrap();
     let identity = machine.boot(&Image::new("kernel A", 1));
-    assert_eq!(
-        identity.strength().vault_key,
-        KeyProtection::SealedWithEpoch,
-        "{}",
-        identity.strength()
-    );
+    assert_eq!(identity.strength().vault_key, KeyProtection::SealedWithEpoch, "{}", identity.strength());
     let sealed = identity.seal(&key).unwrap();
-    assert!(matches!(
-        sealed,
-        SealedKey::Tpm {
-            epoch_bound: true,
-            ..
-        }
-    ));
+    assert!(matches!(sealed, SealedKey::Tpm { epoch_bound: true, .. }));
     assert_eq!(identity.unseal(&sealed).unwrap().expose(), key.expose());
     identity.extend_phase(phase::VAULT_OPEN).unwrap();
     let refused = identity.unseal(&sealed).unwrap_err().to_string();
@@ -423,10 +331,7 @@ fn the_vault_key_opens_once_per_boot_and_for_every_signed_image() {
     let mut forged = Image::new("kernel C", 1);
     forged.policies = Image::new("kernel A", 1).policies;
     let identity = machine.boot(&forged);
-    assert!(matches!(
-        identity.unseal(&sealed),
-        Err(IdentityError::Tpm(TpmError::StaysSealed(_)))
-    ));
+    assert!(matches!(identity.unseal(&sealed), Err(IdentityError::Tpm(TpmError::StaysSealed(_)))));
 }
 
 #[test]
@@ -441,24 +346,15 @@ fn an_older_epoch_is_refused_after_the_newer_one_was_committed_and_not_before() 
     let sealed = identity.seal(&key).unwrap();
     assert!(machine.boot(&new).unseal(&sealed).is_ok());
     let identity = machine.boot(&old);
-    assert!(
-        identity.unseal(&sealed).is_ok(),
-        "an uncommitted newer image can still fall back"
-    );
+    assert!(identity.unseal(&sealed).is_ok(), "an uncommitted newer image can still fall back");
 
     let identity = machine.boot(&new);
     identity.commit_epoch(2).unwrap();
     identity.commit_epoch(2).unwrap();
-    assert_eq!(
-        identity.tpm().read_epochs(EPOCH_INDEX).unwrap(),
-        Some(0b110)
-    );
+    assert_eq!(identity.tpm().read_epochs(EPOCH_INDEX).unwrap(), Some(0b110));
     assert!(identity.unseal(&sealed).is_ok());
     let refused = machine.boot(&old).unseal(&sealed).unwrap_err().to_string();
-    assert!(
-        refused.contains("security epoch 1") && refused.contains("higher one is committed"),
-        "{refused}"
-    );
+    assert!(refused.contains("security epoch 1") && refused.contains("higher one is committed"), "{refused}");
 }
 
 #[test]
@@ -490,14 +386,8 @@ fn an_unmeasured_boot_seals_nothing_and_says_so() {
     let identity = machine.open();
     let strength = identity.strength();
     assert_eq!(strength.vault_key, KeyProtection::Clear);
-    assert!(
-        strength.weaknesses[0].contains("PCR 0, 4, 7, 11 is zero"),
-        "{strength}"
-    );
-    assert!(matches!(
-        identity.seal(&VaultKey::random().unwrap()).unwrap(),
-        SealedKey::Clear(_)
-    ));
+    assert!(strength.weaknesses[0].contains("PCR 0, 4, 7, 11 is zero"), "{strength}");
+    assert!(matches!(identity.seal(&VaultKey::random().unwrap()).unwrap(), SealedKey::Clear(_)));
 }
 
 #[test]
@@ -508,16 +398,10 @@ fn a_key_that_this_boot_could_not_open_again_is_not_sealed() {
     let mut image = Image::new("kernel A", 1);
     image.policies = Image::new("another kernel", 1).policies;
     let identity = machine.boot(&image);
-    assert!(matches!(
-        identity.seal(&VaultKey::random().unwrap()).unwrap(),
-        SealedKey::Clear(_)
-    ));
+    assert!(matches!(identity.seal(&VaultKey::random().unwrap()).unwrap(), SealedKey::Clear(_)));
     let strength = identity.strength();
     assert_eq!(strength.vault_key, KeyProtection::Clear);
-    assert!(
-        strength.weaknesses[0].contains("PCR 11: expected"),
-        "{strength}"
-    );
+    assert!(strength.weaknesses[0].contains("PCR 11: expected"), "{strength}");
 }
 
 #[test]
@@ -526,24 +410,12 @@ fn a_handle_that_holds_somebody_elses_key_is_left_alone_and_named() {
         return;
     };
     let at = machine.dir.path().join("other.ctx").display().to_string();
-    if tool(
-        &machine,
-        "tpm2_createprimary",
-        &["-Q", "-C", "o", "-G", "rsa2048", "-c", &at],
-    )
-    .is_none()
-    {
+    if tool(&machine, "tpm2_createprimary", &["-Q", "-C", "o", "-G", "rsa2048", "-c", &at]).is_none() {
         return;
     }
-    tool(
-        &machine,
-        "tpm2_evictcontrol",
-        &["-Q", "-C", "o", "-c", &at, "0x81000005"],
-    );
+    tool(&machine, "tpm2_evictcontrol", &["-Q", "-C", "o", "-c", &at, "0x81000005"]);
     tool(&machine, "tpm2_flushcontext", &["-t"]);
-    let Err(error) = HardwareIdentity::open(&machine.tcti(), &machine.boot_dir()) else {
-        panic!("accepted")
-    };
+    let Err(error) = HardwareIdentity::open(&machine.tcti(), &machine.boot_dir()) else { panic!("accepted") };
     assert!(error.to_string().contains("0x81000005"), "{error}");
 }
 
@@ -552,9 +424,7 @@ fn a_tpm_that_is_not_there_is_an_error_within_its_deadline() {
     let port = free_port_pair();
     let start = Instant::now();
     let tcti = format!("swtpm:host=127.0.0.1,port={port}");
-    let Err(error) = HardwareIdentity::open(&tcti, Path::new("/nonexistent")) else {
-        panic!("found a TPM")
-    };
+    let Err(error) = HardwareIdentity::open(&tcti, Path::new("/nonexistent")) else { panic!("found a TPM") };
     assert!(error.to_string().contains(&tcti), "{error}");
     assert!(start.elapsed() < Duration::from_secs(20));
 }

@@ -30,24 +30,17 @@ impl Tpm {
             if look(link, index)?.is_none() {
                 match define(link, index) {
                     Ok(()) => {}
-                    Err(TpmError::Refused {
-                        kind: Response::Other,
-                        ..
-                    }) => return Ok(false),
+                    Err(TpmError::Refused { kind: Response::Other, .. }) => return Ok(false),
                     Err(e) => return Err(e),
                 }
             }
             let public = look(link, index)?;
-            let found = public
-                .as_ref()
-                .map_or(0, |p| u32::try_from(p.attributes()).unwrap_or(0));
+            let found = public.as_ref().map_or(0, |p| u32::try_from(p.attributes()).unwrap_or(0));
             let size = public.map_or(0, |p| p.data_size());
             if found | WRITTEN != EPOCH_ATTRIBUTES || size != 8 {
                 return Err(TpmError::Unexpected {
                     object: format!("NV index {index:#010x}"),
-                    expected: format!(
-                        "the epoch index, 8 bytes, attributes {EPOCH_ATTRIBUTES:#010x}"
-                    ),
+                    expected: format!("the epoch index, 8 bytes, attributes {EPOCH_ATTRIBUTES:#010x}"),
                     found: format!("{size} bytes, attributes {found:#010x}; it is left alone"),
                 });
             }
@@ -71,14 +64,10 @@ impl Tpm {
             let nv = object.into();
             let read = link
                 .context()?
-                .execute_with_session(Some(AuthSession::Password), |c| {
-                    c.nv_read(NvAuth::NvIndex(nv), nv, 8, 0)
-                })
+                .execute_with_session(Some(AuthSession::Password), |c| c.nv_read(NvAuth::NvIndex(nv), nv, 8, 0))
                 .during(format!("read NV index {index:#010x}"))?;
             close(link, object)?;
-            Ok(<[u8; 8]>::try_from(read.as_ref())
-                .ok()
-                .map(u64::from_be_bytes))
+            Ok(<[u8; 8]>::try_from(read.as_ref()).ok().map(u64::from_be_bytes))
         })
     }
 
@@ -94,15 +83,10 @@ impl Tpm {
                 found: epoch.to_string(),
             });
         }
-        if self
-            .read_epochs(index)?
-            .is_some_and(|bits| bits & epoch_bit(epoch) != 0)
-        {
+        if self.read_epochs(index)?.is_some_and(|bits| bits & epoch_bit(epoch) != 0) {
             return Ok(()); // spares the NV memory a write
         }
-        self.call("commit the epoch", OPERATION_LIMIT, move |link| {
-            link.esys()?.nv_set_bits(index, epoch_bit(epoch))
-        })
+        self.call("commit the epoch", OPERATION_LIMIT, move |link| link.esys()?.nv_set_bits(index, epoch_bit(epoch)))
     }
 }
 
@@ -113,12 +97,8 @@ fn open(link: &mut Link, index: u32) -> Result<Option<(ObjectHandle, NvPublic)>,
         return Ok(None);
     }
     let context = link.context()?;
-    let object = context
-        .execute_without_session(|c| c.tr_from_tpm_public(TpmHandle::NvIndex(handle)))
-        .during(what())?;
-    let (public, _name) = context
-        .execute_without_session(|c| c.nv_read_public(object.into()))
-        .during(what())?;
+    let object = context.execute_without_session(|c| c.tr_from_tpm_public(TpmHandle::NvIndex(handle))).during(what())?;
+    let (public, _name) = context.execute_without_session(|c| c.nv_read_public(object.into())).during(what())?;
     Ok(Some((object, public)))
 }
 
@@ -131,9 +111,7 @@ fn look(link: &mut Link, index: u32) -> Result<Option<NvPublic>, TpmError> {
 }
 
 fn close(link: &mut Link, mut object: ObjectHandle) -> Result<(), TpmError> {
-    link.context()?
-        .tr_close(&mut object)
-        .during("close an NV index")
+    link.context()?.tr_close(&mut object).during("close an NV index")
 }
 
 fn define(link: &mut Link, index: u32) -> Result<(), TpmError> {
@@ -148,9 +126,7 @@ fn define(link: &mut Link, index: u32) -> Result<(), TpmError> {
         .during(what())?;
     let nv = link
         .context()?
-        .execute_with_session(Some(AuthSession::Password), |c| {
-            c.nv_define_space(Provision::Owner, None, public)
-        })
+        .execute_with_session(Some(AuthSession::Password), |c| c.nv_define_space(Provision::Owner, None, public))
         .during(what())?;
     close(link, nv.into())
 }

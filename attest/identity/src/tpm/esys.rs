@@ -49,16 +49,9 @@ pub(crate) struct BitsClear {
 impl Esys {
     /// Opens the TPM behind a TCTI string.
     pub(crate) fn open(tcti_name: &str) -> Result<Self, TpmError> {
-        let error = |reason: String| TpmError::Open {
-            tcti: tcti_name.to_owned(),
-            reason,
-        };
+        let error = |reason: String| TpmError::Open { tcti: tcti_name.to_owned(), reason };
         let name = CString::new(tcti_name).map_err(|_| error("the name holds a NUL".into()))?;
-        let mut this = Self {
-            esys: null_mut(),
-            tcti: null_mut(),
-            made: Vec::new(),
-        };
+        let mut this = Self { esys: null_mut(), tcti: null_mut(), made: Vec::new() };
         // SAFETY: `name` is NUL-terminated and outlives the call; the context pointer is ours to be written.
         let rc = unsafe { ffi::Tss2_TctiLdr_Initialize(name.as_ptr(), &mut this.tcti) };
         ok(rc, "open the TCTI").map_err(|e| error(e.to_string()))?;
@@ -91,10 +84,7 @@ impl Esys {
         let parent = self.from_tpm(parent)?;
         let (key_name, ticket) = self.verify(approval)?;
 
-        let mut symmetric = ffi::TPMT_SYM_DEF {
-            algorithm: ALG_AES,
-            ..Default::default()
-        };
+        let mut symmetric = ffi::TPMT_SYM_DEF { algorithm: ALG_AES, ..Default::default() };
         symmetric.keyBits.aes = 128;
         symmetric.mode.aes = ALG_CFB;
         let mut session = NONE;
@@ -118,18 +108,14 @@ impl Esys {
         ok(rc, "start a policy session")?;
         self.made.push(session);
         // SAFETY: live context, session made by it.
-        let rc = unsafe {
-            ffi::Esys_TRSess_SetAttributes(self.esys, session, SESSION_ENCRYPT, SESSION_ENCRYPT)
-        };
+        let rc = unsafe { ffi::Esys_TRSess_SetAttributes(self.esys, session, SESSION_ENCRYPT, SESSION_ENCRYPT) };
         ok(rc, "let the session encrypt answers")?;
 
         let selection = ffi::TPML_PCR_SELECTION::from(pcrs.clone());
         let current = ffi::TPM2B_DIGEST::default();
         // SAFETY: live context and session; both structures live through the call. The empty digest makes the TPM
         // take the current values.
-        let rc = unsafe {
-            ffi::Esys_PolicyPCR(self.esys, session, NONE, NONE, NONE, &current, &selection)
-        };
+        let rc = unsafe { ffi::Esys_PolicyPCR(self.esys, session, NONE, NONE, NONE, &current, &selection) };
         ok(rc, "PolicyPCR")?;
 
         if let Some(condition) = bits_clear {
@@ -138,18 +124,7 @@ impl Esys {
             // SAFETY: live context, handles made by it, `operand` lives through the call. The index authorises its own
             // reading with an empty password.
             let rc = unsafe {
-                ffi::Esys_PolicyNV(
-                    self.esys,
-                    nv,
-                    nv,
-                    session,
-                    PASSWORD,
-                    NONE,
-                    NONE,
-                    &operand,
-                    0,
-                    OP_BITCLEAR,
-                )
+                ffi::Esys_PolicyNV(self.esys, nv, nv, session, PASSWORD, NONE, NONE, &operand, 0, OP_BITCLEAR)
             };
             ok(rc, "PolicyNV")?;
         }
@@ -159,17 +134,7 @@ impl Esys {
         // SAFETY: live context and session; all structures live through the call. TPM2B_NONCE and TPM2B_DIGEST are
         // the same type.
         let rc = unsafe {
-            ffi::Esys_PolicyAuthorize(
-                self.esys,
-                session,
-                NONE,
-                NONE,
-                NONE,
-                &policy,
-                &policy_ref,
-                &key_name,
-                &ticket,
-            )
+            ffi::Esys_PolicyAuthorize(self.esys, session, NONE, NONE, NONE, &policy, &policy_ref, &key_name, &ticket)
         };
         ok(rc, "PolicyAuthorize")?;
 
@@ -193,56 +158,26 @@ impl Esys {
 
     /// Loads the release's key, lets the TPM check the signature, and returns the key's name with the ticket that says
     /// so. The key goes into the owner hierarchy: under the null hierarchy the TPM gives no usable ticket.
-    fn verify(
-        &mut self,
-        approval: &Approval<'_>,
-    ) -> Result<(ffi::TPM2B_NAME, ffi::TPMT_TK_VERIFIED), TpmError> {
+    fn verify(&mut self, approval: &Approval<'_>) -> Result<(ffi::TPM2B_NAME, ffi::TPMT_TK_VERIFIED), TpmError> {
         let public = to_public(approval.key)?;
         let mut key = NONE;
         // SAFETY: live context; `public` lives through the call; a null private part loads the public part only.
-        let rc = unsafe {
-            ffi::Esys_LoadExternal(
-                self.esys,
-                NONE,
-                NONE,
-                NONE,
-                null(),
-                &public,
-                OWNER,
-                &mut key,
-            )
-        };
+        let rc = unsafe { ffi::Esys_LoadExternal(self.esys, NONE, NONE, NONE, null(), &public, OWNER, &mut key) };
         ok(rc, "load the release's policy key")?;
         self.made.push(key);
 
-        let mut ecdsa = ffi::TPMS_SIGNATURE_ECC {
-            hash: ALG_SHA256,
-            ..Default::default()
-        };
+        let mut ecdsa = ffi::TPMS_SIGNATURE_ECC { hash: ALG_SHA256, ..Default::default() };
         ecdsa.signatureR.size = 32;
         ecdsa.signatureR.buffer[..32].copy_from_slice(&approval.approved.r);
         ecdsa.signatureS.size = 32;
         ecdsa.signatureS.buffer[..32].copy_from_slice(&approval.approved.s);
-        let mut signature = ffi::TPMT_SIGNATURE {
-            sigAlg: ALG_ECDSA,
-            ..Default::default()
-        };
+        let mut signature = ffi::TPMT_SIGNATURE { sigAlg: ALG_ECDSA, ..Default::default() };
         signature.signature.ecdsa = ecdsa;
         let signed = digest(&approval.approved.digest);
         let mut ticket = null_mut();
         // SAFETY: live context and key; the structures live through the call; `ticket` is ours to be written.
-        let rc = unsafe {
-            ffi::Esys_VerifySignature(
-                self.esys,
-                key,
-                NONE,
-                NONE,
-                NONE,
-                &signed,
-                &signature,
-                &mut ticket,
-            )
-        };
+        let rc =
+            unsafe { ffi::Esys_VerifySignature(self.esys, key, NONE, NONE, NONE, &signed, &signature, &mut ticket) };
         ok(rc, "verify the release's signature over its policy")?;
         // SAFETY: on success `ticket` points to one structure allocated by the library.
         let ticket = unsafe { take(ticket) };
@@ -258,42 +193,20 @@ impl Esys {
         Ok((name, ticket))
     }
 
-    fn load(
-        &mut self,
-        parent: ffi::ESYS_TR,
-        private: &[u8],
-        public: &Public,
-    ) -> Result<ffi::ESYS_TR, TpmError> {
+    fn load(&mut self, parent: ffi::ESYS_TR, private: &[u8], public: &Public) -> Result<ffi::ESYS_TR, TpmError> {
         let mut blob = ffi::TPM2B_PRIVATE::default();
-        let room = blob
-            .buffer
-            .get_mut(..private.len())
-            .ok_or_else(|| TpmError::Unexpected {
-                object: "sealed blob".into(),
-                expected: "at most 1550 bytes".into(),
-                found: format!("{} bytes", private.len()),
-            })?;
+        let room = blob.buffer.get_mut(..private.len()).ok_or_else(|| TpmError::Unexpected {
+            object: "sealed blob".into(),
+            expected: "at most 1550 bytes".into(),
+            found: format!("{} bytes", private.len()),
+        })?;
         room.copy_from_slice(private);
         blob.size = u16::try_from(private.len()).unwrap_or(u16::MAX);
         let public = to_public(public)?;
         let mut object = NONE;
         // SAFETY: live context; `parent` was made by it; the structures live through the call.
-        let rc = unsafe {
-            ffi::Esys_Load(
-                self.esys,
-                parent,
-                PASSWORD,
-                NONE,
-                NONE,
-                &blob,
-                &public,
-                &mut object,
-            )
-        };
-        ok(
-            rc,
-            "load the sealed vault key (was it sealed by another TPM, or was this one cleared?)",
-        )?;
+        let rc = unsafe { ffi::Esys_Load(self.esys, parent, PASSWORD, NONE, NONE, &blob, &public, &mut object) };
+        ok(rc, "load the sealed vault key (was it sealed by another TPM, or was this one cleared?)")?;
         self.made.push(object);
         Ok(object)
     }
@@ -303,8 +216,7 @@ impl Esys {
     fn from_tpm(&mut self, handle: u32) -> Result<ffi::ESYS_TR, TpmError> {
         let mut object = NONE;
         // SAFETY: live context; `object` is ours to be written.
-        let rc =
-            unsafe { ffi::Esys_TR_FromTPMPublic(self.esys, handle, NONE, NONE, NONE, &mut object) };
+        let rc = unsafe { ffi::Esys_TR_FromTPMPublic(self.esys, handle, NONE, NONE, NONE, &mut object) };
         ok(rc, &format!("look up handle {handle:#010x}"))?;
         Ok(object)
     }
@@ -358,11 +270,7 @@ fn ok(rc: ffi::TSS2_RC, operation: &str) -> Result<(), TpmError> {
         ("PolicyAuthorize", Response::Other) => Response::Policy,
         (_, kind) => kind,
     };
-    Err(TpmError::Refused {
-        operation: operation.to_owned(),
-        reason: error.to_string(),
-        kind,
-    })
+    Err(TpmError::Refused { operation: operation.to_owned(), reason: error.to_string(), kind })
 }
 
 fn to_public(public: &Public) -> Result<ffi::TPM2B_PUBLIC, TpmError> {

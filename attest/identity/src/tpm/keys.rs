@@ -2,15 +2,12 @@
 #![forbid(unsafe_code)]
 
 use tss_esapi::Context;
-use tss_esapi::handles::{
-    KeyHandle, NvIndexTpmHandle, ObjectHandle, PersistentTpmHandle, TpmHandle,
-};
+use tss_esapi::handles::{KeyHandle, NvIndexTpmHandle, ObjectHandle, PersistentTpmHandle, TpmHandle};
 use tss_esapi::interface_types::dynamic_handles::Persistent;
 use tss_esapi::interface_types::resource_handles::{Hierarchy, NvAuth, Provision};
 use tss_esapi::interface_types::session_handles::AuthSession;
 use tss_esapi::structures::{
-    CapabilityData, Digest, EccParameter, EccPoint, Public, PublicBuffer, Signature,
-    SignatureScheme,
+    CapabilityData, Digest, EccParameter, EccPoint, Public, PublicBuffer, Signature, SignatureScheme,
 };
 use tss_esapi::traits::Marshall as _;
 use tss_esapi::tss2_esys::{TPM2B_DIGEST, TPMT_TK_HASHCHECK};
@@ -47,12 +44,7 @@ impl Tpm {
     /// may need it; clearing the TPM in the firmware menu frees it.
     pub fn ensure_keys(&self) -> Result<(), TpmError> {
         self.call("make keys", KEY_CREATION_LIMIT, |link| {
-            for role in [
-                Role::Device,
-                Role::StorageRoot,
-                Role::Quote,
-                Role::Agreement,
-            ] {
+            for role in [Role::Device, Role::StorageRoot, Role::Quote, Role::Agreement] {
                 ensure(link, role)?;
             }
             Ok(())
@@ -64,36 +56,23 @@ impl Tpm {
     /// # Errors
     /// [`TpmError`] when the key is not there.
     pub fn public(&self, role: Role) -> Result<TpmPublic, TpmError> {
-        self.call(
-            "read a public key",
-            KEY_CREATION_LIMIT,
-            move |link| match role.handle() {
-                Some(handle) => {
-                    let key = link.required(handle)?;
-                    let public = read_public(link.context()?, key, role)?;
-                    describe(&public, role)
-                }
-                None => {
-                    let template = role.template()?;
-                    let context = link.context()?;
-                    let made = context.execute_with_session(Some(AuthSession::Password), |c| {
-                        c.create_primary(
-                            Hierarchy::Endorsement,
-                            template.clone(),
-                            None,
-                            None,
-                            None,
-                            None,
-                        )
-                    });
-                    let made = made.during(format!("make the {role} key"))?;
-                    context
-                        .flush_context(made.key_handle.into())
-                        .during("flush the endorsement key")?;
-                    describe(&made.out_public, role)
-                }
-            },
-        )
+        self.call("read a public key", KEY_CREATION_LIMIT, move |link| match role.handle() {
+            Some(handle) => {
+                let key = link.required(handle)?;
+                let public = read_public(link.context()?, key, role)?;
+                describe(&public, role)
+            }
+            None => {
+                let template = role.template()?;
+                let context = link.context()?;
+                let made = context.execute_with_session(Some(AuthSession::Password), |c| {
+                    c.create_primary(Hierarchy::Endorsement, template.clone(), None, None, None, None)
+                });
+                let made = made.during(format!("make the {role} key"))?;
+                context.flush_context(made.key_handle.into()).during("flush the endorsement key")?;
+                describe(&made.out_public, role)
+            }
+        })
     }
 
     /// ECDSA P-256 by the device key over an SHA-256 digest: r then s.
@@ -105,17 +84,12 @@ impl Tpm {
         self.call("sign", OPERATION_LIMIT, move |link| {
             let key = link.required(Role::Device.handle().unwrap_or_default())?;
             let digest = Digest::try_from(digest.to_vec()).during("sign")?;
-            let no_ticket = TPMT_TK_HASHCHECK {
-                tag: ST_HASHCHECK,
-                hierarchy: RH_NULL,
-                digest: TPM2B_DIGEST::default(),
-            };
+            let no_ticket =
+                TPMT_TK_HASHCHECK { tag: ST_HASHCHECK, hierarchy: RH_NULL, digest: TPM2B_DIGEST::default() };
             let no_ticket = no_ticket.try_into().during("sign")?;
-            let signature = link
-                .context()?
-                .execute_with_session(Some(AuthSession::Password), |c| {
-                    c.sign(key, digest, SignatureScheme::Null, no_ticket)
-                });
+            let signature = link.context()?.execute_with_session(Some(AuthSession::Password), |c| {
+                c.sign(key, digest, SignatureScheme::Null, no_ticket)
+            });
             ecdsa_bytes(&signature.during("sign with the device key")?)
         })
     }
@@ -148,11 +122,7 @@ impl Tpm {
             let context = link.context()?;
             let (listed, _more) = context
                 .execute_without_session(|c| {
-                    c.get_capability(
-                        tss_esapi::constants::CapabilityType::Handles,
-                        *EK_CERTIFICATE_INDICES.start(),
-                        64,
-                    )
+                    c.get_capability(tss_esapi::constants::CapabilityType::Handles, *EK_CERTIFICATE_INDICES.start(), 64)
                 })
                 .during("list NV indices")?;
             let CapabilityData::Handles(handles) = listed else {
@@ -177,21 +147,16 @@ impl Tpm {
 fn read_certificate(context: &mut Context, index: u32) -> Result<Option<Vec<u8>>, TpmError> {
     let what = || format!("read NV index {index:#010x}");
     let handle = NvIndexTpmHandle::new(index).during(what())?;
-    let object = context
-        .execute_without_session(|c| c.tr_from_tpm_public(TpmHandle::NvIndex(handle)))
-        .during(what())?;
+    let object = context.execute_without_session(|c| c.tr_from_tpm_public(TpmHandle::NvIndex(handle))).during(what())?;
     let nv = object.into();
-    let (public, _name) = context
-        .execute_without_session(|c| c.nv_read_public(nv))
-        .during(what())?;
+    let (public, _name) = context.execute_without_session(|c| c.nv_read_public(nv)).during(what())?;
     let size = public.data_size().min(CERTIFICATE_MAX);
     let mut bytes = Vec::with_capacity(size);
     while bytes.len() < size {
         let chunk = u16::try_from((size - bytes.len()).min(NV_CHUNK)).unwrap_or(u16::MAX);
         let offset = u16::try_from(bytes.len()).unwrap_or(u16::MAX);
-        let read = context.execute_with_session(Some(AuthSession::Password), |c| {
-            c.nv_read(NvAuth::Owner, nv, chunk, offset)
-        });
+        let read =
+            context.execute_with_session(Some(AuthSession::Password), |c| c.nv_read(NvAuth::Owner, nv, chunk, offset));
         match read {
             Ok(part) if !part.is_empty() => bytes.extend_from_slice(part.as_ref()),
             // Not readable with the owner's authorisation: not a certificate.
@@ -227,16 +192,13 @@ fn ensure(link: &mut Link, role: Role) -> Result<(), TpmError> {
             c.create_primary(Hierarchy::Owner, template, None, None, None, None)
         })
         .during(format!("make the {role} key"))?;
-    let persistent = Persistent::Persistent(
-        PersistentTpmHandle::new(handle).during(format!("persistent handle {handle:#010x}"))?,
-    );
+    let persistent =
+        Persistent::Persistent(PersistentTpmHandle::new(handle).during(format!("persistent handle {handle:#010x}"))?);
     let kept = context.execute_with_session(Some(AuthSession::Password), |c| {
         c.evict_control(Provision::Owner, made.key_handle.into(), persistent)
     });
     // The transient copy is flushed whether or not it could be kept.
-    context
-        .flush_context(made.key_handle.into())
-        .during("flush a transient key")?;
+    context.flush_context(made.key_handle.into()).during("flush a transient key")?;
     kept.during(format!("keep the {role} key at {handle:#010x}"))?;
     Ok(())
 }
@@ -251,20 +213,8 @@ fn check(found: &Public, role: Role, handle: u32) -> Result<(), TpmError> {
     let wanted = role.template()?;
     let same = match (found, &wanted) {
         (
-            Public::Ecc {
-                object_attributes: a,
-                name_hashing_algorithm: n,
-                auth_policy: p,
-                parameters: q,
-                ..
-            },
-            Public::Ecc {
-                object_attributes: a2,
-                name_hashing_algorithm: n2,
-                auth_policy: p2,
-                parameters: q2,
-                ..
-            },
+            Public::Ecc { object_attributes: a, name_hashing_algorithm: n, auth_policy: p, parameters: q, .. },
+            Public::Ecc { object_attributes: a2, name_hashing_algorithm: n2, auth_policy: p2, parameters: q2, .. },
         ) => a == a2 && n == n2 && p == p2 && q == q2,
         _ => false,
     };
@@ -273,19 +223,14 @@ fn check(found: &Public, role: Role, handle: u32) -> Result<(), TpmError> {
     }
     Err(TpmError::Unexpected {
         object: format!("persistent handle {handle:#010x}"),
-        expected: format!(
-            "the {role} key (ECC P-256, attributes {:#010x})",
-            role.attributes()
-        ),
+        expected: format!("the {role} key (ECC P-256, attributes {:#010x})", role.attributes()),
         found: format!(
             "another key, {}; it is left alone: clear the TPM in the firmware menu if nobody needs it",
             match found {
-                Public::Ecc {
-                    object_attributes, ..
-                } => format!("ECC, attributes {:#010x}", u32::from(*object_attributes)),
-                Public::Rsa {
-                    object_attributes, ..
-                } => format!("RSA, attributes {:#010x}", u32::from(*object_attributes)),
+                Public::Ecc { object_attributes, .. } =>
+                    format!("ECC, attributes {:#010x}", u32::from(*object_attributes)),
+                Public::Rsa { object_attributes, .. } =>
+                    format!("RSA, attributes {:#010x}", u32::from(*object_attributes)),
                 _ => "not an asymmetric one".into(),
             }
         ),
@@ -303,17 +248,11 @@ fn describe(public: &Public, role: Role) -> Result<TpmPublic, TpmError> {
     let blob = PublicBuffer::try_from(public.clone())
         .and_then(|b| b.marshall())
         .during(format!("marshal the public {role} key"))?;
-    Ok(TpmPublic {
-        point: to_point(unique)?,
-        blob,
-    })
+    Ok(TpmPublic { point: to_point(unique)?, blob })
 }
 
 pub(crate) fn to_point(p: &EccPoint) -> Result<Point, TpmError> {
-    Ok(Point {
-        x: pad(p.x().as_ref(), "x coordinate")?,
-        y: pad(p.y().as_ref(), "y coordinate")?,
-    })
+    Ok(Point { x: pad(p.x().as_ref(), "x coordinate")?, y: pad(p.y().as_ref(), "y coordinate")? })
 }
 
 /// r then s of an ECDSA signature.
@@ -334,13 +273,11 @@ pub(crate) fn ecdsa_bytes(signature: &Signature) -> Result<[u8; 64], TpmError> {
 /// TPMs may leave leading zeros away.
 fn pad(bytes: &[u8], what: &str) -> Result<[u8; 32], TpmError> {
     let mut out = [0; 32];
-    let start = 32usize
-        .checked_sub(bytes.len())
-        .ok_or_else(|| TpmError::Unexpected {
-            object: what.into(),
-            expected: "at most 32 bytes".into(),
-            found: format!("{} bytes", bytes.len()),
-        })?;
+    let start = 32usize.checked_sub(bytes.len()).ok_or_else(|| TpmError::Unexpected {
+        object: what.into(),
+        expected: "at most 32 bytes".into(),
+        found: format!("{} bytes", bytes.len()),
+    })?;
     out[start..].copy_from_slice(bytes);
     Ok(out)
 }
@@ -361,10 +298,7 @@ mod tests {
     fn certificates_are_cut_at_their_der_length() {
         let mut nv = vec![0x30, 0x82, 0x00, 0x03, 1, 2, 3];
         nv.extend([0xff; 40]);
-        assert_eq!(
-            cut_der_sequence(&nv),
-            Some(vec![0x30, 0x82, 0x00, 0x03, 1, 2, 3])
-        );
+        assert_eq!(cut_der_sequence(&nv), Some(vec![0x30, 0x82, 0x00, 0x03, 1, 2, 3]));
         assert_eq!(cut_der_sequence(&[0x30, 0x82, 0xff, 0xff, 0]), None);
         assert_eq!(cut_der_sequence(&[0xff; 16]), None);
     }

@@ -120,11 +120,7 @@ pub(crate) trait Refusal<T> {
 
 impl<T> Refusal<T> for tss_esapi::Result<T> {
     fn during(self, operation: impl Into<String>) -> Result<T, TpmError> {
-        self.map_err(|e| TpmError::Refused {
-            operation: operation.into(),
-            reason: e.to_string(),
-            kind: classify(e),
-        })
+        self.map_err(|e| TpmError::Refused { operation: operation.into(), reason: e.to_string(), kind: classify(e) })
     }
 }
 
@@ -133,13 +129,9 @@ pub(crate) fn classify(e: tss_esapi::Error) -> Response {
         return Response::Other;
     };
     match code.kind() {
-        Some(Kind::Retry | Kind::Testing | Kind::NvRate | Kind::Yielded | Kind::NvUnavailable) => {
-            Response::Busy
-        }
+        Some(Kind::Retry | Kind::Testing | Kind::NvRate | Kind::Yielded | Kind::NvUnavailable) => Response::Busy,
         Some(Kind::Lockout) => Response::Lockout,
-        Some(Kind::PolicyFail | Kind::Policy | Kind::PolicyCc | Kind::PcrChanged) => {
-            Response::Policy
-        }
+        Some(Kind::PolicyFail | Kind::Policy | Kind::PolicyCc | Kind::PcrChanged) => Response::Policy,
         Some(_) => Response::Other,
         // Not from the TPM: from a layer of the TSS, of which only the transport breaks by itself.
         None => Response::Link,
@@ -174,26 +166,15 @@ impl Tpm {
     /// # Errors
     /// [`TpmError`] when there is no TPM behind `tcti` or it does not answer.
     pub fn start(tcti: &str) -> Result<Self, TpmError> {
-        let open_error = |reason: String| TpmError::Open {
-            tcti: tcti.to_owned(),
-            reason,
-        };
+        let open_error = |reason: String| TpmError::Open { tcti: tcti.to_owned(), reason };
         let conf = TctiNameConf::from_str(tcti).map_err(|e| open_error(e.to_string()))?;
         let (queue, jobs) = sync_channel(QUEUE_BOUND);
-        let link = Link {
-            tcti: tcti.to_owned(),
-            conf,
-            context: None,
-            keys: HashMap::new(),
-        };
+        let link = Link { tcti: tcti.to_owned(), conf, context: None, keys: HashMap::new() };
         std::thread::Builder::new()
             .name("tpm".into())
             .spawn(move || own(link, &jobs))
             .map_err(|e| open_error(e.to_string()))?;
-        let mut tpm = Self {
-            queue,
-            info: TpmInfo::default(),
-        };
+        let mut tpm = Self { queue, info: TpmInfo::default() };
         tpm.info = tpm.call("read properties", OPERATION_LIMIT, read_info)?;
         Ok(tpm)
     }
@@ -205,12 +186,7 @@ impl Tpm {
 
     /// Runs `operation` on the owner thread. It is run again while the TPM says it is busy, so it must be
     /// safe to repeat.
-    pub(crate) fn call<T, F>(
-        &self,
-        operation: &'static str,
-        limit: Duration,
-        mut f: F,
-    ) -> Result<T, TpmError>
+    pub(crate) fn call<T, F>(&self, operation: &'static str, limit: Duration, mut f: F) -> Result<T, TpmError>
     where
         T: Send + 'static,
         F: FnMut(&mut Link) -> Result<T, TpmError> + Send + 'static,
@@ -227,10 +203,9 @@ impl Tpm {
         };
         self.queue.try_send(job).map_err(|e| match e {
             TrySendError::Full(_) => TpmError::Busy { operation },
-            TrySendError::Disconnected(_) => TpmError::Open {
-                tcti: String::new(),
-                reason: "the TPM thread has ended".into(),
-            },
+            TrySendError::Disconnected(_) => {
+                TpmError::Open { tcti: String::new(), reason: "the TPM thread has ended".into() }
+            }
         })?;
         wait.recv_timeout(limit).unwrap_or_else(|e| {
             abandoned.store(true, Ordering::Relaxed);
@@ -262,21 +237,12 @@ fn repeat_while_busy<T>(
     let mut pause = RETRY_PAUSE;
     loop {
         match f(link) {
-            Err(TpmError::Refused {
-                kind: Response::Busy,
-                ..
-            }) if Instant::now() + pause < deadline => {
+            Err(TpmError::Refused { kind: Response::Busy, .. }) if Instant::now() + pause < deadline => {
                 std::thread::sleep(pause);
                 pause = (pause * 2).min(RETRY_PAUSE_MAX);
             }
             Err(e) => {
-                if matches!(
-                    e,
-                    TpmError::Refused {
-                        kind: Response::Link,
-                        ..
-                    }
-                ) {
+                if matches!(e, TpmError::Refused { kind: Response::Link, .. }) {
                     link.close();
                 }
                 return Err(e);
@@ -299,10 +265,8 @@ impl Link {
     /// The typed context, opened when needed.
     pub(crate) fn context(&mut self) -> Result<&mut Context, TpmError> {
         if self.context.is_none() {
-            let context = Context::new(self.conf.clone()).map_err(|e| TpmError::Open {
-                tcti: self.tcti.clone(),
-                reason: e.to_string(),
-            })?;
+            let context = Context::new(self.conf.clone())
+                .map_err(|e| TpmError::Open { tcti: self.tcti.clone(), reason: e.to_string() })?;
             self.context = Some(context);
         }
         Ok(self.context.as_mut().expect("opened just above"))
@@ -325,9 +289,8 @@ impl Link {
         if !self.exists(handle)? {
             return Ok(None);
         }
-        let found = self
-            .context()?
-            .execute_without_session(|c| c.tr_from_tpm_public(TpmHandle::Persistent(tpm_handle)));
+        let found =
+            self.context()?.execute_without_session(|c| c.tr_from_tpm_public(TpmHandle::Persistent(tpm_handle)));
         let key = KeyHandle::from(found.during(what())?);
         self.keys.insert(handle, key);
         Ok(Some(key))
@@ -340,19 +303,16 @@ impl Link {
             .context()?
             .execute_without_session(|c| c.get_capability(CapabilityType::Handles, handle, 1))
             .during(format!("list handles from {handle:#010x}"))?;
-        Ok(
-            matches!(listed, CapabilityData::Handles(list) if list.as_ref().iter().any(|h| u32::from(*h) == handle)),
-        )
+        Ok(matches!(listed, CapabilityData::Handles(list) if list.as_ref().iter().any(|h| u32::from(*h) == handle)))
     }
 
     /// A persistent key that must be there.
     pub(crate) fn required(&mut self, handle: u32) -> Result<KeyHandle, TpmError> {
-        self.persistent(handle)?
-            .ok_or_else(|| TpmError::Unexpected {
-                object: format!("persistent handle {handle:#010x}"),
-                expected: "a key".into(),
-                found: "nothing (was the TPM cleared?)".into(),
-            })
+        self.persistent(handle)?.ok_or_else(|| TpmError::Unexpected {
+            object: format!("persistent handle {handle:#010x}"),
+            expected: "a key".into(),
+            found: "nothing (was the TPM cleared?)".into(),
+        })
     }
 
     fn close(&mut self) {
@@ -363,24 +323,9 @@ impl Link {
 
 fn read_info(link: &mut Link) -> Result<TpmInfo, TpmError> {
     let context = link.context()?;
-    let mut property = |tag| {
-        context
-            .get_tpm_property(tag)
-            .during("read properties")
-            .map(Option::unwrap_or_default)
-    };
+    let mut property = |tag| context.get_tpm_property(tag).during("read properties").map(Option::unwrap_or_default);
     let manufacturer = property(PropertyTag::Manufacturer)?.to_be_bytes();
-    let firmware = (
-        property(PropertyTag::FirmwareVersion1)?,
-        property(PropertyTag::FirmwareVersion2)?,
-    );
-    let manufacturer: String = manufacturer
-        .iter()
-        .filter(|b| b.is_ascii_graphic())
-        .map(|b| char::from(*b))
-        .collect();
-    Ok(TpmInfo {
-        manufacturer,
-        firmware,
-    })
+    let firmware = (property(PropertyTag::FirmwareVersion1)?, property(PropertyTag::FirmwareVersion2)?);
+    let manufacturer: String = manufacturer.iter().filter(|b| b.is_ascii_graphic()).map(|b| char::from(*b)).collect();
+    Ok(TpmInfo { manufacturer, firmware })
 }

@@ -21,9 +21,7 @@ impl Tpm {
         let mut indices = indices.to_vec();
         indices.sort_unstable();
         indices.dedup();
-        self.call("read PCRs", OPERATION_LIMIT, move |link| {
-            read(link, &indices)
-        })
+        self.call("read PCRs", OPERATION_LIMIT, move |link| read(link, &indices))
     }
 
     /// Extends a PCR with `digest` (the value that is hashed into it).
@@ -36,14 +34,9 @@ impl Tpm {
         self.call("extend a PCR", OPERATION_LIMIT, move |link| {
             let handle = PcrHandle::try_from(index).during(format!("PCR {index}"))?;
             let mut values = DigestValues::new();
-            values.set(
-                HashingAlgorithm::Sha256,
-                Digest::try_from(digest.to_vec()).during("PCR digest")?,
-            );
+            values.set(HashingAlgorithm::Sha256, Digest::try_from(digest.to_vec()).during("PCR digest")?);
             link.context()?
-                .execute_with_session(Some(AuthSession::Password), |c| {
-                    c.pcr_extend(handle, values)
-                })
+                .execute_with_session(Some(AuthSession::Password), |c| c.pcr_extend(handle, values))
                 .during(format!("extend PCR {index}"))
         })
     }
@@ -62,10 +55,7 @@ pub(crate) fn selection(indices: &[u32]) -> Result<PcrSelectionList, TpmError> {
         .iter()
         .map(|i| PcrSlot::try_from(1u32.checked_shl(*i).unwrap_or(0)).during(format!("PCR {i}")))
         .collect::<Result<_, _>>()?;
-    PcrSelectionList::builder()
-        .with_selection(HashingAlgorithm::Sha256, &slots)
-        .build()
-        .during("PCR selection")
+    PcrSelectionList::builder().with_selection(HashingAlgorithm::Sha256, &slots).build().during("PCR selection")
 }
 
 pub(crate) fn read(link: &mut Link, indices: &[u32]) -> Result<Vec<PcrValue>, TpmError> {
@@ -74,26 +64,21 @@ pub(crate) fn read(link: &mut Link, indices: &[u32]) -> Result<Vec<PcrValue>, Tp
     // PCR_Read answers with eight digests at most.
     for some in indices.chunks(8) {
         let wanted = selection(some)?;
-        let (_counter, _selected, digests) = context
-            .execute_without_session(|c| c.pcr_read(wanted))
-            .during("read PCRs")?;
+        let (_counter, _selected, digests) =
+            context.execute_without_session(|c| c.pcr_read(wanted)).during("read PCRs")?;
         if digests.len() != some.len() {
             return Err(TpmError::Unexpected {
                 object: format!("PCRs {some:?} of the SHA-256 bank"),
                 expected: format!("{} values", some.len()),
-                found: format!(
-                    "{} (is the SHA-256 bank switched off in the firmware?)",
-                    digests.len()
-                ),
+                found: format!("{} (is the SHA-256 bank switched off in the firmware?)", digests.len()),
             });
         }
         for (index, digest) in some.iter().zip(digests.value()) {
-            let value =
-                <[u8; 32]>::try_from(digest.as_ref()).map_err(|_| TpmError::Unexpected {
-                    object: format!("PCR {index}"),
-                    expected: "32 bytes".into(),
-                    found: format!("{} bytes", digest.len()),
-                })?;
+            let value = <[u8; 32]>::try_from(digest.as_ref()).map_err(|_| TpmError::Unexpected {
+                object: format!("PCR {index}"),
+                expected: "32 bytes".into(),
+                found: format!("{} bytes", digest.len()),
+            })?;
             out.push((*index, value));
         }
     }

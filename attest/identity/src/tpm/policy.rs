@@ -4,9 +4,7 @@
 use std::path::Path;
 
 use holdfast_format::keys::verifying_key;
-use holdfast_format::policy::{
-    Approved, POLICY_REF, POLICY_REF_NO_EPOCH, SignedPolicies, epoch_operand,
-};
+use holdfast_format::policy::{Approved, POLICY_REF, POLICY_REF_NO_EPOCH, SignedPolicies, epoch_operand};
 use p256::ecdsa::VerifyingKey;
 
 use super::epoch::EPOCH_MAX;
@@ -35,23 +33,13 @@ impl ReleasePolicy {
             let path = boot_dir.join(name);
             crate::files::read(&path)
                 .map_err(|e| e.to_string())?
-                .ok_or_else(|| {
-                    format!(
-                        "the image carries no signed policy: {} is not there",
-                        path.display()
-                    )
-                })
+                .ok_or_else(|| format!("the image carries no signed policy: {} is not there", path.display()))
         };
-        let pem = String::from_utf8(read(KEY_FILE)?)
-            .map_err(|_| format!("{KEY_FILE}: expected PEM text"))?;
+        let pem = String::from_utf8(read(KEY_FILE)?).map_err(|_| format!("{KEY_FILE}: expected PEM text"))?;
         let key = verifying_key(&pem).map_err(|e| format!("{KEY_FILE}: {e}"))?;
-        let document = SignedPolicies::decode(&read(SIGNATURE_FILE)?)
-            .map_err(|e| format!("{SIGNATURE_FILE}: {e}"))?;
+        let document = SignedPolicies::decode(&read(SIGNATURE_FILE)?).map_err(|e| format!("{SIGNATURE_FILE}: {e}"))?;
         if document.epoch > EPOCH_MAX {
-            return Err(format!(
-                "{SIGNATURE_FILE}: expected an epoch of 0 to {EPOCH_MAX}, found {}",
-                document.epoch
-            ));
+            return Err(format!("{SIGNATURE_FILE}: expected an epoch of 0 to {EPOCH_MAX}, found {}", document.epoch));
         }
         Ok(Self { key, document })
     }
@@ -61,14 +49,8 @@ impl ReleasePolicy {
     /// # Errors
     /// A text.
     pub fn approved(&self, with_epoch: bool) -> Result<Approved, String> {
-        let reference = if with_epoch {
-            POLICY_REF
-        } else {
-            POLICY_REF_NO_EPOCH
-        };
-        self.document
-            .approved(reference, &self.key)
-            .map_err(|e| e.to_string())
+        let reference = if with_epoch { POLICY_REF } else { POLICY_REF_NO_EPOCH };
+        self.document.approved(reference, &self.key).map_err(|e| e.to_string())
     }
 
     /// Bits of the epoch index that must be clear.

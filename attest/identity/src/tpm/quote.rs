@@ -84,8 +84,5 @@ impl Tpm {
 }
 
 fn digest_of(pcrs: &[PcrValue]) -> [u8; 32] {
-    pcrs.iter()
-        .fold(Sha256::new(), |h, (_, value)| h.chain_update(value))
-        .finalize()
-        .into()
+    pcrs.iter().fold(Sha256::new(), |h, (_, value)| h.chain_update(value)).finalize().into()
 }

@@ -51,12 +51,7 @@ impl Tpm {
     ///
     /// # Errors
     /// [`TpmError`].
-    pub fn seal(
-        &self,
-        key: &VaultKey,
-        policy: &ReleasePolicy,
-        with_epoch: bool,
-    ) -> Result<SealedKey, TpmError> {
+    pub fn seal(&self, key: &VaultKey, policy: &ReleasePolicy, with_epoch: bool) -> Result<SealedKey, TpmError> {
         let approved = policy.approved(with_epoch).map_err(TpmError::NotSealable)?;
         let authorize = policy_authorize(&authority_name(&policy.key), &approved.policy_ref);
         let secret = Zeroizing::new(key.expose().to_vec());
@@ -79,17 +74,11 @@ impl Tpm {
                 })
                 .during("start a session")?
                 .ok_or_else(|| TpmError::NotSealable("the TPM gave no session".into()))?;
-            let (attributes, mask) = SessionAttributesBuilder::new()
-                .with_decrypt(true)
-                .with_encrypt(true)
-                .build();
-            let made = context
-                .tr_sess_set_attributes(session, attributes, mask)
-                .and_then(|()| {
-                    context.execute_with_session(Some(session), |c| {
-                        c.create(parent, template, None, Some(data), None, None)
-                    })
-                });
+            let (attributes, mask) = SessionAttributesBuilder::new().with_decrypt(true).with_encrypt(true).build();
+            let made = context.tr_sess_set_attributes(session, attributes, mask).and_then(|()| {
+                context
+                    .execute_with_session(Some(session), |c| c.create(parent, template, None, Some(data), None, None))
+            });
             let flushed = context.flush_context(SessionHandle::from(session).into());
             let made = made.during("seal the vault key")?;
             flushed.during("flush the session")?;
@@ -97,11 +86,7 @@ impl Tpm {
                 .and_then(|b| b.marshall())
                 .during("marshal the sealed object")?;
             let private = made.out_private.value().to_vec();
-            Ok(SealedKey::Tpm {
-                epoch_bound: with_epoch,
-                private,
-                public,
-            })
+            Ok(SealedKey::Tpm { epoch_bound: with_epoch, private, public })
         })
     }
 
@@ -119,28 +104,13 @@ impl Tpm {
         let approved = policy.approved(with_epoch).map_err(TpmError::StaysSealed)?;
         let (private, public, policy) = (private.to_vec(), public.to_vec(), policy.clone());
         let secret = self.call("unseal the vault key", OPERATION_LIMIT, move |link| {
-            let public = PublicBuffer::unmarshall(&public)
-                .and_then(Public::try_from)
-                .during("sealed object")?;
+            let public = PublicBuffer::unmarshall(&public).and_then(Public::try_from).during("sealed object")?;
             let key = templates::policy_key(&policy.key)?;
-            let bits_clear = with_epoch.then(|| BitsClear {
-                index: EPOCH_INDEX,
-                bits: policy.forbidden_bits(),
-            });
-            let approval = Approval {
-                key: &key,
-                approved: &approved,
-            };
+            let bits_clear = with_epoch.then(|| BitsClear { index: EPOCH_INDEX, bits: policy.forbidden_bits() });
+            let approval = Approval { key: &key, approved: &approved };
             let parent = Role::StorageRoot.handle().unwrap_or_default();
             let wanted = selection(&PCRS)?;
-            let opened = link.esys()?.unseal(
-                parent,
-                &private,
-                &public,
-                &wanted,
-                bits_clear.as_ref(),
-                &approval,
-            );
+            let opened = link.esys()?.unseal(parent, &private, &public, &wanted, bits_clear.as_ref(), &approval);
             opened.map_err(|e| explain(link, e, &policy))
         })?;
         VaultKey::new(secret).ok_or_else(|| TpmError::Unexpected {
@@ -153,12 +123,7 @@ impl Tpm {
 
 /// Says which condition of the policy failed, as far as it can be told.
 fn explain(link: &mut Link, error: TpmError, policy: &ReleasePolicy) -> TpmError {
-    let TpmError::Refused {
-        operation,
-        reason,
-        kind: Response::Policy,
-    } = &error
-    else {
+    let TpmError::Refused { operation, reason, kind: Response::Policy } = &error else {
         return error;
     };
     if operation == "PolicyNV" {
@@ -168,11 +133,7 @@ fn explain(link: &mut Link, error: TpmError, policy: &ReleasePolicy) -> TpmError
         ));
     }
     let expected = |pcr: u32| {
-        if pcr == PCRS[0] {
-            policy.document.pcr11.clone()
-        } else {
-            "0".repeat(64)
-        }
+        if pcr == PCRS[0] { policy.document.pcr11.clone() } else { "0".repeat(64) }
     };
     let differing = match read(link, &PCRS) {
         Ok(values) => values
@@ -187,8 +148,6 @@ fn explain(link: &mut Link, error: TpmError, policy: &ReleasePolicy) -> TpmError
     TpmError::StaysSealed(if differing.is_empty() {
         format!("{operation}: {reason}; the PCRs are as the release measured them")
     } else {
-        format!(
-            "this boot is not as the release measured it, or its phase vault-open is already past: {differing}"
-        )
+        format!("this boot is not as the release measured it, or its phase vault-open is already past: {differing}")
     })
 }

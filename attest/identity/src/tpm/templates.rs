@@ -47,8 +47,8 @@ const ECDH_SHA256: &[u8] = &[0x00, 0x19, 0x00, 0x0b];
 
 /// PolicySecret(TPM_RH_ENDORSEMENT), "PolicyA" of the TCG EK Credential Profile §B.6.2.
 const EK_POLICY: [u8; 32] = [
-    0x83, 0x71, 0x97, 0x67, 0x44, 0x84, 0xb3, 0xf8, 0x1a, 0x90, 0xcc, 0x8d, 0x46, 0xa5, 0xd7, 0x24,
-    0xfd, 0x52, 0xd7, 0x6e, 0x06, 0x52, 0x0b, 0x64, 0xf2, 0xa1, 0xda, 0x1b, 0x33, 0x14, 0x69, 0xaa,
+    0x83, 0x71, 0x97, 0x67, 0x44, 0x84, 0xb3, 0xf8, 0x1a, 0x90, 0xcc, 0x8d, 0x46, 0xa5, 0xd7, 0x24, 0xfd, 0x52, 0xd7,
+    0x6e, 0x06, 0x52, 0x0b, 0x64, 0xf2, 0xa1, 0xda, 0x1b, 0x33, 0x14, 0x69, 0xaa,
 ];
 
 impl Role {
@@ -72,12 +72,7 @@ impl Role {
             Self::Agreement => RESIDENT | DECRYPT,
             // Template L-2 of the TCG EK Credential Profile (ECC NIST P-256, low range).
             Self::Endorsement => {
-                FIXED_TPM
-                    | FIXED_PARENT
-                    | SENSITIVE_DATA_ORIGIN
-                    | ADMIN_WITH_POLICY
-                    | RESTRICTED
-                    | DECRYPT
+                FIXED_TPM | FIXED_PARENT | SENSITIVE_DATA_ORIGIN | ADMIN_WITH_POLICY | RESTRICTED | DECRYPT
             }
         }
     }
@@ -154,13 +149,7 @@ mod tests {
 
     #[test]
     fn every_template_is_understood_by_the_tss() {
-        for role in [
-            Role::Device,
-            Role::StorageRoot,
-            Role::Quote,
-            Role::Agreement,
-            Role::Endorsement,
-        ] {
+        for role in [Role::Device, Role::StorageRoot, Role::Quote, Role::Agreement, Role::Endorsement] {
             assert!(role.template().is_ok(), "{role}");
         }
         assert!(sealed(&[7; 32]).is_ok());

@@ -27,9 +27,7 @@ pub fn write_seed(seed: &Path, device: &Path) -> io::Result<()> {
         to.seek(SeekFrom::Start(start))?;
         let mut left = end - start;
         while left > 0 {
-            let part = buffer
-                .len()
-                .min(usize::try_from(left).unwrap_or(usize::MAX));
+            let part = buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
             from.read_exact(&mut buffer[..part])?;
             if buffer[..part].iter().any(|b| *b != 0) {
                 to.write_all(&buffer[..part])?;
@@ -57,20 +55,11 @@ pub fn grow(device: &Path, mount_point: &Path) -> io::Result<()> {
     if unsafe { libc::fstatfs(mount.as_raw_fd(), &mut fs) } < 0 {
         return Err(io::Error::last_os_error());
     }
-    let block_size = u64::try_from(fs.f_bsize)
-        .ok()
-        .filter(|b| *b > 0)
-        .ok_or(io::ErrorKind::InvalidData)?;
+    let block_size = u64::try_from(fs.f_bsize).ok().filter(|b| *b > 0).ok_or(io::ErrorKind::InvalidData)?;
     let blocks = size / block_size;
     // Growing to the size that it has already is no error.
     // SAFETY: the argument points to a u64 that lives through the call, as this ioctl reads.
-    let done = unsafe {
-        libc::ioctl(
-            mount.as_raw_fd(),
-            EXT4_IOC_RESIZE_FS as _,
-            &raw const blocks,
-        )
-    };
+    let done = unsafe { libc::ioctl(mount.as_raw_fd(), EXT4_IOC_RESIZE_FS as _, &raw const blocks) };
     if done < 0 {
         return Err(io::Error::last_os_error());
     }
@@ -118,9 +107,6 @@ mod tests {
         write_seed(&seed, &device).unwrap();
         let (seed, device) = (std::fs::read(seed).unwrap(), std::fs::read(device).unwrap());
         assert!(device[..3 << 20] == seed[..], "the seed's bytes differ");
-        assert!(
-            device[3 << 20..].iter().all(|b| *b == 0xa5),
-            "something was written behind the seed"
-        );
+        assert!(device[3 << 20..].iter().all(|b| *b == 0xa5), "something was written behind the seed");
     }
 }

@@ -89,11 +89,7 @@ impl Header {
     fn encode(&self, key: &VaultKey) -> io::Result<Zeroizing<Vec<u8>>> {
         let (kind, private, public): (u8, &[u8], &[u8]) = match &self.sealed {
             SealedKey::Clear(key) => (0, key, &[]),
-            SealedKey::Tpm {
-                epoch_bound,
-                private,
-                public,
-            } => (1 + u8::from(*epoch_bound), private, public),
+            SealedKey::Tpm { epoch_bound, private, public } => (1 + u8::from(*epoch_bound), private, public),
         };
         if FIXED + private.len() + public.len() + MAC_SIZE + CRC_SIZE > COPY_SIZE {
             return Err(io::Error::other("the sealed key does not fit the header"));
@@ -131,26 +127,18 @@ impl Parsed {
         let length = |at: usize| usize::from(u16::from_le_bytes([fixed[at], fixed[at + 1]]));
         let (private, public) = (length(36), length(38));
         let end = FIXED + private + public;
-        let parts = copy
-            .get(FIXED..end)
-            .ok_or(broken("its lengths exceed it"))?;
-        let mac = copy
-            .get(end..end + MAC_SIZE)
-            .ok_or(broken("its lengths exceed it"))?;
-        let crc = copy
-            .get(end + MAC_SIZE..end + MAC_SIZE + CRC_SIZE)
-            .ok_or(broken("its lengths exceed it"))?;
+        let parts = copy.get(FIXED..end).ok_or(broken("its lengths exceed it"))?;
+        let mac = copy.get(end..end + MAC_SIZE).ok_or(broken("its lengths exceed it"))?;
+        let crc = copy.get(end + MAC_SIZE..end + MAC_SIZE + CRC_SIZE).ok_or(broken("its lengths exceed it"))?;
         if crc != crc32fast::hash(&copy[..end + MAC_SIZE]).to_le_bytes() {
             return Err(broken("its checksum is wrong"));
         }
         let (private, public) = parts.split_at(private);
         let sealed = match fixed[32] {
             0 if public.is_empty() => SealedKey::Clear(Zeroizing::new(private.to_vec())),
-            kind @ (1 | 2) => SealedKey::Tpm {
-                epoch_bound: kind == 2,
-                private: private.to_vec(),
-                public: public.to_vec(),
-            },
+            kind @ (1 | 2) => {
+                SealedKey::Tpm { epoch_bound: kind == 2, private: private.to_vec(), public: public.to_vec() }
+            }
             _ => return Err(broken("its kind of key is not known")),
         };
         let array = |b: &[u8]| -> [u8; 8] { b.try_into().unwrap_or_default() };
@@ -187,11 +175,7 @@ pub fn read(partition: &File) -> io::Result<Found> {
             other => other?,
         }
         match Parsed::parse(&copy) {
-            Ok(parsed)
-                if whole
-                    .as_ref()
-                    .is_none_or(|w| w.header.generation < parsed.header.generation) =>
-            {
+            Ok(parsed) if whole.as_ref().is_none_or(|w| w.header.generation < parsed.header.generation) => {
                 whole = Some(parsed);
             }
             Ok(_) | Err(CopyError::Absent) => {}
@@ -241,8 +225,7 @@ pub fn fuzz_header(data: &[u8]) {
 
 fn hmac(key: &[u8]) -> Hmac<Sha256> {
     // HMAC takes keys of any length.
-    Hmac::<Sha256>::new_from_slice(key)
-        .unwrap_or_else(|_| unreachable!("HMAC keys have no wrong length"))
+    Hmac::<Sha256>::new_from_slice(key).unwrap_or_else(|_| unreachable!("HMAC keys have no wrong length"))
 }
 
 fn header_hmac(key: &VaultKey) -> Hmac<Sha256> {
@@ -267,16 +250,8 @@ mod tests {
     }
 
     fn header() -> Header {
-        let sealed = SealedKey::Tpm {
-            epoch_bound: true,
-            private: vec![1; 160],
-            public: vec![2; 78],
-        };
-        Header {
-            generation: 7,
-            uuid: [9; 16],
-            sealed,
-        }
+        let sealed = SealedKey::Tpm { epoch_bound: true, private: vec![1; 160], public: vec![2; 78] };
+        Header { generation: 7, uuid: [9; 16], sealed }
     }
 
     fn disk() -> File {
@@ -289,9 +264,7 @@ mod tests {
     fn what_is_written_is_read_and_only_its_key_fits() {
         let disk = disk();
         write(&disk, &header(), &key(1)).unwrap();
-        let Found::Header(parsed) = read(&disk).unwrap() else {
-            panic!("no header")
-        };
+        let Found::Header(parsed) = read(&disk).unwrap() else { panic!("no header") };
         assert_eq!(parsed.header, header());
         assert!(parsed.is_made_with(&key(1)) && !parsed.is_made_with(&key(2)));
         assert_ne!(header().volume_id(&key(1)), header().volume_id(&key(2)));
@@ -301,25 +274,17 @@ mod tests {
     fn layout_never_changes() {
         let copy = header().encode(&key(1)).unwrap();
         assert_eq!(&copy[..8], b"HFVAULT1");
-        assert_eq!(
-            (copy[8], copy[16], copy[32], copy[36], copy[38]),
-            (7, 9, 2, 160, 78)
-        );
-        assert_eq!(
-            crc32fast::hash(&copy[..40 + 160 + 78 + 32]).to_le_bytes(),
-            copy[310..314]
-        );
+        assert_eq!((copy[8], copy[16], copy[32], copy[36], copy[38]), (7, 9, 2, 160, 78));
+        assert_eq!(crc32fast::hash(&copy[..40 + 160 + 78 + 32]).to_le_bytes(), copy[310..314]);
     }
 
     #[test]
     fn one_copy_suffices_two_broken_ones_are_damage_and_a_first_write_cut_off_is_nothing() {
         let disk = disk();
         write(&disk, &header(), &key(1)).unwrap();
-        disk.write_all_at(&[0xff; 16], COPY_OFFSETS[0] + 50)
-            .unwrap();
+        disk.write_all_at(&[0xff; 16], COPY_OFFSETS[0] + 50).unwrap();
         assert!(matches!(read(&disk).unwrap(), Found::Header(_)));
-        disk.write_all_at(&[0xff; 16], COPY_OFFSETS[1] + 50)
-            .unwrap();
+        disk.write_all_at(&[0xff; 16], COPY_OFFSETS[1] + 50).unwrap();
         assert!(matches!(read(&disk).unwrap(), Found::Damaged(_)));
         disk.write_all_at(&[0; 16], COPY_OFFSETS[1]).unwrap();
         assert!(matches!(read(&disk).unwrap(), Found::Nothing));
@@ -331,15 +296,9 @@ mod tests {
     fn a_rewrite_cut_between_the_copies_leaves_one_of_the_two() {
         let disk = disk();
         write(&disk, &header(), &key(1)).unwrap();
-        let newer = Header {
-            generation: 8,
-            ..header()
-        };
-        disk.write_all_at(&newer.encode(&key(1)).unwrap(), COPY_OFFSETS[0])
-            .unwrap();
-        let Found::Header(parsed) = read(&disk).unwrap() else {
-            panic!("no header")
-        };
+        let newer = Header { generation: 8, ..header() };
+        disk.write_all_at(&newer.encode(&key(1)).unwrap(), COPY_OFFSETS[0]).unwrap();
+        let Found::Header(parsed) = read(&disk).unwrap() else { panic!("no header") };
         assert_eq!(parsed.header.generation, 8);
     }
 

@@ -31,11 +31,7 @@ impl LogonKey {
                 THREAD_KEYRING,
             )
         };
-        if serial < 0 {
-            Err(io::Error::last_os_error())
-        } else {
-            Ok(Self(serial))
-        }
+        if serial < 0 { Err(io::Error::last_os_error()) } else { Ok(Self(serial)) }
     }
 }
 
@@ -63,18 +59,7 @@ mod tests {
         };
         let mut buffer = [0u8; 64];
         // SAFETY: pointer and length describe `buffer`.
-        let read = unsafe {
-            libc::syscall(
-                libc::SYS_keyctl,
-                KEYCTL_READ,
-                added.0,
-                buffer.as_mut_ptr(),
-                buffer.len(),
-            )
-        };
-        assert!(
-            read < 0 && buffer == [0; 64],
-            "a logon key was read from user space"
-        );
+        let read = unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_READ, added.0, buffer.as_mut_ptr(), buffer.len()) };
+        assert!(read < 0 && buffer == [0; 64], "a logon key was read from user space");
     }
 }

@@ -29,36 +29,20 @@ pub struct Linux;
 impl Platform for Linux {
     fn active(&self, name: &str) -> Result<Option<PathBuf>, String> {
         let control = Control::open().map_err(|e| e.to_string())?;
-        Ok(control
-            .find(name)
-            .map_err(|e| e.to_string())?
-            .map(|d| d.node()))
+        Ok(control.find(name).map_err(|e| e.to_string())?.map(|d| d.node()))
     }
 
-    fn activate(
-        &self,
-        name: &str,
-        partition: &Path,
-        offset_bytes: u64,
-        key: &VaultKey,
-    ) -> Result<PathBuf, String> {
+    fn activate(&self, name: &str, partition: &Path, offset_bytes: u64, key: &VaultKey) -> Result<PathBuf, String> {
         let shown = partition.display();
         let file = File::open(partition).map_err(|e| format!("{shown}: {e}"))?;
         let size = device_size(&file).map_err(|e| format!("size of {shown}: {e}"))?;
         // Whole blocks of 4 KiB, so that the end does not depend on the disk's sector size.
         let length = size.saturating_sub(offset_bytes) / 4096 * 4096;
         let control = Control::open().map_err(|e| e.to_string())?;
-        let key =
-            LogonKey::add(KEY_DESCRIPTION, key).map_err(|e| format!("kernel keyring: {e}"))?;
-        let table = Target::crypt(
-            &shown.to_string(),
-            offset_bytes / SECTOR_SIZE,
-            length / SECTOR_SIZE,
-            KEY_DESCRIPTION,
-        );
-        let device = control
-            .activate(name, "", false, &[table])
-            .map_err(|e| e.to_string())?;
+        let key = LogonKey::add(KEY_DESCRIPTION, key).map_err(|e| format!("kernel keyring: {e}"))?;
+        let table =
+            Target::crypt(&shown.to_string(), offset_bytes / SECTOR_SIZE, length / SECTOR_SIZE, KEY_DESCRIPTION);
+        let device = control.activate(name, "", false, &[table]).map_err(|e| e.to_string())?;
         drop(key);
         Ok(device.node())
     }
@@ -71,23 +55,15 @@ impl Platform for Linux {
             let path = c_path(mount_point)?;
             // SAFETY: the path is NUL-terminated and lives through the call.
             if unsafe { libc::umount2(path.as_ptr(), 0) } < 0 {
-                return Err(format!(
-                    "unmount {}: {}",
-                    mount_point.display(),
-                    io::Error::last_os_error()
-                ));
+                return Err(format!("unmount {}: {}", mount_point.display(), io::Error::last_os_error()));
             }
         }
-        Control::open()
-            .and_then(|c| c.remove(name))
-            .map_err(|e| e.to_string())
+        Control::open().and_then(|c| c.remove(name)).map_err(|e| e.to_string())
     }
 
     fn is_mounted(&self, device: &Path, mount_point: &Path) -> bool {
         match (std::fs::metadata(device), std::fs::metadata(mount_point)) {
-            (Ok(device), Ok(mounted)) => {
-                device.file_type().is_block_device() && device.rdev() == mounted.dev()
-            }
+            (Ok(device), Ok(mounted)) => device.file_type().is_block_device() && device.rdev() == mounted.dev(),
             _ => false,
         }
     }
@@ -98,36 +74,21 @@ impl Platform for Linux {
         let flags = libc::MS_NODEV | libc::MS_NOSUID | libc::MS_NOEXEC | libc::MS_NOATIME;
         // SAFETY: all strings are NUL-terminated and live through the call.
         let done = unsafe {
-            libc::mount(
-                source.as_ptr(),
-                target.as_ptr(),
-                c"ext4".as_ptr(),
-                flags,
-                c"errors=remount-ro".as_ptr().cast(),
-            )
+            libc::mount(source.as_ptr(), target.as_ptr(), c"ext4".as_ptr(), flags, c"errors=remount-ro".as_ptr().cast())
         };
         if done < 0 {
             let e = io::Error::last_os_error();
-            return Err(format!(
-                "{} at {}: {e}",
-                device.display(),
-                mount_point.display()
-            ));
+            return Err(format!("{} at {}: {e}", device.display(), mount_point.display()));
         }
         Ok(())
     }
 
     fn grow(&self, device: &Path, mount_point: &Path) -> Result<(), String> {
-        ext4::grow(device, mount_point)
-            .map_err(|e| format!("ext4 at {}: {e}", mount_point.display()))?;
+        ext4::grow(device, mount_point).map_err(|e| format!("ext4 at {}: {e}", mount_point.display()))?;
         let mount = File::open(mount_point).map_err(|e| e.to_string())?;
         // SAFETY: an open descriptor.
         if unsafe { libc::syncfs(mount.as_raw_fd()) } < 0 {
-            return Err(format!(
-                "sync {}: {}",
-                mount_point.display(),
-                io::Error::last_os_error()
-            ));
+            return Err(format!("sync {}: {}", mount_point.display(), io::Error::last_os_error()));
         }
         Ok(())
     }
@@ -178,6 +139,5 @@ pub(crate) fn discard(file: &File) {
 }
 
 fn c_path(path: &Path) -> Result<CString, String> {
-    CString::new(path.as_os_str().as_bytes())
-        .map_err(|_| format!("{}: the path holds a NUL", path.display()))
+    CString::new(path.as_os_str().as_bytes()).map_err(|_| format!("{}: the path holds a NUL", path.display()))
 }

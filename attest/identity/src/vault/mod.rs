@@ -127,10 +127,7 @@ pub enum VaultError {
 ///
 /// # Errors
 /// [`VaultError`]. A finished vault is never overwritten.
-pub fn open_or_create(
-    options: &VaultOptions,
-    identity: &dyn Identity,
-) -> Result<Vault, VaultError> {
+pub fn open_or_create(options: &VaultOptions, identity: &dyn Identity) -> Result<Vault, VaultError> {
     open_or_create_on(options, identity, &linux::Linux)
 }
 
@@ -139,11 +136,7 @@ pub fn open_or_create(
 ///
 /// # Errors
 /// [`VaultError::NotOurs`] when it is another vault's key.
-pub fn recover(
-    options: &VaultOptions,
-    identity: &dyn Identity,
-    key: VaultKey,
-) -> Result<Vault, VaultError> {
+pub fn recover(options: &VaultOptions, identity: &dyn Identity, key: VaultKey) -> Result<Vault, VaultError> {
     recover_on(options, identity, key, &linux::Linux)
 }
 
@@ -168,18 +161,10 @@ pub fn open_or_create_on(
     identity: &dyn Identity,
     platform: &dyn Platform,
 ) -> Result<Vault, VaultError> {
-    let ctx = Ctx {
-        options,
-        identity,
-        platform,
-        file: open_partition(&options.partition)?,
-    };
+    let ctx = Ctx { options, identity, platform, file: open_partition(&options.partition)? };
     match header::read(&ctx.file).map_err(ctx.io("read the header"))? {
         Found::Nothing => ctx.create(),
-        Found::Damaged(reason) => Err(VaultError::Damaged {
-            partition: ctx.name(),
-            reason,
-        }),
+        Found::Damaged(reason) => Err(VaultError::Damaged { partition: ctx.name(), reason }),
         Found::Header(parsed) => ctx.open(&parsed, None),
     }
 }
@@ -194,22 +179,11 @@ pub fn recover_on(
     key: VaultKey,
     platform: &dyn Platform,
 ) -> Result<Vault, VaultError> {
-    let ctx = Ctx {
-        options,
-        identity,
-        platform,
-        file: open_partition(&options.partition)?,
-    };
+    let ctx = Ctx { options, identity, platform, file: open_partition(&options.partition)? };
     match header::read(&ctx.file).map_err(ctx.io("read the header"))? {
         Found::Header(parsed) => ctx.open(&parsed, Some(key)),
-        Found::Nothing => Err(VaultError::Damaged {
-            partition: ctx.name(),
-            reason: "there is no header".into(),
-        }),
-        Found::Damaged(reason) => Err(VaultError::Damaged {
-            partition: ctx.name(),
-            reason,
-        }),
+        Found::Nothing => Err(VaultError::Damaged { partition: ctx.name(), reason: "there is no header".into() }),
+        Found::Damaged(reason) => Err(VaultError::Damaged { partition: ctx.name(), reason }),
     }
 }
 
@@ -224,30 +198,20 @@ impl Ctx<'_> {
     fn create(&self) -> Result<Vault, VaultError> {
         let mount_point = &self.options.mount_point;
         // What an agent that died half way through may have left in this boot.
-        self.platform
-            .tear_down(DEVICE_NAME, mount_point)
-            .map_err(self.step("remove a half-made volume"))?;
+        self.platform.tear_down(DEVICE_NAME, mount_point).map_err(self.step("remove a half-made volume"))?;
         self.check_size()?;
 
         let key = VaultKey::random().map_err(self.key())?;
         let sealed = self.identity.seal(&key).map_err(self.key())?;
         let mut uuid = [0; 16];
         crate::files::random(&mut uuid).map_err(self.key())?;
-        let header = Header {
-            generation: 1,
-            uuid,
-            sealed,
-        };
+        let header = Header { generation: 1, uuid, sealed };
 
         let device = self.activate(&key)?;
         ext4::write_seed(&self.options.seed, &device)
             .map_err(|e| self.step("write the empty file system")(e.to_string()))?;
-        self.platform
-            .mount(&device, mount_point)
-            .map_err(self.step("mount"))?;
-        self.platform
-            .grow(&device, mount_point)
-            .map_err(self.step("grow the file system"))?;
+        self.platform.mount(&device, mount_point).map_err(self.step("mount"))?;
+        self.platform.grow(&device, mount_point).map_err(self.step("grow the file system"))?;
         self.seal_behind(&header, &key)?;
         header::write(&self.file, &header, &key).map_err(self.io("write the header"))?;
         Ok(self.vault(&header.sealed, true, Some(key)))
@@ -255,11 +219,7 @@ impl Ctx<'_> {
 
     fn open(&self, parsed: &Parsed, escrowed: Option<VaultKey>) -> Result<Vault, VaultError> {
         let header = &parsed.header;
-        if let Some(device) = self
-            .platform
-            .active(DEVICE_NAME)
-            .map_err(self.step("look for the open volume"))?
-        {
+        if let Some(device) = self.platform.active(DEVICE_NAME).map_err(self.step("look for the open volume"))? {
             // Opened earlier in this boot, and `vault-open` extended: only the mount may be missing.
             self.mount_and_grow(&device)?;
             return Ok(self.vault(&header.sealed, false, None));
@@ -270,18 +230,12 @@ impl Ctx<'_> {
             None => self.identity.unseal(&header.sealed).map_err(self.key())?,
         };
         if !parsed.is_made_with(&key) {
-            return Err(VaultError::NotOurs {
-                partition: self.name(),
-            });
+            return Err(VaultError::NotOurs { partition: self.name() });
         }
         let mut sealed = header.sealed.clone();
         if recovered {
             sealed = self.identity.seal(&key).map_err(self.key())?;
-            let renewed = Header {
-                generation: header.generation + 1,
-                uuid: header.uuid,
-                sealed: sealed.clone(),
-            };
+            let renewed = Header { generation: header.generation + 1, uuid: header.uuid, sealed: sealed.clone() };
             header::write(&self.file, &renewed, &key).map_err(self.io("write the header"))?;
         }
         self.seal_behind(header, &key)?;
@@ -292,57 +246,33 @@ impl Ctx<'_> {
 
     /// Names the volume in PCR 15 and closes the door behind us.
     fn seal_behind(&self, header: &Header, key: &VaultKey) -> Result<(), VaultError> {
-        self.identity
-            .extend(PCR_VOLUME, &header.volume_id(key))
-            .map_err(self.key())?;
-        self.identity
-            .extend_phase(holdfast_format::pcr::phase::VAULT_OPEN)
-            .map_err(self.key())
+        self.identity.extend(PCR_VOLUME, &header.volume_id(key)).map_err(self.key())?;
+        self.identity.extend_phase(holdfast_format::pcr::phase::VAULT_OPEN).map_err(self.key())
     }
 
     fn mount_and_grow(&self, device: &Path) -> Result<(), VaultError> {
         let mount_point = &self.options.mount_point;
         if !self.platform.is_mounted(device, mount_point) {
-            self.platform
-                .mount(device, mount_point)
-                .map_err(self.step("mount"))?;
+            self.platform.mount(device, mount_point).map_err(self.step("mount"))?;
         }
-        self.platform
-            .grow(device, mount_point)
-            .map_err(self.step("grow the file system"))
+        self.platform.grow(device, mount_point).map_err(self.step("grow the file system"))
     }
 
     fn activate(&self, key: &VaultKey) -> Result<PathBuf, VaultError> {
         self.platform
-            .activate(
-                DEVICE_NAME,
-                &self.options.partition,
-                header::DATA_OFFSET,
-                key,
-            )
+            .activate(DEVICE_NAME, &self.options.partition, header::DATA_OFFSET, key)
             .map_err(self.step("open the encrypted device"))
     }
 
     fn check_size(&self) -> Result<(), VaultError> {
         use std::io::Seek as _;
-        let found = (&self.file)
-            .seek(std::io::SeekFrom::End(0))
-            .map_err(self.io("read its size"))?;
+        let found = (&self.file).seek(std::io::SeekFrom::End(0)).map_err(self.io("read its size"))?;
         let seed = std::fs::metadata(&self.options.seed)
-            .map_err(|e| {
-                self.step("read the file system seed")(format!(
-                    "{}: {e}",
-                    self.options.seed.display()
-                ))
-            })?
+            .map_err(|e| self.step("read the file system seed")(format!("{}: {e}", self.options.seed.display())))?
             .len();
         let expected = header::DATA_OFFSET + seed;
         if found < expected {
-            return Err(VaultError::TooSmall {
-                partition: self.name(),
-                expected,
-                found,
-            });
+            return Err(VaultError::TooSmall { partition: self.name(), expected, found });
         }
         Ok(())
     }
@@ -352,9 +282,7 @@ impl Ctx<'_> {
             mount_point: self.options.mount_point.clone(),
             created,
             protection: match sealed {
-                SealedKey::Tpm {
-                    epoch_bound: true, ..
-                } => KeyProtection::SealedWithEpoch,
+                SealedKey::Tpm { epoch_bound: true, .. } => KeyProtection::SealedWithEpoch,
                 SealedKey::Tpm { .. } => KeyProtection::Sealed,
                 SealedKey::Clear(_) => KeyProtection::Clear,
             },
@@ -377,32 +305,17 @@ impl Ctx<'_> {
 
     fn step(&self, step: &'static str) -> impl FnOnce(String) -> VaultError {
         let partition = self.name();
-        move |reason| VaultError::Step {
-            partition,
-            step,
-            reason,
-        }
+        move |reason| VaultError::Step { partition, step, reason }
     }
 }
 
 fn open_partition(partition: &Path) -> Result<File, VaultError> {
-    OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open(partition)
-        .map_err(partition_error(partition, "open"))
+    OpenOptions::new().read(true).write(true).open(partition).map_err(partition_error(partition, "open"))
 }
 
-fn partition_error(
-    partition: &Path,
-    action: &'static str,
-) -> impl FnOnce(std::io::Error) -> VaultError {
+fn partition_error(partition: &Path, action: &'static str) -> impl FnOnce(std::io::Error) -> VaultError {
     let partition = partition.display().to_string();
-    move |source| VaultError::Partition {
-        partition,
-        action,
-        source,
-    }
+    move |source| VaultError::Partition { partition, action, source }
 }
 
 #[cfg(test)]

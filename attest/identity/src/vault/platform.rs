@@ -17,13 +17,7 @@ pub trait Platform {
     ///
     /// # Errors
     /// A text.
-    fn activate(
-        &self,
-        name: &str,
-        partition: &Path,
-        offset_bytes: u64,
-        key: &VaultKey,
-    ) -> Result<PathBuf, String>;
+    fn activate(&self, name: &str, partition: &Path, offset_bytes: u64, key: &VaultKey) -> Result<PathBuf, String>;
 
     /// Unmounts and closes whatever is there; nothing there is fine.
     ///

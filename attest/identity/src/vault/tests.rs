@@ -36,11 +36,7 @@ impl Machine {
 
     fn options(&self) -> VaultOptions {
         let at = |name| self.dir.path().join(name);
-        VaultOptions {
-            partition: at("partition"),
-            mount_point: at("data"),
-            seed: at("seed"),
-        }
+        VaultOptions { partition: at("partition"), mount_point: at("data"), seed: at("seed") }
     }
 
     fn reboot(&self) {
@@ -52,11 +48,7 @@ impl Machine {
     fn burn(&self) -> Result<(), String> {
         let left = self.fuse.get();
         self.fuse.set(left.saturating_sub(1));
-        if left == 0 {
-            Err("power cut".into())
-        } else {
-            Ok(())
-        }
+        if left == 0 { Err("power cut".into()) } else { Ok(()) }
     }
 }
 
@@ -68,10 +60,7 @@ impl Platform for Machine {
     fn activate(&self, _: &str, _: &Path, _: u64, key: &VaultKey) -> Result<PathBuf, String> {
         self.burn()?;
         assert!(self.open.borrow().is_none(), "opened twice");
-        let device = self
-            .dir
-            .path()
-            .join(format!("device-{}", hex::encode(&key.expose()[..8])));
+        let device = self.dir.path().join(format!("device-{}", hex::encode(&key.expose()[..8])));
         if !device.exists() {
             fs::write(&device, vec![0; 3 << 20]).unwrap();
         }
@@ -148,10 +137,7 @@ impl Identity for Recorder {
         Ok(())
     }
     fn extend(&self, pcr: u32, digest: &[u8; 32]) -> Result<(), IdentityError> {
-        self.extended
-            .lock()
-            .unwrap()
-            .push(format!("{pcr}:{}", hex::encode(&digest[..4])));
+        self.extended.lock().unwrap().push(format!("{pcr}:{}", hex::encode(&digest[..4])));
         Ok(())
     }
     fn endorsement_certificates(&self) -> Result<Vec<Vec<u8>>, IdentityError> {
@@ -177,32 +163,18 @@ fn a_vault_is_made_once_then_opened_and_a_restarted_agent_finds_it_open() {
     let made = open_or_create_on(&machine.options(), &identity, &machine).unwrap();
     assert!(made.created && made.protection == KeyProtection::Clear);
     let first = identity.extended();
-    assert!(
-        first[0].starts_with("15:") && first[1] == "vault-open",
-        "{first:?}"
-    );
+    assert!(first[0].starts_with("15:") && first[1] == "vault-open", "{first:?}");
 
     let again = open_or_create_on(&machine.options(), &identity, &machine).unwrap();
     assert!(!again.created && again.key.is_none());
-    assert_eq!(
-        identity.extended(),
-        Vec::<String>::new(),
-        "nothing is extended twice in a boot"
-    );
+    assert_eq!(identity.extended(), Vec::<String>::new(), "nothing is extended twice in a boot");
 
     machine.reboot();
     let opened = open_or_create_on(&machine.options(), &identity, &machine).unwrap();
     assert!(!opened.created);
     assert_eq!(opened.key.unwrap().expose(), made.key.unwrap().expose());
-    assert_eq!(
-        identity.extended(),
-        first,
-        "the same volume has the same identity in every boot"
-    );
-    assert!(
-        machine.grown.get() >= 3,
-        "a larger partition is noticed at every start"
-    );
+    assert_eq!(identity.extended(), first, "the same volume has the same identity in every boot");
+    assert!(machine.grown.get() >= 3, "a larger partition is noticed at every start");
 }
 
 #[test]
@@ -215,10 +187,7 @@ fn power_cut_at_any_step_of_making_leaves_something_that_the_next_boot_completes
         machine.reboot();
         let vault = open_or_create_on(&machine.options(), &identity, &machine)
             .unwrap_or_else(|e| panic!("after a cut at step {fuse}: {e}"));
-        assert_eq!(
-            vault.created, !finished,
-            "a finished volume is never made anew (cut at step {fuse})"
-        );
+        assert_eq!(vault.created, !finished, "a finished volume is never made anew (cut at step {fuse})");
     }
 }
 
@@ -236,39 +205,20 @@ fn an_agent_killed_while_making_starts_over_in_the_same_boot() {
 #[test]
 fn a_key_that_stays_sealed_changes_nothing_and_escrow_brings_it_back() {
     let (machine, identity) = (Machine::new(), Recorder::new());
-    let key = open_or_create_on(&machine.options(), &identity, &machine)
-        .unwrap()
-        .key
-        .unwrap();
+    let key = open_or_create_on(&machine.options(), &identity, &machine).unwrap().key.unwrap();
     machine.reboot();
     let before = fs::read(machine.options().partition).unwrap();
-    identity
-        .refuse
-        .store(true, std::sync::atomic::Ordering::Relaxed);
+    identity.refuse.store(true, std::sync::atomic::Ordering::Relaxed);
     let error = open_or_create_on(&machine.options(), &identity, &machine).unwrap_err();
     assert!(matches!(error, VaultError::Key { .. }), "{error}");
-    assert!(
-        fs::read(machine.options().partition).unwrap() == before,
-        "the partition was written"
-    );
+    assert!(fs::read(machine.options().partition).unwrap() == before, "the partition was written");
 
-    let wrong = recover_on(
-        &machine.options(),
-        &identity,
-        VaultKey::random().unwrap(),
-        &machine,
-    );
+    let wrong = recover_on(&machine.options(), &identity, VaultKey::random().unwrap(), &machine);
     assert!(matches!(wrong, Err(VaultError::NotOurs { .. })));
     recover_on(&machine.options(), &identity, key, &machine).unwrap();
     machine.reboot();
-    identity
-        .refuse
-        .store(false, std::sync::atomic::Ordering::Relaxed);
-    assert!(
-        !open_or_create_on(&machine.options(), &identity, &machine)
-            .unwrap()
-            .created
-    );
+    identity.refuse.store(false, std::sync::atomic::Ordering::Relaxed);
+    assert!(!open_or_create_on(&machine.options(), &identity, &machine).unwrap().created);
 }
 
 #[test]
@@ -277,11 +227,7 @@ fn a_header_whose_key_was_exchanged_is_not_mounted() {
     open_or_create_on(&machine.options(), &identity, &machine).unwrap();
     machine.reboot();
     // Another key in both copies, with a right checksum: what somebody without the key can do.
-    let file = fs::OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open(machine.options().partition)
-        .unwrap();
+    let file = fs::OpenOptions::new().read(true).write(true).open(machine.options().partition).unwrap();
     for offset in header::COPY_OFFSETS {
         let mut copy = vec![0; 4096];
         file.read_exact_at(&mut copy, offset).unwrap();
@@ -301,13 +247,8 @@ fn a_header_whose_key_was_exchanged_is_not_mounted() {
 fn a_partition_too_small_for_the_seed_is_named() {
     let (machine, identity) = (Machine::new(), Recorder::new());
     fs::write(machine.options().partition, vec![0; 1 << 20]).unwrap();
-    let error = open_or_create_on(&machine.options(), &identity, &machine)
-        .unwrap_err()
-        .to_string();
-    assert!(
-        error.contains("expected at least 1114112 bytes, found 1048576"),
-        "{error}"
-    );
+    let error = open_or_create_on(&machine.options(), &identity, &machine).unwrap_err().to_string();
+    assert!(error.contains("expected at least 1114112 bytes, found 1048576"), "{error}");
 }
 
 #[test]
@@ -316,9 +257,5 @@ fn an_erased_vault_is_made_anew() {
     open_or_create_on(&machine.options(), &identity, &machine).unwrap();
     machine.reboot();
     erase(&machine.options().partition).unwrap();
-    assert!(
-        open_or_create_on(&machine.options(), &identity, &machine)
-            .unwrap()
-            .created
-    );
+    assert!(open_or_create_on(&machine.options(), &identity, &machine).unwrap().created);
 }
