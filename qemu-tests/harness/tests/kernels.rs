@@ -113,6 +113,22 @@ fn the_host_kernel_has_kvm_and_every_device_the_programs_open() {
 }
 
 #[test]
+fn a_hung_device_is_reset_by_its_watchdog() {
+    let folder = tempfile::tempdir().unwrap();
+    let initrd = probe(folder.path());
+    let cmdline = "console=ttyS0 panic=-1 quiet probe.hang";
+    let mut device = Device::builder("watchdog")
+        .direct(kernel(Kernel::Host).bzimage, Some(&initrd), cmdline)
+        .memory_mib(256)
+        .cpus(1)
+        .start()
+        .unwrap();
+    device.wait_for("probe: armed true", secs(60)).unwrap();
+    assert_eq!(device.wait_reset(secs(60)).unwrap(), "guest-reset");
+    device.wait_for("probe: armed true", secs(60)).unwrap();
+}
+
+#[test]
 fn the_guest_kernel_boots_from_its_elf_image_and_from_its_bzimage() {
     let folder = tempfile::tempdir().unwrap();
     let initrd = probe(folder.path());

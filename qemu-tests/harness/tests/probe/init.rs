@@ -14,6 +14,8 @@ unsafe extern "C" {
 
 const KVM_GET_API_VERSION: c_ulong = 0xAE00;
 const KVM_CREATE_VM: c_ulong = 0xAE01;
+/// `_IOWR('W', 6, int)`: seconds until the reset.
+const WDIOC_SETTIMEOUT: c_ulong = 0xC004_5706;
 const RB_POWER_OFF: c_int = 0x4321_fedc;
 
 fn mount_at(kind: &str, at: &str, data: &str) -> bool {
@@ -28,9 +30,24 @@ fn say(name: &str, value: impl std::fmt::Display) {
     println!("probe: {name} {value}");
 }
 
+/// Arms the watchdog and hangs.
+fn hang() -> ! {
+    let watchdog = File::options().write(true).open("/dev/watchdog0").expect("no watchdog");
+    let seconds: c_int = 2;
+    // SAFETY: the ioctl reads and writes one int, which lives until the call returns.
+    let result = unsafe { ioctl(watchdog.as_raw_fd(), WDIOC_SETTIMEOUT, (&raw const seconds).addr() as c_ulong) };
+    say("armed", result == 0);
+    loop {
+        std::thread::park();
+    }
+}
+
 fn main() {
     mount_at("devtmpfs", "/dev", "");
     mount_at("proc", "/proc", "");
+    if fs::read_to_string("/proc/cmdline").unwrap_or_default().contains("probe.hang") {
+        hang();
+    }
     mount_at("sysfs", "/sys", "");
     let uptime = fs::read_to_string("/proc/uptime").unwrap_or_default();
     say("uptime", uptime.split(' ').next().unwrap_or_default());
