@@ -4,6 +4,7 @@
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
+use holdfast_format::pcr::{self, Digest, phase};
 use holdfast_format::policy::EPOCH_INDEX;
 use zeroize::Zeroizing;
 
@@ -59,6 +60,17 @@ impl HardwareIdentity {
         let policy = self.policy.as_ref().map_err(Clone::clone)?;
         policy.approved(self.epochs)?;
         Ok(policy)
+    }
+
+    /// Whether PCR 11 shows the boot that the release signed, with the phase `vault-open` behind it.
+    fn is_past_vault_open(&self, policy: &ReleasePolicy) -> Result<bool, TpmError> {
+        let Some(signed) = hex::decode(&policy.document.pcr11).ok().and_then(|v| Digest::try_from(v).ok()) else {
+            return Ok(false);
+        };
+        let opened = pcr::extend(&signed, &pcr::phase_digest(phase::VAULT_OPEN));
+        let values = self.tpm.read_pcrs(&[pcr::PCR_UKI])?;
+        let ready = pcr::extend(&opened, &pcr::phase_digest(phase::READY));
+        Ok(values.iter().any(|(_, value)| *value == opened || *value == ready))
     }
 }
 
@@ -129,6 +141,8 @@ impl Identity for HardwareIdentity {
         match self.unseal(&sealed) {
             Ok(opened) if opened.expose() == key.expose() => Ok(sealed),
             Ok(_) => Err(TpmError::NotSealable("another key came back than was sealed".into()).into()),
+            // An agent that died while it made the vault: after a reboot it is sealed as it should be.
+            Err(e) if self.is_past_vault_open(policy)? => Err(e),
             Err(IdentityError::Tpm(TpmError::StaysSealed(reason))) => {
                 *self.unsealable.lock().unwrap_or_else(PoisonError::into_inner) = reason;
                 clear()

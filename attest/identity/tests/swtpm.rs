@@ -405,6 +405,15 @@ fn a_key_that_this_boot_could_not_open_again_is_not_sealed() {
 }
 
 #[test]
+fn after_vault_open_nothing_is_sealed_weaker_instead() {
+    let Some(mut machine) = Machine::new() else { return };
+    let identity = machine.boot(&Image::new("kernel A", 1));
+    identity.extend_phase(phase::VAULT_OPEN).unwrap();
+    let refused = identity.seal(&VaultKey::random().unwrap()).unwrap_err().to_string();
+    assert!(refused.contains("vault-open"), "{refused}");
+}
+
+#[test]
 fn a_handle_that_holds_somebody_elses_key_is_left_alone_and_named() {
     let Some(machine) = Machine::new() else {
         return;
