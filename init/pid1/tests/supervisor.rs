@@ -354,6 +354,20 @@ fn units_and_their_lines_survive_the_client_and_end_with_remove() {
 }
 
 #[test]
+fn unit_removed_while_it_stops_is_gone_when_it_has_ended() {
+    let mut bench = Running::new("forget");
+    let spec = shell("u", "exec sleep 60");
+    bench.client.start(&spec, &[]).unwrap();
+    bench.client.stop(&spec.name, Some(Duration::ZERO)).unwrap();
+    bench.client.remove(&spec.name).unwrap();
+    let ended = bench.wait("u", |s| s.state == UnitState::Ended);
+    assert_eq!(ended.exit, Some(Exit::Signal(9)));
+    assert_eq!(bench.client.list().unwrap(), []);
+    bench.client.start(&spec, &[]).unwrap();
+    bench.end();
+}
+
+#[test]
 fn killed_node_is_started_again_and_apps_do_not_notice() {
     let mut bench = Running::new("node");
     let app = shell("vmm.1", "echo up; exec sleep 60");

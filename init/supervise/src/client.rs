@@ -76,7 +76,7 @@ impl Client {
         self.done(&Request::Stop { name: name.clone(), deadline_ms })
     }
 
-    /// Forgets an ended unit and its log lines.
+    /// Forgets an ended unit and its log lines; one that is being stopped is forgotten when it has ended.
     pub fn remove(&mut self, name: &UnitName) -> Result<(), CallError> {
         self.done(&Request::Remove { name: name.clone() })
     }

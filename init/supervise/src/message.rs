@@ -19,7 +19,7 @@ pub enum Request {
         /// Instead of the spec's own deadline; 0 kills at once.
         deadline_ms: Option<u64>,
     },
-    /// Forget an ended unit and its log lines.
+    /// Forget an ended unit and its log lines; one that is being stopped is forgotten when it has ended.
     Remove {
         /// The unit.
         name: UnitName,

@@ -91,6 +91,8 @@ struct Entry {
     pidfd: Option<OwnedFd>,
     pipes: Vec<Pipe>,
     brake: Brake,
+    /// Remove it when it has ended.
+    forget: bool,
 }
 
 #[derive(Debug)]
@@ -170,7 +172,7 @@ impl<P: Platform> Supervisor<P> {
         }
         let unit = Unit::new(spec, self.next_order, clock::now_ms());
         self.next_order += 1;
-        let entry = Entry { unit, fds, pidfd: None, pipes: Vec::new(), brake: Brake::new(200, 20) };
+        let entry = Entry { unit, fds, pidfd: None, pipes: Vec::new(), brake: Brake::new(200, 20), forget: false };
         self.units.insert(name.clone(), entry);
         self.act(&name, Action::Spawn);
         match self.units.get(&name).map(|e| e.unit.status(false)) {
@@ -396,13 +398,15 @@ impl<P: Platform> Supervisor<P> {
                 Ok(Reply::Done)
             }
             Request::Remove { name } => {
-                let entry = self.units.get(&name).ok_or_else(|| unknown(&name))?;
-                if entry.unit.is_alive() {
-                    return Err(Refused::new(RefusalKind::Busy, format!("unit {name}: lives; stop it first")));
+                let entry = self.units.get_mut(&name).ok_or_else(|| unknown(&name))?;
+                match entry.unit.state() {
+                    UnitState::Ended => self.remove(&name),
+                    UnitState::Stopping { .. } => entry.forget = true,
+                    UnitState::Running { .. } | UnitState::Backoff { .. } => {
+                        let text = format!("unit {name}: lives; stop it first");
+                        return Err(Refused::new(RefusalKind::Busy, text));
+                    }
                 }
-                self.units.remove(&name);
-                self.logs.remove(&name);
-                self.server.publish(&Event::Removed { name });
                 Ok(Reply::Done)
             }
             Request::List { after } => Ok(self.list(after.as_ref())),
@@ -556,6 +560,15 @@ impl<P: Platform> Supervisor<P> {
             self.act(name, action);
         }
         self.tell(name);
+        if self.units.get(name).is_some_and(|e| e.forget && !e.unit.is_alive()) {
+            self.remove(name);
+        }
+    }
+
+    fn remove(&mut self, name: &UnitName) {
+        self.units.remove(name);
+        self.logs.remove(name);
+        self.server.publish(&Event::Removed { name: name.clone() });
     }
 
     /// Reads what is there; `last` reads to the end and closes.
