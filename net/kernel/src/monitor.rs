@@ -64,6 +64,11 @@ impl Monitor {
 }
 
 fn event(kind: u16, body: &[u8]) -> Option<Event> {
+    // A bridge tells of its ports with the same messages, of its own family: "gone" there means "left the bridge".
+    let of_links = matches!(kind, libc::RTM_NEWLINK | libc::RTM_DELLINK);
+    if of_links && body.first() != Some(&(libc::AF_UNSPEC as u8)) {
+        return None;
+    }
     match kind {
         libc::RTM_NEWLINK => link::parse(body).map(Event::Link),
         libc::RTM_DELLINK => link::parse(body).map(Event::LinkGone),

@@ -360,6 +360,12 @@ fn monitor_tells_of_links_and_addresses() {
         dummy(&mut n, "v0");
         let link = n.link("v0").expect("v0");
         n.add_address(&link, prefix("10.9.0.2/24")).expect("address");
+        // Leaving a bridge is not being gone.
+        n.add_bridge("br-t", [2, 0, 0, 0, 0, 9]).expect("bridge");
+        let (peer, bridge) = (n.link("v0p").expect("v0p"), n.link("br-t").expect("bridge"));
+        n.set_master(&peer, Some(bridge.index)).expect("enslave");
+        let peer = n.link("v0p").expect("v0p");
+        n.set_master(&peer, None).expect("release");
         n.delete_link(&link).expect("delete");
         let (mut up, mut addressed, mut gone) = (false, false, false);
         while !(up && addressed && gone) {
@@ -368,6 +374,7 @@ fn monitor_tells_of_links_and_addresses() {
                 Event::Link(l) if l.name == "v0" && l.up => up = true,
                 Event::Address(a) if a.prefix == prefix("10.9.0.2/24") => addressed = true,
                 Event::LinkGone(l) if l.name == "v0" => gone = true,
+                Event::LinkGone(l) => assert!(l.name == "v0p" && n.find_link("v0p").expect("links").is_none()),
                 _ => {}
             }
         }

@@ -219,6 +219,11 @@ pub enum Request {
     },
     /// Get a new lease now (client).
     Renew,
+    /// Announce another host name from the next message on (client).
+    SetHostName {
+        /// The name; empty = none.
+        host_name: String,
+    },
 }
 
 /// A packet from the service, JSON.

@@ -7,7 +7,7 @@ use common::*;
 use holdfast_model::Uuid;
 use holdfast_model::app::App;
 use holdfast_model::desired::Desired;
-use holdfast_model::net::{AppInterface, InstanceKind, NetworkInstance, Protocol, Rule, RuleAction};
+use holdfast_model::net::{AppInterface, InstanceKind, NetworkInstance, Protocol, RateUnit, Rule, RuleAction};
 use holdfast_netkernel::{NetDriver, Netlink, prepare};
 use holdfast_netsvc::config::{Assignment, Lease, NetworkService, Reply, Request};
 use holdfast_plan::item::{Service, ServiceKind};
@@ -15,7 +15,7 @@ use holdfast_plan::{Allocations, Input, ItemKey, LinkFact, NetItem, Plan, last_r
 use holdfast_reconcile::{Backoff, Reconciler, Report, State};
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, UdpSocket};
 use std::time::Instant;
 
 const ROUTER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
@@ -244,7 +244,7 @@ fn two_apps_live_change_and_go_without_a_trace() {
     // With an address that is not its own nothing passes.
     a.run(|| address("eth0", "10.1.0.99/24"));
     let spoofed = a.run(|| {
-        let s = std::net::UdpSocket::bind((Ipv4Addr::new(10, 1, 0, 99), 0)).expect("bind");
+        let s = UdpSocket::bind((Ipv4Addr::new(10, 1, 0, 99), 0)).expect("bind");
         s.set_read_timeout(Some(DROPPED)).expect("timeout");
         s.send_to(&[0, 1, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 1, b'b', 0, 0, 1, 0, 1], (GATEWAY, 53)).expect("send");
         s.recv(&mut [0; 64]).is_ok()
@@ -310,6 +310,25 @@ fn two_apps_live_change_and_go_without_a_trace() {
     assert_eq!(seen_as(&a, (ip_b, 80), WORKS), Some(ip_a.into()));
     long.write_all(b"still here").expect("write");
     long.read_exact(&mut back).expect("even now the connection lives");
+
+    // A rate: the burst passes, the flood does not.
+    let limit = Rule {
+        protocol: Some(Protocol::Udp),
+        remote_port: Some(9000),
+        ..rule(RuleAction::Limit { rate: 5, per: RateUnit::Second, burst: 10 })
+    };
+    d.apply(&desired(vec![app(11, "a", web.clone()), app(12, "b", vec![limit, rule(RuleAction::Allow)])]));
+    let sink = outside.run(|| UdpSocket::bind((ROUTER, 9000)).expect("bind"));
+    sink.set_read_timeout(Some(DROPPED)).expect("timeout");
+    b.run(|| {
+        let s = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).expect("bind");
+        for _ in 0..200 {
+            s.send_to(b"x", (ROUTER, 9000)).expect("send");
+        }
+    });
+    let passed = (0..200).take_while(|_| sink.recv(&mut [0; 4]).is_ok()).count();
+    assert!((10..=30).contains(&passed), "{passed} of 200 passed");
+    assert_eq!(seen_as(&b, (ROUTER, 7000), WORKS), Some(DEVICE.into()));
 
     // A drop rule before the allowance ends even the connection that is open (it was an allowance once: eve#2184).
     let mut dropping = web.clone();

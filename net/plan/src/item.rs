@@ -336,6 +336,8 @@ impl Item for NetItem {
                     ServiceKind::Network { address: x, uplink: u, .. },
                     ServiceKind::Network { address: y, uplink: v, .. },
                 ) if x == y && u == v => Modify,
+                // A name is told to the running client: nobody loses a lease over it.
+                (ServiceKind::DhcpClient(_), ServiceKind::DhcpClient(_)) => Modify,
                 _ => Recreate,
             },
             _ => Recreate,

@@ -104,9 +104,17 @@ mod tests {
 
     #[test]
     fn names_are_pinned_because_running_devices_carry_them() {
-        let id = Uuid::from_u128(0x6ba7_b810_9dad_11d1_80b4_00c0_4fd4_30c8);
+        let id = Uuid::from_u128;
+        assert_eq!(tap(id(11), 0), "tap-8458c21e69");
+        assert_eq!(app_mac(id(11), 0), [0x02, 0xe8, 0xfb, 0xda, 0x29, 0x92]);
+        assert_eq!(bridge(id(1)), "br-000d560088");
+        assert_eq!(table(id(1)), 359_981_824);
+    }
+
+    #[test]
+    fn display_names_become_labels() {
         assert_eq!(host_label("My Web_App!"), "my-web-app");
-        assert_eq!(tap(id, 0).len(), 14);
-        assert_eq!(tap(id, 0), tap(id, 0));
+        assert_eq!(host_label("!!!"), "");
+        assert_eq!(host_label(&"x".repeat(80)).len(), 63);
     }
 }

@@ -46,11 +46,7 @@ impl<I: Item> Action<I> {
 /// An item is recreated when its value demands it, or when something it now depends on goes away or is recreated.
 /// Intended items with a dependency that is nowhere, or on a cycle, get no creation: [`unsatisfied`] names them.
 #[must_use]
-pub fn diff<I: Item>(
-    intended: &Graph<I>,
-    current: &Graph<I>,
-    doubt: &BTreeMap<I::Key, Doubt>,
-) -> Vec<Action<I>> {
+pub fn diff<I: Item>(intended: &Graph<I>, current: &Graph<I>, doubt: &BTreeMap<I::Key, Doubt>) -> Vec<Action<I>> {
     let satisfied = satisfiable(intended);
     let mut doomed: BTreeSet<I::Key> = BTreeSet::new();
     for (key, have) in current.iter() {
@@ -59,8 +55,7 @@ pub fn diff<I: Item>(
             Some(_) if !satisfied.contains(key) => true,
             Some(want) => {
                 want != have
-                    && (doubt.get(key) == Some(&Doubt::Partial)
-                        || have.transition(want) == Transition::Recreate)
+                    && (doubt.get(key) == Some(&Doubt::Partial) || have.transition(want) == Transition::Recreate)
             }
         };
         // Something it stands on has vanished under it: it can only be made anew.
@@ -101,10 +96,7 @@ pub fn diff<I: Item>(
         match current.get(&key) {
             Some(have) if !doomed.contains(&key) => {
                 if have != want {
-                    actions.push(Action::Modify {
-                        old: have.clone(),
-                        new: want.clone(),
-                    });
+                    actions.push(Action::Modify { old: have.clone(), new: want.clone() });
                 } else if doubt.contains_key(&key) {
                     actions.push(Action::Create(want.clone()));
                 }

@@ -17,18 +17,13 @@ pub struct Backoff {
 
 impl Default for Backoff {
     fn default() -> Self {
-        Self {
-            first: Duration::from_millis(500),
-            max: Duration::from_secs(60),
-        }
+        Self { first: Duration::from_millis(500), max: Duration::from_secs(60) }
     }
 }
 
 impl Backoff {
     fn delay(&self, attempts: u32) -> Duration {
-        let factor = 1_u32
-            .checked_shl(attempts.saturating_sub(1))
-            .unwrap_or(u32::MAX);
+        let factor = 1_u32.checked_shl(attempts.saturating_sub(1)).unwrap_or(u32::MAX);
         self.first.saturating_mul(factor).min(self.max)
     }
 }
@@ -104,8 +99,7 @@ impl<I: Item> Reconciler<I> {
     pub fn set_intended(&mut self, intended: Graph<I>) {
         self.intended = intended;
         let intended = &self.intended;
-        self.failures
-            .retain(|key, f| f.wanted.as_ref() == intended.get(key));
+        self.failures.retain(|key, f| f.wanted.as_ref() == intended.get(key));
     }
 
     /// What shall exist.
@@ -137,10 +131,7 @@ impl<I: Item> Reconciler<I> {
     #[must_use]
     pub fn state(&self, key: &I::Key) -> Option<State> {
         if let Some(f) = self.failures.get(key) {
-            return Some(State::Failed {
-                error: f.error.clone(),
-                attempts: f.attempts,
-            });
+            return Some(State::Failed { error: f.error.clone(), attempts: f.attempts });
         }
         match (self.intended.get(key), self.current.get(key)) {
             (Some(_), _) if self.holds(key) => Some(State::Created),
@@ -167,9 +158,7 @@ impl<I: Item> Reconciler<I> {
             .chain(self.current.iter().map(|(k, _)| k))
             .chain(self.failures.keys())
             .collect();
-        keys.into_iter()
-            .filter_map(|k| self.state(k).map(|s| (k.clone(), s)))
-            .collect()
+        keys.into_iter().filter_map(|k| self.state(k).map(|s| (k.clone(), s))).collect()
     }
 
     /// Intended items that can never exist, with the dependency that is not configured.
@@ -200,18 +189,13 @@ impl<I: Item> Reconciler<I> {
         match action {
             Action::Delete(item) => {
                 let key = item.key();
-                !self
-                    .current
-                    .iter()
-                    .any(|(k, i)| *k != key && i.dependencies().contains(&key))
+                !self.current.iter().any(|(k, i)| *k != key && i.dependencies().contains(&key))
             }
             Action::Create(item) => {
                 let have = self.current.get(&item.key());
                 have.is_none_or(|h| h == item) && self.dependencies_hold(item)
             }
-            Action::Modify { old, new } => {
-                self.current.get(&new.key()) == Some(old) && self.dependencies_hold(new)
-            }
+            Action::Modify { old, new } => self.current.get(&new.key()) == Some(old) && self.dependencies_hold(new),
         }
     }
 
@@ -221,18 +205,10 @@ impl<I: Item> Reconciler<I> {
 
     /// True when the item exists as intended, without doubt.
     fn holds(&self, key: &I::Key) -> bool {
-        self.current.contains(key)
-            && self.current.get(key) == self.intended.get(key)
-            && !self.doubt.contains_key(key)
+        self.current.contains(key) && self.current.get(key) == self.intended.get(key) && !self.doubt.contains_key(key)
     }
 
-    async fn execute<D: Driver<I>>(
-        &mut self,
-        driver: &mut D,
-        action: Action<I>,
-        now: Instant,
-        report: &mut Report,
-    ) {
+    async fn execute<D: Driver<I>>(&mut self, driver: &mut D, action: Action<I>, now: Instant, report: &mut Report) {
         let key = action.key();
         let (verb, result) = match &action {
             Action::Create(item) => ("create", driver.create(item).await),

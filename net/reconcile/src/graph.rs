@@ -36,9 +36,7 @@ pub struct Graph<I: Item> {
 
 impl<I: Item> Default for Graph<I> {
     fn default() -> Self {
-        Self {
-            items: BTreeMap::new(),
-        }
+        Self { items: BTreeMap::new() }
     }
 }
 
@@ -104,12 +102,7 @@ impl<I: Item> Graph<I> {
             }
             waiting.insert(key, n);
         }
-        let mut ready: Vec<&I::Key> = waiting
-            .iter()
-            .rev()
-            .filter(|(_, n)| **n == 0)
-            .map(|(k, _)| *k)
-            .collect();
+        let mut ready: Vec<&I::Key> = waiting.iter().rev().filter(|(_, n)| **n == 0).map(|(k, _)| *k).collect();
         let mut order = Vec::with_capacity(self.items.len());
         while let Some(key) = ready.pop() {
             order.push(key.clone());

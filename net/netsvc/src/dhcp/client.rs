@@ -105,6 +105,11 @@ impl Client {
         self.held.as_ref().map(|h| &h.lease)
     }
 
+    /// Announces another host name from the next message on.
+    pub fn set_host_name(&mut self, host_name: String) {
+        self.host_name = host_name;
+    }
+
     /// When [`on_timer`](Self::on_timer) must be called next.
     #[must_use]
     pub fn deadline(&self) -> Option<Instant> {

@@ -114,6 +114,10 @@ impl Port {
                     outputs.extend(client.borrow_mut().start(Instant::now()));
                     Reply::Ok
                 }
+                Request::SetHostName { host_name } => {
+                    client.borrow_mut().set_host_name(host_name);
+                    Reply::Ok
+                }
                 Request::Update { .. } | Request::Subscribe => {
                     Reply::Error { text: "a DHCP client has no tables".into() }
                 }

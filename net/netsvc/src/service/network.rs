@@ -194,7 +194,7 @@ impl Network {
                     update = Some(service);
                     Reply::Ok
                 }
-                Request::Carrier { .. } | Request::Renew | Request::Subscribe => {
+                Request::Carrier { .. } | Request::Renew | Request::SetHostName { .. } | Request::Subscribe => {
                     Reply::Error { text: "not for a network service".into() }
                 }
             },

@@ -177,7 +177,9 @@ impl Processes {
         let mut fds: Vec<OwnedFd> = vec![config.into(), listener];
         fds.extend(prepared.sockets);
         let numbers: Vec<i32> = fds.iter().map(AsRawFd::as_raw_fd).collect();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_netsvc"));
+        // Another build of the program, for example the static one of an image, may take the stand.
+        let program = std::env::var_os("HOLDFAST_NETSVC").unwrap_or_else(|| env!("CARGO_BIN_EXE_netsvc").into());
+        let mut command = Command::new(program);
         command.args(["--config-fd", "3"]).stdin(Stdio::null()).uid(1100).gid(1100);
         // SAFETY: only fcntl and dup2 between fork and exec; both may be called there.
         unsafe {
@@ -228,10 +230,10 @@ impl Services for Processes {
     }
 
     async fn update(&mut self, _old: &Service, new: &Service) -> Result<(), String> {
-        let ServiceKind::Network { service, .. } = &new.kind else {
-            return Err("only networks have tables".into());
+        let request = match &new.kind {
+            ServiceKind::Network { service, .. } => Request::Update { service: service.clone() },
+            ServiceKind::DhcpClient(c) => Request::SetHostName { host_name: c.host_name.clone() },
         };
-        let request = Request::Update { service: service.clone() };
         let reply = self.control(&new.name).request(&request);
         reply.map_err(|e| e.to_string())?;
         if let Some((_, s)) = self.children.get_mut(&new.name) {

@@ -23,21 +23,12 @@ impl Item for Thing {
         self.needs.clone()
     }
     fn transition(&self, new: &Self) -> Transition {
-        if self.fixed == new.fixed {
-            Transition::Modify
-        } else {
-            Transition::Recreate
-        }
+        if self.fixed == new.fixed { Transition::Modify } else { Transition::Recreate }
     }
 }
 
 fn thing(key: u8, needs: &[u8]) -> Thing {
-    Thing {
-        key,
-        fixed: 0,
-        soft: 0,
-        needs: needs.to_vec(),
-    }
+    Thing { key, fixed: 0, soft: 0, needs: needs.to_vec() }
 }
 
 /// A world that fails on demand and checks that no action breaks the order of dependencies.
@@ -63,8 +54,7 @@ impl Driver<Thing> for World {
         self.log.push(format!("+{}", item.key));
         for d in &item.needs {
             if !self.things.contains_key(d) {
-                self.violations
-                    .push(format!("{} created without {d}", item.key));
+                self.violations.push(format!("{} created without {d}", item.key));
             }
         }
         if self.fails() {
@@ -79,13 +69,11 @@ impl Driver<Thing> for World {
     async fn modify(&mut self, old: &Thing, new: &Thing) -> Result<(), &'static str> {
         self.log.push(format!("~{}", new.key));
         if self.things.get(&old.key) != Some(old) || old.fixed != new.fixed {
-            self.violations
-                .push(format!("{} changed from a value it does not have", old.key));
+            self.violations.push(format!("{} changed from a value it does not have", old.key));
         }
         for d in &new.needs {
             if !self.things.contains_key(d) {
-                self.violations
-                    .push(format!("{} changed without {d}", new.key));
+                self.violations.push(format!("{} changed without {d}", new.key));
             }
         }
         if self.fails() {
@@ -99,8 +87,7 @@ impl Driver<Thing> for World {
         self.log.push(format!("-{}", item.key));
         for t in self.things.values() {
             if t.needs.contains(&item.key) && t.key != item.key {
-                self.violations
-                    .push(format!("{} deleted under {}", item.key, t.key));
+                self.violations.push(format!("{} deleted under {}", item.key, t.key));
             }
         }
         if self.fails() {
@@ -113,10 +100,7 @@ impl Driver<Thing> for World {
 
 fn now(future: impl Future<Output = Report>) -> Report {
     let mut future = pin!(future);
-    match future
-        .as_mut()
-        .poll(&mut Context::from_waker(Waker::noop()))
-    {
+    match future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(r) => r,
         Poll::Pending => panic!("the test driver never waits"),
     }
@@ -135,16 +119,8 @@ fn settle(r: &mut Reconciler<Thing>, w: &mut World, clock: &mut Instant) {
 
 #[test]
 fn creates_dependencies_first_and_deletes_them_last() {
-    let (mut r, mut w, mut t) = (
-        Reconciler::new(Backoff::default()),
-        World::default(),
-        Instant::now(),
-    );
-    r.set_intended(
-        [thing(1, &[2]), thing(2, &[3]), thing(3, &[])]
-            .into_iter()
-            .collect(),
-    );
+    let (mut r, mut w, mut t) = (Reconciler::new(Backoff::default()), World::default(), Instant::now());
+    r.set_intended([thing(1, &[2]), thing(2, &[3]), thing(3, &[])].into_iter().collect());
     settle(&mut r, &mut w, &mut t);
     r.set_intended(Graph::new());
     settle(&mut r, &mut w, &mut t);
@@ -153,26 +129,13 @@ fn creates_dependencies_first_and_deletes_them_last() {
 
 #[test]
 fn recreates_dependents_of_a_recreated_item_and_nothing_else() {
-    let (mut r, mut w, mut t) = (
-        Reconciler::new(Backoff::default()),
-        World::default(),
-        Instant::now(),
-    );
-    let base = [
-        thing(1, &[]),
-        thing(2, &[1]),
-        thing(3, &[2]),
-        thing(4, &[]),
-        thing(5, &[4]),
-    ];
+    let (mut r, mut w, mut t) = (Reconciler::new(Backoff::default()), World::default(), Instant::now());
+    let base = [thing(1, &[]), thing(2, &[1]), thing(3, &[2]), thing(4, &[]), thing(5, &[4])];
     r.set_intended(base.iter().cloned().collect());
     settle(&mut r, &mut w, &mut t);
     w.log.clear();
     let mut changed: Graph<Thing> = base.into_iter().collect();
-    changed.insert(Thing {
-        fixed: 1,
-        ..thing(1, &[])
-    });
+    changed.insert(Thing { fixed: 1, ..thing(1, &[]) });
     r.set_intended(changed);
     settle(&mut r, &mut w, &mut t);
     assert_eq!(w.log, ["-3", "-2", "-1", "+1", "+2", "+3"]);
@@ -180,53 +143,25 @@ fn recreates_dependents_of_a_recreated_item_and_nothing_else() {
 
 #[test]
 fn modifies_in_place_without_disturbing_dependents() {
-    let (mut r, mut w, mut t) = (
-        Reconciler::new(Backoff::default()),
-        World::default(),
-        Instant::now(),
-    );
+    let (mut r, mut w, mut t) = (Reconciler::new(Backoff::default()), World::default(), Instant::now());
     r.set_intended([thing(1, &[]), thing(2, &[1])].into_iter().collect());
     settle(&mut r, &mut w, &mut t);
     w.log.clear();
-    r.set_intended(
-        [
-            Thing {
-                soft: 9,
-                ..thing(1, &[])
-            },
-            thing(2, &[1]),
-        ]
-        .into_iter()
-        .collect(),
-    );
+    r.set_intended([Thing { soft: 9, ..thing(1, &[]) }, thing(2, &[1])].into_iter().collect());
     settle(&mut r, &mut w, &mut t);
     assert_eq!(w.log, ["~1"]);
 }
 
 #[test]
 fn failed_item_waits_for_its_backoff_while_others_go_on() {
-    let (mut r, mut w, t) = (
-        Reconciler::new(Backoff::default()),
-        World::default(),
-        Instant::now(),
-    );
-    r.set_intended(
-        [thing(1, &[]), thing(2, &[1]), thing(3, &[])]
-            .into_iter()
-            .collect(),
-    );
+    let (mut r, mut w, t) = (Reconciler::new(Backoff::default()), World::default(), Instant::now());
+    r.set_intended([thing(1, &[]), thing(2, &[1]), thing(3, &[])].into_iter().collect());
     w.faults = vec![false, true];
     let report = now(r.run(&mut w, t));
     assert_eq!(w.log, ["+1", "+3"]);
     assert_eq!((report.done, report.failed), (1, 1));
     assert_eq!(report.next_retry, Some(t + Duration::from_millis(500)));
-    assert_eq!(
-        r.state(&1),
-        Some(State::Failed {
-            error: "cannot create 1: no luck".into(),
-            attempts: 1
-        })
-    );
+    assert_eq!(r.state(&1), Some(State::Failed { error: "cannot create 1: no luck".into(), attempts: 1 }));
     assert_eq!(r.state(&2), Some(State::Pending("waits for 1".into())));
     now(r.run(&mut w, t + Duration::from_millis(499)));
     assert_eq!(w.log, ["+1", "+3"]);
@@ -237,11 +172,7 @@ fn failed_item_waits_for_its_backoff_while_others_go_on() {
 
 #[test]
 fn a_half_made_item_is_removed_when_no_longer_wanted() {
-    let (mut r, mut w, mut t) = (
-        Reconciler::new(Backoff::default()),
-        World::default(),
-        Instant::now(),
-    );
+    let (mut r, mut w, mut t) = (Reconciler::new(Backoff::default()), World::default(), Instant::now());
     r.set_intended([thing(1, &[])].into_iter().collect());
     w.faults = vec![true];
     now(r.run(&mut w, t));
@@ -255,37 +186,17 @@ fn a_half_made_item_is_removed_when_no_longer_wanted() {
 
 #[test]
 fn missing_dependency_and_cycle_are_named_and_block_nobody_else() {
-    let (mut r, mut w, mut t) = (
-        Reconciler::new(Backoff::default()),
-        World::default(),
-        Instant::now(),
-    );
-    r.set_intended(
-        [
-            thing(1, &[9]),
-            thing(2, &[3]),
-            thing(3, &[2]),
-            thing(4, &[]),
-        ]
-        .into_iter()
-        .collect(),
-    );
+    let (mut r, mut w, mut t) = (Reconciler::new(Backoff::default()), World::default(), Instant::now());
+    r.set_intended([thing(1, &[9]), thing(2, &[3]), thing(3, &[2]), thing(4, &[])].into_iter().collect());
     settle(&mut r, &mut w, &mut t);
     assert_eq!(w.log, ["+4"]);
-    assert_eq!(
-        r.state(&1),
-        Some(State::Pending("needs 9, which is not configured".into()))
-    );
+    assert_eq!(r.state(&1), Some(State::Pending("needs 9, which is not configured".into())));
     assert_eq!(r.unsatisfied().len(), 3);
 }
 
 #[test]
 fn adopted_items_are_kept_or_removed_without_touching_the_rest() {
-    let (mut r, mut w, mut t) = (
-        Reconciler::new(Backoff::default()),
-        World::default(),
-        Instant::now(),
-    );
+    let (mut r, mut w, mut t) = (Reconciler::new(Backoff::default()), World::default(), Instant::now());
     for i in [thing(1, &[]), thing(2, &[1]), thing(7, &[1])] {
         w.things.insert(i.key, i);
     }
@@ -297,16 +208,8 @@ fn adopted_items_are_kept_or_removed_without_touching_the_rest() {
 
 #[test]
 fn a_lost_item_is_made_again_with_its_dependents() {
-    let (mut r, mut w, mut t) = (
-        Reconciler::new(Backoff::default()),
-        World::default(),
-        Instant::now(),
-    );
-    r.set_intended(
-        [thing(1, &[]), thing(2, &[1]), thing(3, &[])]
-            .into_iter()
-            .collect(),
-    );
+    let (mut r, mut w, mut t) = (Reconciler::new(Backoff::default()), World::default(), Instant::now());
+    r.set_intended([thing(1, &[]), thing(2, &[1]), thing(3, &[])].into_iter().collect());
     settle(&mut r, &mut w, &mut t);
     w.log.clear();
     r.mark_lost(&1);
@@ -315,12 +218,7 @@ fn a_lost_item_is_made_again_with_its_dependents() {
 }
 
 fn graphs() -> impl Strategy<Value = Vec<Thing>> {
-    let one = (
-        0..8_u8,
-        0..3_u8,
-        0..3_u8,
-        proptest::collection::vec(0..8_u8, 0..3),
-    );
+    let one = (0..8_u8, 0..3_u8, 0..3_u8, proptest::collection::vec(0..8_u8, 0..3));
     proptest::collection::vec(one, 0..9).prop_map(|v| {
         v.into_iter()
             .map(|(key, fixed, soft, needs)| Thing {
