@@ -3,10 +3,14 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
-use crate::tpm::DEVICE_TCTI;
 use crate::tpm::quote::Quote;
+use crate::tpm::{DEVICE_TCTI, TpmError};
 use crate::{HardwareIdentity, IdentityError, Point, PublicKey, SealedKey, SoftwareIdentity, Strength, Use, VaultKey};
+
+/// Attempts to open a TPM before it is taken as broken.
+const OPEN_ATTEMPTS: u32 = 3;
 
 /// A device's identity. Calls block for as long as a TPM takes (tens to hundreds of milliseconds), never for the network.
 pub trait Identity: Send + Sync {
@@ -104,6 +108,16 @@ pub fn open(options: &Options) -> Arc<dyn Identity> {
             return Arc::new(SoftwareIdentity::new(&options.software_dir, reason));
         }
     };
+    // What is decided at the first boot stays: a TPM that only stutters must not make a device without one.
+    let mut pause = Duration::from_millis(500);
+    for _attempt in 1..OPEN_ATTEMPTS {
+        match HardwareIdentity::open(&tcti, &options.boot_dir) {
+            Ok(identity) => return Arc::new(identity),
+            Err(TpmError::Unexpected { .. }) => break,
+            Err(_) => std::thread::sleep(pause),
+        }
+        pause *= 2;
+    }
     match HardwareIdentity::open(&tcti, &options.boot_dir) {
         Ok(identity) => Arc::new(identity),
         Err(e) => Arc::new(SoftwareIdentity::new(&options.software_dir, &e.to_string())),
