@@ -31,10 +31,7 @@ impl Bus {
     /// # Panics
     /// When ranges overlap: the map is fixed, so that is a mistake in this program.
     pub fn insert(&mut self, start: u64, len: u64, device: Arc<dyn BusDevice>) {
-        let overlaps = self
-            .ranges
-            .iter()
-            .any(|(s, l, _)| start < s + l && *s < start + len);
+        let overlaps = self.ranges.iter().any(|(s, l, _)| start < s + l && *s < start + len);
         assert!(!overlaps, "bus range {start:#x}+{len:#x} overlaps another");
         self.ranges.push((start, len, device));
         self.ranges.sort_by_key(|(s, ..)| *s);
@@ -59,15 +56,11 @@ impl Bus {
     /// # Errors
     /// From the device.
     pub fn write(&self, address: u64, data: &[u8]) -> Result<(), End> {
-        self.find(address, data.len())
-            .map_or(Ok(()), |(offset, device)| device.write(offset, data))
+        self.find(address, data.len()).map_or(Ok(()), |(offset, device)| device.write(offset, data))
     }
 
     fn find(&self, address: u64, len: usize) -> Option<(u64, &Arc<dyn BusDevice>)> {
-        let at = self
-            .ranges
-            .partition_point(|(start, ..)| *start <= address)
-            .checked_sub(1)?;
+        let at = self.ranges.partition_point(|(start, ..)| *start <= address).checked_sub(1)?;
         let (start, size, device) = &self.ranges[at];
         let offset = address - start;
         (offset.checked_add(len as u64)? <= *size).then_some((offset, device))

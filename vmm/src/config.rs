@@ -173,9 +173,7 @@ impl FromStr for MacAddress {
     type Err = ConfigError;
 
     fn from_str(text: &str) -> Result<Self, ConfigError> {
-        let bad = || ConfigError::Mac {
-            found: text.chars().take(40).collect(),
-        };
+        let bad = || ConfigError::Mac { found: text.chars().take(40).collect() };
         let mut mac = [0u8; 6];
         let mut parts = text.split(':');
         for byte in &mut mac {
@@ -242,9 +240,7 @@ pub enum ConfigError {
         found: String,
     },
     /// The same descriptor is named twice.
-    #[error(
-        "config: {second} uses inherited fd {fd}, which {first} already uses; pass a duplicate"
-    )]
+    #[error("config: {second} uses inherited fd {fd}, which {first} already uses; pass a duplicate")]
     FdTwice {
         /// The descriptor.
         fd: RawFd,
@@ -264,8 +260,7 @@ impl VmConfig {
         if text.len() > MAX_CONFIG_BYTES {
             return Err(ConfigError::TooLong { found: text.len() });
         }
-        let config: VmConfig =
-            serde_json::from_slice(text).map_err(|e| ConfigError::Json(e.to_string()))?;
+        let config: VmConfig = serde_json::from_slice(text).map_err(|e| ConfigError::Json(e.to_string()))?;
         config.validate()?;
         Ok(config)
     }
@@ -281,21 +276,10 @@ impl VmConfig {
     /// # Errors
     /// The first fault found.
     pub fn validate(&self) -> Result<(), ConfigError> {
-        range(
-            "name",
-            &format!("{:?}", self.name),
-            "1 to 64 printable ASCII characters",
-            {
-                (1..=64).contains(&self.name.len())
-                    && self.name.bytes().all(|c| c.is_ascii_graphic())
-            },
-        )?;
-        range(
-            "vcpus",
-            &self.vcpus,
-            &format!("1 to {MAX_VCPUS}"),
-            (1..=MAX_VCPUS).contains(&self.vcpus),
-        )?;
+        range("name", &format!("{:?}", self.name), "1 to 64 printable ASCII characters", {
+            (1..=64).contains(&self.name.len()) && self.name.bytes().all(|c| c.is_ascii_graphic())
+        })?;
+        range("vcpus", &self.vcpus, &format!("1 to {MAX_VCPUS}"), (1..=MAX_VCPUS).contains(&self.vcpus))?;
         range(
             "memory_mib",
             &self.memory_mib,
@@ -306,18 +290,10 @@ impl VmConfig {
             "cmdline",
             &format!("{} bytes", self.cmdline.len()),
             &format!("at most {MAX_CMDLINE} bytes of printable ASCII"),
-            {
-                self.cmdline.len() <= MAX_CMDLINE
-                    && self.cmdline.bytes().all(|c| (0x20..0x7f).contains(&c))
-            },
+            self.cmdline.len() <= MAX_CMDLINE && self.cmdline.bytes().all(|c| (0x20..0x7f).contains(&c)),
         )?;
         let devices = self.disks.len() + self.nets.len();
-        range(
-            "disks + nets",
-            &devices,
-            &format!("at most {MAX_DEVICES}"),
-            devices <= MAX_DEVICES,
-        )?;
+        range("disks + nets", &devices, &format!("at most {MAX_DEVICES}"), devices <= MAX_DEVICES)?;
         let mut ids = HashSet::new();
         for (n, disk) in self.disks.iter().enumerate() {
             range(
@@ -333,23 +309,12 @@ impl VmConfig {
         }
         for (n, net) in self.nets.iter().enumerate() {
             if let Some(mtu) = net.mtu {
-                range(
-                    &format!("nets[{n}].mtu"),
-                    &mtu,
-                    "68 to 65521",
-                    (68..=65521).contains(&mtu),
-                )?;
+                range(&format!("nets[{n}].mtu"), &mtu, "68 to 65521", (68..=65521).contains(&mtu))?;
             }
             if let TapRef::Name(name) = &net.tap {
-                range(
-                    &format!("nets[{n}].tap"),
-                    &format!("{name:?}"),
-                    "an interface name of 1 to 15 characters",
-                    {
-                        (1..=15).contains(&name.len())
-                            && name.bytes().all(|c| c.is_ascii_graphic() && c != b'/')
-                    },
-                )?;
+                range(&format!("nets[{n}].tap"), &format!("{name:?}"), "an interface name of 1 to 15 characters", {
+                    (1..=15).contains(&name.len()) && name.bytes().all(|c| c.is_ascii_graphic() && c != b'/')
+                })?;
             }
         }
         if let Some(jail) = &self.jail {
@@ -371,18 +336,9 @@ impl VmConfig {
         add(self.initrd.as_ref(), "initrd".into());
         add(Some(&self.kvm), "kvm".into());
         add(self.control.as_ref(), "control".into());
-        add(
-            self.console.as_ref().map(|c| &c.output),
-            "console.output".into(),
-        );
-        add(
-            self.console.as_ref().and_then(|c| c.input.as_ref()),
-            "console.input".into(),
-        );
-        add(
-            self.serial.as_ref().map(|s| &s.output),
-            "serial.output".into(),
-        );
+        add(self.console.as_ref().map(|c| &c.output), "console.output".into());
+        add(self.console.as_ref().and_then(|c| c.input.as_ref()), "console.input".into());
+        add(self.serial.as_ref().map(|s| &s.output), "serial.output".into());
         for (n, disk) in self.disks.iter().enumerate() {
             add(Some(&disk.file), format!("disks[{n}].file"));
         }
@@ -398,21 +354,12 @@ impl VmConfig {
     fn fds_are_used_once(&self) -> Result<(), ConfigError> {
         let fds = self.inherited_fds();
         for (n, (fd, second)) in fds.iter().enumerate() {
-            range(
-                second,
-                fd,
-                "a descriptor number from 0 to 1048575",
-                (0..1 << 20).contains(fd),
-            )?;
+            range(second, fd, "a descriptor number from 0 to 1048575", (0..1 << 20).contains(fd))?;
             // Standard streams are duplicated on use and may be shared.
             if *fd > 2
                 && let Some((_, first)) = fds[..n].iter().find(|(other, _)| other == fd)
             {
-                return Err(ConfigError::FdTwice {
-                    fd: *fd,
-                    first: first.clone(),
-                    second: second.clone(),
-                });
+                return Err(ConfigError::FdTwice { fd: *fd, first: first.clone(), second: second.clone() });
             }
         }
         Ok(())
@@ -423,24 +370,15 @@ impl VmConfig {
 /// no port-0xCF8 early scan, no i8042 or 8250 probing, console on `hvc0`, reboot at once on panic.
 pub fn default_cmdline() -> String {
     "console=hvc0 quiet loglevel=4 panic=-1 reboot=a,w pci=noearly,lastbus=0 8250.nr_uarts=0 i8042.noaux i8042.nokbd \
-     cryptomgr.notests tsc=reliable no_timer_check random.trust_cpu=on"
+     cryptomgr.notests no_timer_check random.trust_cpu=on"
         .to_string()
 }
 
-fn range(
-    field: &str,
-    found: &dyn fmt::Display,
-    expected: &str,
-    ok: bool,
-) -> Result<(), ConfigError> {
+fn range(field: &str, found: &dyn fmt::Display, expected: &str, ok: bool) -> Result<(), ConfigError> {
     if ok {
         return Ok(());
     }
-    Err(ConfigError::Range {
-        field: field.into(),
-        found: found.to_string(),
-        expected: expected.into(),
-    })
+    Err(ConfigError::Range { field: field.into(), found: found.to_string(), expected: expected.into() })
 }
 
 fn default_kvm() -> FileRef {
@@ -498,14 +436,8 @@ mod tests {
             ("memory_mib", Box::new(|v| v["memory_mib"] = 0.into())),
             ("name", Box::new(|v| v["name"] = "".into())),
             ("cmdline", Box::new(|v| v["cmdline"] = "a\nb".into())),
-            (
-                "disks[0].id",
-                Box::new(|v| v["disks"][0]["id"] = "x".repeat(21).into()),
-            ),
-            (
-                "mac",
-                Box::new(|v| v["nets"][0]["mac"] = "03:00:00:00:00:01".into()),
-            ),
+            ("disks[0].id", Box::new(|v| v["disks"][0]["id"] = "x".repeat(21).into())),
+            ("mac", Box::new(|v| v["nets"][0]["mac"] = "03:00:00:00:00:01".into())),
             ("mtu", Box::new(|v| v["nets"][0]["mtu"] = 10.into())),
             ("jail.uid", Box::new(|v| v["jail"]["uid"] = 0.into())),
             ("colour", Box::new(|v| v["colour"] = "blue".into())),

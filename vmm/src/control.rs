@@ -142,13 +142,7 @@ pub enum ControlError {
 /// # Errors
 /// [`ControlError::Io`].
 pub fn listen(path: &Path) -> Result<OwnedFd, ControlError> {
-    let fail = |what| {
-        move |source| ControlError::Io {
-            path: path.to_path_buf(),
-            what,
-            source,
-        }
-    };
+    let fail = |what| move |source| ControlError::Io { path: path.to_path_buf(), what, source };
     match std::fs::remove_file(path) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => {
             return Err(fail("replace the old socket")(e));
@@ -157,11 +151,9 @@ pub fn listen(path: &Path) -> Result<OwnedFd, ControlError> {
     }
     let (socket, address, len) = socket_for(path).map_err(fail("make a socket"))?;
     // SAFETY: the address is initialised and `len` is its length.
-    check(unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), len) })
-        .map_err(fail("bind"))?;
+    check(unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), len) }).map_err(fail("bind"))?;
     // SAFETY: no memory involved.
-    check(unsafe { libc::listen(socket.as_raw_fd(), MAX_CONNECTIONS as libc::c_int) })
-        .map_err(fail("listen"))?;
+    check(unsafe { libc::listen(socket.as_raw_fd(), MAX_CONNECTIONS as libc::c_int) }).map_err(fail("listen"))?;
     Ok(socket)
 }
 
@@ -179,29 +171,16 @@ impl ControlClient {
     /// [`ControlError::Io`] when nobody listens there.
     pub fn connect(path: impl AsRef<Path>) -> Result<Self, ControlError> {
         let path = path.as_ref();
-        let fail = |what| {
-            move |source| ControlError::Io {
-                path: path.to_path_buf(),
-                what,
-                source,
-            }
-        };
+        let fail = |what| move |source| ControlError::Io { path: path.to_path_buf(), what, source };
         let (socket, address, len) = socket_for(path).map_err(fail("make a socket"))?;
         // SAFETY: the address is initialised and `len` is its length.
         check(unsafe { libc::connect(socket.as_raw_fd(), (&raw const address).cast(), len) })
             .map_err(fail("connect"))?;
         // Read and write keep packet boundaries on this socket type.
         let stream = UnixStream::from(socket);
-        stream
-            .set_read_timeout(Some(CLIENT_TIMEOUT))
-            .map_err(fail("set a timeout"))?;
-        stream
-            .set_write_timeout(Some(CLIENT_TIMEOUT))
-            .map_err(fail("set a timeout"))?;
-        Ok(Self {
-            stream,
-            path: path.to_path_buf(),
-        })
+        stream.set_read_timeout(Some(CLIENT_TIMEOUT)).map_err(fail("set a timeout"))?;
+        stream.set_write_timeout(Some(CLIENT_TIMEOUT)).map_err(fail("set a timeout"))?;
+        Ok(Self { stream, path: path.to_path_buf() })
     }
 
     /// Sends one request and waits for its reply.
@@ -209,44 +188,21 @@ impl ControlClient {
     /// # Errors
     /// [`ControlError`]; a refusal is [`ControlError::Refused`].
     pub fn request(&mut self, request: &Request) -> Result<Reply, ControlError> {
-        let text = serde_json::to_vec(request).map_err(|e| ControlError::Reply {
-            path: self.path.clone(),
-            reason: e.to_string(),
-        })?;
+        let text = serde_json::to_vec(request)
+            .map_err(|e| ControlError::Reply { path: self.path.clone(), reason: e.to_string() })?;
         let path = self.path.clone();
-        let fail = |what| {
-            move |source| ControlError::Io {
-                path: path.clone(),
-                what,
-                source,
-            }
-        };
+        let fail = |what| move |source| ControlError::Io { path: path.clone(), what, source };
         self.stream.write_all(&text).map_err(fail("send"))?;
         let mut buf = vec![0; MAX_MESSAGE];
         let path = self.path.clone();
-        let got = self
-            .stream
-            .read(&mut buf)
-            .map_err(|source| ControlError::Io {
-                path,
-                what: "receive",
-                source,
-            })?;
+        let got = self.stream.read(&mut buf).map_err(|source| ControlError::Io { path, what: "receive", source })?;
         if got == 0 {
-            return Err(ControlError::Closed {
-                path: self.path.clone(),
-            });
+            return Err(ControlError::Closed { path: self.path.clone() });
         }
         match serde_json::from_slice(&buf[..got]) {
-            Ok(Reply::Refused { reason }) => Err(ControlError::Refused {
-                path: self.path.clone(),
-                reason,
-            }),
+            Ok(Reply::Refused { reason }) => Err(ControlError::Refused { path: self.path.clone(), reason }),
             Ok(reply) => Ok(reply),
-            Err(e) => Err(ControlError::Reply {
-                path: self.path.clone(),
-                reason: e.to_string(),
-            }),
+            Err(e) => Err(ControlError::Reply { path: self.path.clone(), reason: e.to_string() }),
         }
     }
 
@@ -290,9 +246,7 @@ impl ControlClient {
     /// # Errors
     /// As [`ControlClient::request`].
     pub fn stop(&mut self, deadline: Duration) -> Result<(), ControlError> {
-        let deadline_ms = u64::try_from(deadline.as_millis())
-            .unwrap_or(MAX_STOP_MS)
-            .min(MAX_STOP_MS);
+        let deadline_ms = u64::try_from(deadline.as_millis()).unwrap_or(MAX_STOP_MS).min(MAX_STOP_MS);
         self.done(&Request::Stop { deadline_ms })
     }
 
@@ -315,10 +269,7 @@ impl ControlClient {
     }
 
     fn unexpected(&self, reply: &Reply) -> ControlError {
-        ControlError::Reply {
-            path: self.path.clone(),
-            reason: format!("unexpected {reply:?}"),
-        }
+        ControlError::Reply { path: self.path.clone(), reason: format!("unexpected {reply:?}") }
     }
 }
 
@@ -339,17 +290,8 @@ impl ControlServer {
         let flags = unsafe { libc::fcntl(listener.as_raw_fd(), libc::F_GETFL) };
         check(flags)?;
         // SAFETY: as above.
-        check(unsafe {
-            libc::fcntl(
-                listener.as_raw_fd(),
-                libc::F_SETFL,
-                flags | libc::O_NONBLOCK,
-            )
-        })?;
-        Ok(Self {
-            listener,
-            connections: Vec::new(),
-        })
+        check(unsafe { libc::fcntl(listener.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK) })?;
+        Ok(Self { listener, connections: Vec::new() })
     }
 
     /// The listening descriptor.
@@ -365,14 +307,7 @@ impl ControlServer {
     pub fn accept(&mut self) -> io::Result<Option<(usize, RawFd)>> {
         let flags = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
         // SAFETY: the address is not wanted.
-        let fd = unsafe {
-            libc::accept4(
-                self.listener.as_raw_fd(),
-                std::ptr::null_mut(),
-                std::ptr::null_mut(),
-                flags,
-            )
-        };
+        let fd = unsafe { libc::accept4(self.listener.as_raw_fd(), std::ptr::null_mut(), std::ptr::null_mut(), flags) };
         if fd < 0 {
             return Ok(None);
         }
@@ -404,14 +339,7 @@ impl ControlServer {
                 None
             }
             Ok(got) => Some(parse(&buf[..got])),
-            Err(e)
-                if matches!(
-                    e.kind(),
-                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
-                ) =>
-            {
-                None
-            }
+            Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => None,
             Err(_) => {
                 *slot = None;
                 None
@@ -426,10 +354,7 @@ impl ControlServer {
         };
         let sent = serde_json::to_vec(reply)
             .map_err(io::Error::other)
-            .and_then(|text| {
-                slot.as_mut()
-                    .map_or(Ok(()), |stream| stream.write_all(&text))
-            });
+            .and_then(|text| slot.as_mut().map_or(Ok(()), |stream| stream.write_all(&text)));
         if sent.is_err() {
             *slot = None;
         }
@@ -441,9 +366,9 @@ fn parse(message: &[u8]) -> Result<Request, String> {
         return Err(format!("message is longer than {MAX_MESSAGE} bytes"));
     }
     match serde_json::from_slice(message).map_err(|e| format!("not a request: {e}"))? {
-        Request::Stop { deadline_ms } if deadline_ms > MAX_STOP_MS => Err(format!(
-            "stop: deadline_ms is {deadline_ms}, expected at most {MAX_STOP_MS}"
-        )),
+        Request::Stop { deadline_ms } if deadline_ms > MAX_STOP_MS => {
+            Err(format!("stop: deadline_ms is {deadline_ms}, expected at most {MAX_STOP_MS}"))
+        }
         request => Ok(request),
     }
 }
@@ -464,10 +389,7 @@ fn socket_for(path: &Path) -> io::Result<(OwnedFd, libc::sockaddr_un, libc::sock
     address.sun_family = libc::AF_UNIX as libc::sa_family_t;
     let bytes = path.as_os_str().as_bytes();
     if bytes.len() >= address.sun_path.len() || bytes.contains(&0) {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            "socket path is longer than 107 bytes",
-        ));
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "socket path is longer than 107 bytes"));
     }
     for (slot, byte) in address.sun_path.iter_mut().zip(bytes) {
         *slot = *byte as libc::c_char;
@@ -477,19 +399,11 @@ fn socket_for(path: &Path) -> io::Result<(OwnedFd, libc::sockaddr_un, libc::sock
     check(fd)?;
     // SAFETY: a fresh descriptor, owned by nobody else.
     let socket = unsafe { OwnedFd::from_raw_fd(fd) };
-    Ok((
-        socket,
-        address,
-        size_of::<libc::sockaddr_un>() as libc::socklen_t,
-    ))
+    Ok((socket, address, size_of::<libc::sockaddr_un>() as libc::socklen_t))
 }
 
 fn check(result: libc::c_int) -> io::Result<()> {
-    if result < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(())
-    }
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 #[cfg(test)]
@@ -499,11 +413,7 @@ mod tests {
 
     fn serve(
         answers: Vec<Reply>,
-    ) -> (
-        tempfile::TempDir,
-        PathBuf,
-        std::thread::JoinHandle<Vec<Result<Request, String>>>,
-    ) {
+    ) -> (tempfile::TempDir, PathBuf, std::thread::JoinHandle<Vec<Result<Request, String>>>) {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("control");
         let mut server = ControlServer::new(listen(&path).unwrap()).unwrap();
@@ -512,8 +422,7 @@ mod tests {
             for answer in answers {
                 let request = loop {
                     let _ = server.accept().unwrap();
-                    let found =
-                        (0..MAX_CONNECTIONS).find_map(|n| server.receive(n).map(|r| (n, r)));
+                    let found = (0..MAX_CONNECTIONS).find_map(|n| server.receive(n).map(|r| (n, r)));
                     if let Some(found) = found {
                         break found;
                     }
@@ -529,27 +438,19 @@ mod tests {
 
     #[test]
     fn requests_and_replies_travel_as_packets() {
-        let pong = Reply::Pong {
-            version: "1".into(),
-            state: RunState::Running,
-        };
+        let pong = Reply::Pong { version: "1".into(), state: RunState::Running };
         let (_dir, path, server) = serve(vec![pong, Reply::Done]);
         let mut client = ControlClient::connect(&path).unwrap();
         assert_eq!(client.ping().unwrap(), RunState::Running);
         drop(client);
         let mut again = ControlClient::connect(&path).unwrap();
         again.stop(Duration::from_secs(5)).unwrap();
-        assert_eq!(
-            server.join().unwrap(),
-            [Ok(Request::Ping), Ok(Request::Stop { deadline_ms: 5000 })]
-        );
+        assert_eq!(server.join().unwrap(), [Ok(Request::Ping), Ok(Request::Stop { deadline_ms: 5000 })]);
     }
 
     #[test]
     fn refusal_is_an_error_with_the_vms_words() {
-        let (_dir, path, server) = serve(vec![Reply::Refused {
-            reason: "busy".into(),
-        }]);
+        let (_dir, path, server) = serve(vec![Reply::Refused { reason: "busy".into() }]);
         let error = ControlClient::connect(&path).unwrap().pause().unwrap_err();
         assert!(matches!(&error, ControlError::Refused { reason, .. } if reason == "busy"));
         server.join().unwrap();
@@ -557,32 +458,17 @@ mod tests {
 
     #[test]
     fn nobody_listening_names_the_socket() {
-        let error = ControlClient::connect("/nonexistent/control")
-            .unwrap_err()
-            .to_string();
-        assert!(
-            error.contains("/nonexistent/control") && error.contains("connect"),
-            "{error}"
-        );
+        let error = ControlClient::connect("/nonexistent/control").unwrap_err().to_string();
+        assert!(error.contains("/nonexistent/control") && error.contains("connect"), "{error}");
     }
 
     #[test]
     fn wire_form_is_stable() {
         let text = |request: &Request| serde_json::to_string(request).unwrap();
-        assert_eq!(
-            text(&Request::Stop { deadline_ms: 7 }),
-            r#"{"do":"stop","deadline_ms":7}"#
-        );
+        assert_eq!(text(&Request::Stop { deadline_ms: 7 }), r#"{"do":"stop","deadline_ms":7}"#);
         assert_eq!(text(&Request::PowerButton), r#"{"do":"power_button"}"#);
-        assert_eq!(
-            serde_json::to_string(&Reply::Done).unwrap(),
-            r#"{"is":"done"}"#
-        );
-        assert!(
-            parse(br#"{"do":"stop","deadline_ms":99999999999}"#)
-                .unwrap_err()
-                .contains("at most")
-        );
+        assert_eq!(serde_json::to_string(&Reply::Done).unwrap(), r#"{"is":"done"}"#);
+        assert!(parse(br#"{"do":"stop","deadline_ms":99999999999}"#).unwrap_err().contains("at most"));
         assert!(parse(br#"{"do":"dance"}"#).is_err());
     }
 

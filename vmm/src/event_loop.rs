@@ -48,39 +48,23 @@ impl EndSlot {
     /// When eventfds run out.
     pub fn new() -> io::Result<Arc<Self>> {
         let eventfd = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
-        Ok(Arc::new(Self {
-            end: Mutex::new(None),
-            eventfd,
-        }))
+        Ok(Arc::new(Self { end: Mutex::new(None), eventfd }))
     }
 
     /// Ends the VM, unless it has ended already.
     pub fn finish(&self, end: End) {
-        self.end
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get_or_insert(end);
+        self.end.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(end);
         let _ = self.eventfd.write(1);
     }
 
     fn take(&self) -> Option<End> {
-        self.end
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.end.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
 enum Command {
-    Activate {
-        slot: usize,
-        activation: Activation,
-        reply: SyncSender<Result<(), End>>,
-    },
-    Reset {
-        slot: usize,
-        reply: SyncSender<Result<(), End>>,
-    },
+    Activate { slot: usize, activation: Activation, reply: SyncSender<Result<(), End>> },
+    Reset { slot: usize, reply: SyncSender<Result<(), End>> },
 }
 
 /// The vCPU threads' way to the device thread.
@@ -96,21 +80,12 @@ impl LoopHandle {
     /// When eventfds run out.
     pub fn new() -> io::Result<Arc<Self>> {
         let wake = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
-        Ok(Arc::new(Self {
-            commands: Mutex::new(VecDeque::new()),
-            wake,
-        }))
+        Ok(Arc::new(Self { commands: Mutex::new(VecDeque::new()), wake }))
     }
 
-    fn send(
-        &self,
-        command: impl FnOnce(SyncSender<Result<(), End>>) -> Command,
-    ) -> Result<(), End> {
+    fn send(&self, command: impl FnOnce(SyncSender<Result<(), End>>) -> Command) -> Result<(), End> {
         let (reply, answer) = sync_channel(1);
-        self.commands
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push_back(command(reply));
+        self.commands.lock().unwrap_or_else(PoisonError::into_inner).push_back(command(reply));
         let _ = self.wake.write(1);
         answer
             .recv_timeout(COMMAND_DEADLINE)
@@ -118,20 +93,13 @@ impl LoopHandle {
     }
 
     fn next(&self) -> Option<Command> {
-        self.commands
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .pop_front()
+        self.commands.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
     }
 }
 
 impl DeviceLoop for LoopHandle {
     fn activate(&self, slot: usize, activation: Activation) -> Result<(), End> {
-        self.send(|reply| Command::Activate {
-            slot,
-            activation,
-            reply,
-        })
+        self.send(|reply| Command::Activate { slot, activation, reply })
     }
 
     fn reset(&self, slot: usize) -> Result<(), End> {
@@ -200,10 +168,7 @@ impl EventLoop {
 
     /// Takes a device; its slot number.
     pub fn add(&mut self, device: Box<dyn Device>) -> usize {
-        self.slots.push(Slot {
-            name: device.name().to_string(),
-            state: State::Inactive(device),
-        });
+        self.slots.push(Slot { name: device.name().to_string(), state: State::Inactive(device) });
         self.slots.len() - 1
     }
 
@@ -218,9 +183,7 @@ impl EventLoop {
         // A vCPU that waits for us would never see the stop.
         let deadline = Instant::now() + PARK_DEADLINE;
         while !vcpus.all_stopped(Duration::from_millis(1)) && Instant::now() < deadline {
-            while let Some(Command::Activate { reply, .. } | Command::Reset { reply, .. }) =
-                self.handle.next()
-            {
+            while let Some(Command::Activate { reply, .. } | Command::Reset { reply, .. }) = self.handle.next() {
                 let _ = reply.send(Err(end.clone()));
             }
         }
@@ -236,10 +199,7 @@ impl EventLoop {
     }
 
     fn watch(&self, fd: RawFd, events: EventSet, data: u64) -> io::Result<()> {
-        match self
-            .epoll
-            .ctl(ControlOperation::Add, fd, EpollEvent::new(events, data))
-        {
+        match self.epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(events, data)) {
             // Regular files are always ready and cannot be watched.
             Err(e) if e.raw_os_error() == Some(libc::EPERM) => Ok(()),
             other => other,
@@ -252,20 +212,14 @@ impl EventLoop {
             if source.writable {
                 events |= EventSet::OUT;
             }
-            self.watch(
-                source.fd,
-                events,
-                (slot as u64) << 8 | u64::from(source.token),
-            )?;
+            self.watch(source.fd, events, (slot as u64) << 8 | u64::from(source.token))?;
         }
         Ok(())
     }
 
     fn forget_sources(&mut self, slot: usize, sources: &[Source]) {
         for source in sources {
-            let _ = self
-                .epoll
-                .ctl(ControlOperation::Delete, source.fd, EpollEvent::default());
+            let _ = self.epoll.ctl(ControlOperation::Delete, source.fd, EpollEvent::default());
         }
         self.again.retain(|data| data >> 8 != slot as u64);
     }
@@ -279,11 +233,7 @@ impl EventLoop {
                 Err(e) => return Err(e),
             };
             let ready: BTreeSet<u64> = events[..count].iter().map(EpollEvent::data).collect();
-            let again = if self.paused {
-                BTreeSet::new()
-            } else {
-                std::mem::take(&mut self.again)
-            };
+            let again = if self.paused { BTreeSet::new() } else { std::mem::take(&mut self.again) };
             for data in ready.union(&again) {
                 match *data {
                     WAKE => {
@@ -291,9 +241,7 @@ impl EventLoop {
                     }
                     ENDED => {}
                     LISTEN => self.accept()?,
-                    data if data >= CONNECTION => {
-                        self.converse((data - CONNECTION) as usize, vcpus)
-                    }
+                    data if data >= CONNECTION => self.converse((data - CONNECTION) as usize, vcpus),
                     data => self.device_ready(data),
                 }
             }
@@ -302,10 +250,7 @@ impl EventLoop {
                 return Ok(end);
             }
             if self.stop_at.is_some_and(|at| Instant::now() >= at) {
-                return Ok(End::new(
-                    ExitClass::Stopped,
-                    "stopped: the guest did not power off by the deadline",
-                ));
+                return Ok(End::new(ExitClass::Stopped, "stopped: the guest did not power off by the deadline"));
             }
         }
     }
@@ -317,8 +262,7 @@ impl EventLoop {
         }
         match self.stop_at {
             None => -1,
-            Some(at) => i32::try_from(at.saturating_duration_since(Instant::now()).as_millis() + 1)
-                .unwrap_or(i32::MAX),
+            Some(at) => i32::try_from(at.saturating_duration_since(Instant::now()).as_millis() + 1).unwrap_or(i32::MAX),
         }
     }
 
@@ -346,11 +290,7 @@ impl EventLoop {
     fn run_commands(&mut self) {
         while let Some(command) = self.handle.next() {
             let (result, reply) = match command {
-                Command::Activate {
-                    slot,
-                    activation,
-                    reply,
-                } => (self.activate(slot, activation), reply),
+                Command::Activate { slot, activation, reply } => (self.activate(slot, activation), reply),
                 Command::Reset { slot, reply } => (self.reset(slot), reply),
             };
             let _ = reply.send(result);
@@ -360,19 +300,13 @@ impl EventLoop {
     fn activate(&mut self, slot: usize, activation: Activation) -> Result<(), End> {
         let state = std::mem::replace(&mut self.slots[slot].state, State::Gone);
         let State::Inactive(device) = state else {
-            return Err(End::host_fault(format!(
-                "{}: activated twice",
-                self.slots[slot].name
-            )));
+            return Err(End::host_fault(format!("{}: activated twice", self.slots[slot].name)));
         };
-        let mut active = device
-            .activate(activation)
-            .map_err(|fault| end_of(&fault))?;
+        let mut active = device.activate(activation).map_err(|fault| end_of(&fault))?;
         if self.paused {
             active.pause().map_err(|fault| end_of(&fault))?;
         } else {
-            self.watch_sources(slot, &active.sources())
-                .map_err(|e| End::host_fault(format!("epoll: {e}")))?;
+            self.watch_sources(slot, &active.sources()).map_err(|e| End::host_fault(format!("epoll: {e}")))?;
         }
         self.slots[slot].state = State::Active(active);
         Ok(())
@@ -382,8 +316,7 @@ impl EventLoop {
         match std::mem::replace(&mut self.slots[slot].state, State::Gone) {
             State::Active(active) => {
                 self.forget_sources(slot, &active.sources());
-                self.slots[slot].state =
-                    State::Inactive(active.deactivate().map_err(|fault| end_of(&fault))?);
+                self.slots[slot].state = State::Inactive(active.deactivate().map_err(|fault| end_of(&fault))?);
             }
             other => self.slots[slot].state = other,
         }
@@ -418,10 +351,7 @@ impl EventLoop {
 
     fn obey(&mut self, request: Request, vcpus: &VcpuSet) -> Reply {
         match request {
-            Request::Ping => Reply::Pong {
-                version: env!("CARGO_PKG_VERSION").to_string(),
-                state: self.run_state(),
-            },
+            Request::Ping => Reply::Pong { version: env!("CARGO_PKG_VERSION").to_string(), state: self.run_state() },
             Request::Pause => self.pause(vcpus),
             Request::Resume => self.resume(vcpus),
             Request::PowerButton => {
@@ -430,8 +360,7 @@ impl EventLoop {
             }
             Request::Stop { deadline_ms } => {
                 if self.paused {
-                    self.end
-                        .finish(End::new(ExitClass::Stopped, "stopped while paused"));
+                    self.end.finish(End::new(ExitClass::Stopped, "stopped while paused"));
                     return Reply::Done;
                 }
                 let at = Instant::now() + Duration::from_millis(deadline_ms);
@@ -477,9 +406,7 @@ impl EventLoop {
             self.run_commands();
             if Instant::now() >= deadline {
                 vcpus.resume();
-                return Reply::Refused {
-                    reason: "pause: a vCPU did not leave the guest within 5 s".into(),
-                };
+                return Reply::Refused { reason: "pause: a vCPU did not leave the guest within 5 s".into() };
             }
         }
         self.paused = true;

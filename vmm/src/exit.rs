@@ -35,12 +35,9 @@ impl ExitClass {
     /// The class of a process exit code, if it is one of ours.
     pub fn from_code(code: i32) -> Option<Self> {
         use ExitClass::*;
-        [
-            PowerOff, Usage, GuestReset, GuestFault, Stopped, Config, Resource, Image, Kvm, Jail,
-            HostFault,
-        ]
-        .into_iter()
-        .find(|class| *class as i32 == code)
+        [PowerOff, Usage, GuestReset, GuestFault, Stopped, Config, Resource, Image, Kvm, Jail, HostFault]
+            .into_iter()
+            .find(|class| *class as i32 == code)
     }
 
     /// The exit code.
@@ -67,10 +64,7 @@ pub struct End {
 impl End {
     /// An end of `class` for `reason`.
     pub fn new(class: ExitClass, reason: impl Into<String>) -> Self {
-        Self {
-            class,
-            reason: reason.into(),
-        }
+        Self { class, reason: reason.into() }
     }
 
     /// The guest did something no correct driver does.

@@ -7,9 +7,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use kvm_bindings::{
-    KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER,
-    KVM_IRQCHIP_PIC_SLAVE, KvmIrqRouting, kvm_irq_routing_entry, kvm_irq_routing_irqchip,
-    kvm_irq_routing_msi,
+    KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE,
+    KvmIrqRouting, kvm_irq_routing_entry, kvm_irq_routing_irqchip, kvm_irq_routing_msi,
 };
 use kvm_ioctls::VmFd;
 use thiserror::Error;
@@ -84,10 +83,7 @@ pub struct KvmRouter {
 impl KvmRouter {
     /// Starts with the IO-APIC and PIC pins that KVM sets up by itself.
     pub fn new(vm: Arc<VmFd>) -> Self {
-        Self {
-            vm,
-            messages: Mutex::new(Vec::new()),
-        }
+        Self { vm, messages: Mutex::new(Vec::new()) }
     }
 }
 
@@ -103,47 +99,30 @@ impl MsiRouter for KvmRouter {
 
     fn route(&self, gsi: Gsi, message: MsiMessage) -> Result<(), IrqError> {
         let mut messages = self.messages.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(slot) = gsi
-            .checked_sub(IOAPIC_PINS)
-            .and_then(|n| messages.get_mut(n as usize))
-        {
+        if let Some(slot) = gsi.checked_sub(IOAPIC_PINS).and_then(|n| messages.get_mut(n as usize)) {
             *slot = Some(message);
         }
-        let routing =
-            KvmIrqRouting::from_entries(&entries(&messages)).map_err(|_| IrqError::Exhausted)?;
-        self.vm
-            .set_gsi_routing(&routing)
-            .map_err(refused("route an MSI"))
+        let routing = KvmIrqRouting::from_entries(&entries(&messages)).map_err(|_| IrqError::Exhausted)?;
+        self.vm.set_gsi_routing(&routing).map_err(refused("route an MSI"))
     }
 
     fn attach(&self, gsi: Gsi, eventfd: &EventFd) -> Result<(), IrqError> {
-        self.vm
-            .register_irqfd(eventfd, gsi)
-            .map_err(refused("attach an irqfd"))
+        self.vm.register_irqfd(eventfd, gsi).map_err(refused("attach an irqfd"))
     }
 
     fn detach(&self, gsi: Gsi, eventfd: &EventFd) -> Result<(), IrqError> {
-        self.vm
-            .unregister_irqfd(eventfd, gsi)
-            .map_err(refused("detach an irqfd"))
+        self.vm.unregister_irqfd(eventfd, gsi).map_err(refused("detach an irqfd"))
     }
 }
 
 fn refused(what: &'static str) -> impl Fn(kvm_ioctls::Error) -> IrqError {
-    move |e| IrqError::Io {
-        what,
-        source: io::Error::from_raw_os_error(e.errno()),
-    }
+    move |e| IrqError::Io { what, source: io::Error::from_raw_os_error(e.errno()) }
 }
 
 /// KVM's own pin routes plus ours: setting routes replaces all of them.
 fn entries(messages: &[Option<MsiMessage>]) -> Vec<kvm_irq_routing_entry> {
     let pin = |gsi: u32, irqchip: u32, pin: u32| {
-        let mut entry = kvm_irq_routing_entry {
-            gsi,
-            type_: KVM_IRQ_ROUTING_IRQCHIP,
-            ..Default::default()
-        };
+        let mut entry = kvm_irq_routing_entry { gsi, type_: KVM_IRQ_ROUTING_IRQCHIP, ..Default::default() };
         entry.u.irqchip = kvm_irq_routing_irqchip { irqchip, pin };
         entry
     };
@@ -158,11 +137,7 @@ fn entries(messages: &[Option<MsiMessage>]) -> Vec<kvm_irq_routing_entry> {
     }
     for (gsi, message) in (IOAPIC_PINS..).zip(messages) {
         let Some(message) = message else { continue };
-        let mut entry = kvm_irq_routing_entry {
-            gsi,
-            type_: KVM_IRQ_ROUTING_MSI,
-            ..Default::default()
-        };
+        let mut entry = kvm_irq_routing_entry { gsi, type_: KVM_IRQ_ROUTING_MSI, ..Default::default() };
         entry.u.msi = kvm_irq_routing_msi {
             address_lo: message.address as u32,
             address_hi: (message.address >> 32) as u32,
@@ -185,19 +160,12 @@ pub struct Pin {
 impl Pin {
     /// The pin with number `gsi`.
     pub fn new(vm: Arc<VmFd>, gsi: Gsi) -> Arc<Self> {
-        Arc::new(Self {
-            vm,
-            gsi,
-            asserted: AtomicU32::new(0),
-        })
+        Arc::new(Self { vm, gsi, asserted: AtomicU32::new(0) })
     }
 
     /// Source `index` (0..=31) of this pin.
     pub fn share(self: &Arc<Self>, index: u32) -> Arc<dyn IrqLine> {
-        Arc::new(Share {
-            pin: self.clone(),
-            bit: 1 << (index % 32),
-        })
+        Arc::new(Share { pin: self.clone(), bit: 1 << (index % 32) })
     }
 }
 
@@ -214,11 +182,7 @@ impl IrqLine for Share {
         } else {
             self.pin.asserted.fetch_and(!self.bit, Ordering::AcqRel)
         };
-        let after = if asserted {
-            before | self.bit
-        } else {
-            before & !self.bit
-        };
+        let after = if asserted { before | self.bit } else { before & !self.bit };
         if (before == 0) != (after == 0) {
             // The pin exists as long as the VM does; a refusal could only mean the VM is going away.
             let _ = self.pin.vm.set_irq_line(self.pin.gsi, after != 0);
@@ -254,11 +218,7 @@ pub(crate) mod testing {
 
     impl MsiRouter for RecordingRouter {
         fn allocate(&self) -> Result<Gsi, IrqError> {
-            let before = self
-                .calls()
-                .iter()
-                .filter(|c| **c == Call::Allocate)
-                .count() as u32;
+            let before = self.calls().iter().filter(|c| **c == Call::Allocate).count() as u32;
             self.record(Call::Allocate);
             Ok(IOAPIC_PINS + before)
         }
@@ -286,20 +246,14 @@ mod tests {
 
     #[test]
     fn message_routes_leave_the_pins_in_place() {
-        let message = MsiMessage {
-            address: 0x1_fee0_0000,
-            data: 7,
-        };
+        let message = MsiMessage { address: 0x1_fee0_0000, data: 7 };
         let entries = entries(&[None, Some(message)]);
         assert_eq!(entries.len(), 16 + 24 + 1);
         let last = entries.last().unwrap();
         assert_eq!((last.gsi, last.type_), (25, KVM_IRQ_ROUTING_MSI));
         // SAFETY: the entry's type says which member of the union is set.
         let msi = unsafe { last.u.msi };
-        assert_eq!(
-            (msi.address_lo, msi.address_hi, msi.data),
-            (0xfee0_0000, 1, 7)
-        );
+        assert_eq!((msi.address_lo, msi.address_hi, msi.data), (0xfee0_0000, 1, 7));
         let pic: Vec<_> = entries.iter().filter(|e| e.gsi == 9).collect();
         assert_eq!(pic.len(), 2, "PIC and IO-APIC");
     }

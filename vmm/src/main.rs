@@ -96,19 +96,13 @@ fn command(arguments: Vec<OsString>) -> Command {
             _ => Command::Wrong(format!("--config-fd {number:?} is not a descriptor number")),
         },
         ([], _) => Command::Wrong("no configuration given".into()),
-        ([first, ..], _) => {
-            Command::Wrong(format!("{first:?} is not understood, or lacks its value"))
-        }
+        ([first, ..], _) => Command::Wrong(format!("{first:?} is not understood, or lacks its value")),
     }
 }
 
 fn read(source: Source) -> Result<VmConfig, End> {
-    let resource = |name: &str, e: std::io::Error| {
-        End::new(
-            ExitClass::Resource,
-            format!("config: cannot read {name}: {e}"),
-        )
-    };
+    let resource =
+        |name: &str, e: std::io::Error| End::new(ExitClass::Resource, format!("config: cannot read {name}: {e}"));
     let (name, file) = match source {
         Source::Path(path) => {
             let name = path.to_string_lossy().into_owned();
@@ -126,9 +120,7 @@ fn read(source: Source) -> Result<VmConfig, End> {
         }
     };
     let mut text = Vec::new();
-    file.take(MAX_CONFIG_BYTES as u64 + 1)
-        .read_to_end(&mut text)
-        .map_err(|e| resource(&name, e))?;
+    file.take(MAX_CONFIG_BYTES as u64 + 1).read_to_end(&mut text).map_err(|e| resource(&name, e))?;
     VmConfig::from_json(&text).map_err(|e| End::new(ExitClass::Config, e.to_string()))
 }
 

@@ -16,9 +16,7 @@ use std::sync::Arc;
 
 use thiserror::Error;
 use vm_memory::mmap::MmapRegionBuilder;
-pub use vm_memory::{
-    Address, ByteValued, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, VolatileSlice,
-};
+pub use vm_memory::{Address, ByteValued, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, VolatileSlice};
 use vm_memory::{GuestMemoryMmap, GuestRegionMmap};
 
 /// All RAM of one guest.
@@ -78,9 +76,7 @@ pub fn allocate(size_mib: u32) -> Result<Arc<GuestRam>, MemoryError> {
             .ok_or_else(|| fail(io::Error::other("address overflow")))?;
         regions.push(region);
     }
-    GuestRam::from_regions(regions)
-        .map(Arc::new)
-        .map_err(|e| fail(io::Error::other(e)))
+    GuestRam::from_regions(regions).map(Arc::new).map_err(|e| fail(io::Error::other(e)))
 }
 
 /// The host range behind `len` bytes at `addr`, or `None` when any byte of it is not RAM of one region.
@@ -91,10 +87,7 @@ pub fn host_slice(ram: &GuestRam, addr: GuestAddress, len: usize) -> Option<Vola
 /// An `iovec` for `len` bytes of guest memory at `addr`. The pointer is valid while `ram` lives.
 pub fn host_iovec(ram: &GuestRam, addr: GuestAddress, len: usize) -> Option<libc::iovec> {
     let slice = host_slice(ram, addr, len)?;
-    Some(libc::iovec {
-        iov_base: slice.ptr_guard_mut().as_ptr().cast(),
-        iov_len: len,
-    })
+    Some(libc::iovec { iov_base: slice.ptr_guard_mut().as_ptr().cast(), iov_len: len })
 }
 
 #[cfg(test)]
@@ -105,10 +98,7 @@ mod tests {
     fn ram_is_split_around_the_hole() {
         assert_eq!(ram_ranges(128), vec![(0, 128 << 20)]);
         assert_eq!(ram_ranges(3072), vec![(0, 0xC000_0000)]);
-        assert_eq!(
-            ram_ranges(4096),
-            vec![(0, 0xC000_0000), (HIGH_RAM_START, 1 << 30)]
-        );
+        assert_eq!(ram_ranges(4096), vec![(0, 0xC000_0000), (HIGH_RAM_START, 1 << 30)]);
     }
 
     #[test]

@@ -22,12 +22,7 @@ pub struct Output {
 impl Output {
     /// Writes to `fd`. Its flags are left alone: the description may be shared with other programs.
     pub fn new(fd: OwnedFd) -> Self {
-        Self {
-            file: File::from(fd),
-            backlog: VecDeque::new(),
-            dropped: 0,
-            broken: false,
-        }
+        Self { file: File::from(fd), backlog: VecDeque::new(), dropped: 0, broken: false }
     }
 
     /// The descriptor, for polling.
@@ -64,12 +59,7 @@ impl Output {
                 Ok(written) => {
                     self.backlog.drain(..written);
                 }
-                Err(e)
-                    if matches!(
-                        e.kind(),
-                        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
-                    ) =>
-                {
+                Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
                     return;
                 }
                 Err(_) => {
@@ -96,11 +86,7 @@ impl Write for Output {
 }
 
 fn writable(fd: RawFd) -> bool {
-    let mut poll = libc::pollfd {
-        fd,
-        events: libc::POLLOUT,
-        revents: 0,
-    };
+    let mut poll = libc::pollfd { fd, events: libc::POLLOUT, revents: 0 };
     // SAFETY: one valid pollfd, no waiting.
     let ready = unsafe { libc::poll(&mut poll, 1, 0) };
     // An error (reader gone) counts as writable, so that the write reports it.
@@ -150,11 +136,7 @@ mod tests {
             }
         }
         let text = String::from_utf8_lossy(&seen);
-        assert!(
-            text.contains("bytes of output lost]"),
-            "{} bytes",
-            seen.len()
-        );
+        assert!(text.contains("bytes of output lost]"), "{} bytes", seen.len());
         assert!(seen.len() < 300_000);
     }
 

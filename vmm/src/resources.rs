@@ -49,25 +49,12 @@ impl Resources {
     /// # Errors
     /// [`ResourceError`] names the first field that cannot be had, and the way out.
     pub fn open(config: &VmConfig) -> Result<Self, ResourceError> {
-        let kvm = open(
-            "kvm",
-            &config.kvm,
-            Mode::ReadWrite,
-            "; is virtualisation enabled, and may this user open it?",
-        )?;
+        let kvm = open("kvm", &config.kvm, Mode::ReadWrite, "; is virtualisation enabled, and may this user open it?")?;
         let kernel = open("kernel", &config.kernel, Mode::Read, "")?;
-        let initrd = config
-            .initrd
-            .as_ref()
-            .map(|f| open("initrd", f, Mode::Read, ""))
-            .transpose()?;
+        let initrd = config.initrd.as_ref().map(|f| open("initrd", f, Mode::Read, "")).transpose()?;
         let mut disks = Vec::new();
         for disk in &config.disks {
-            let mode = if disk.read_only {
-                Mode::Read
-            } else {
-                Mode::ReadWrite
-            };
+            let mode = if disk.read_only { Mode::Read } else { Mode::ReadWrite };
             disks.push(open(&format!("disk {}", disk.id), &disk.file, mode, "")?);
         }
         let mut nets = Vec::new();
@@ -75,53 +62,30 @@ impl Resources {
             let user = format!("net{n}");
             let tap = open_tap(&user, &net.tap)?;
             let hint = "; without \"vhost\" frames pass through the VMM instead";
-            let vhost = net
-                .vhost
-                .as_ref()
-                .map(|f| open(&user, f, Mode::ReadWrite, hint))
-                .transpose()?;
+            let vhost = net.vhost.as_ref().map(|f| open(&user, f, Mode::ReadWrite, hint)).transpose()?;
             nets.push((tap, vhost));
         }
         let console = match &config.console {
             None => None,
             Some(console) => {
                 let output = open("console", &console.output, Mode::Append, "")?.into();
-                let input = console
-                    .input
-                    .as_ref()
-                    .map(|f| open("console", f, Mode::Read, ""))
-                    .transpose()?;
+                let input = console.input.as_ref().map(|f| open("console", f, Mode::Read, "")).transpose()?;
                 Some((output, input.map(OwnedFd::from)))
             }
         };
-        let serial = config
-            .serial
-            .as_ref()
-            .map(|s| open("serial", &s.output, Mode::Append, ""))
-            .transpose()?;
+        let serial = config.serial.as_ref().map(|s| open("serial", &s.output, Mode::Append, "")).transpose()?;
         let control = match &config.control {
             None => None,
-            Some(FileRef::Path(path)) => {
-                Some(control::listen(path).map_err(|e| ResourceError {
-                    user: "control".into(),
-                    what: "listen at",
-                    file: path.display().to_string(),
-                    source: io::Error::other(e),
-                    hint: "",
-                })?)
-            }
+            Some(FileRef::Path(path)) => Some(control::listen(path).map_err(|e| ResourceError {
+                user: "control".into(),
+                what: "listen at",
+                file: path.display().to_string(),
+                source: io::Error::other(e),
+                hint: "",
+            })?),
             Some(file) => Some(open("control", file, Mode::ReadWrite, "")?.into()),
         };
-        Ok(Self {
-            kvm: kvm.into(),
-            kernel,
-            initrd,
-            disks,
-            nets,
-            console,
-            serial: serial.map(OwnedFd::from),
-            control,
-        })
+        Ok(Self { kvm: kvm.into(), kernel, initrd, disks, nets, console, serial: serial.map(OwnedFd::from), control })
     }
 }
 
@@ -133,15 +97,8 @@ enum Mode {
 }
 
 fn open(user: &str, file: &FileRef, mode: Mode, hint: &'static str) -> Result<File, ResourceError> {
-    let fail = |what| {
-        move |source| ResourceError {
-            user: user.to_string(),
-            what,
-            file: file.to_string(),
-            source,
-            hint,
-        }
-    };
+    let fail =
+        |what| move |source| ResourceError { user: user.to_string(), what, file: file.to_string(), source, hint };
     match file {
         FileRef::Fd(fd) => adopt(*fd).map_err(fail("use")),
         FileRef::Path(path) => open_path(path, mode).map_err(fail("open")),
@@ -155,26 +112,17 @@ fn open_path(path: &Path, mode: Mode) -> io::Result<File> {
         Mode::ReadWrite => options.read(true).write(true),
         Mode::Append => options.append(true).create(true),
     };
-    options
-        .custom_flags(libc::O_CLOEXEC | libc::O_NOCTTY)
-        .open(path)
+    options.custom_flags(libc::O_CLOEXEC | libc::O_NOCTTY).open(path)
 }
 
 fn open_tap(user: &str, tap: &TapRef) -> Result<Tap, ResourceError> {
     let fail = |what, file: String, hint| {
         let user = user.to_string();
-        move |source| ResourceError {
-            user,
-            what,
-            file,
-            source,
-            hint,
-        }
+        move |source| ResourceError { user, what, file, source, hint }
     };
     match tap {
         TapRef::Name(name) => {
-            let hint =
-                "; make it with `ip tuntap add NAME mode tap vnet_hdr`, or run with CAP_NET_ADMIN";
+            let hint = "; make it with `ip tuntap add NAME mode tap vnet_hdr`, or run with CAP_NET_ADMIN";
             Tap::attach(name).map_err(fail("attach to tap", name.clone(), hint))
         }
         TapRef::Fd(fd) => {
@@ -211,11 +159,7 @@ fn adopt(fd: RawFd) -> io::Result<File> {
 /// # Errors
 /// When the kernel has no `close_range`.
 pub fn close_others(config: &VmConfig) -> io::Result<()> {
-    let mut keep: Vec<u32> = config
-        .inherited_fds()
-        .iter()
-        .filter_map(|(fd, _)| u32::try_from(*fd).ok())
-        .collect();
+    let mut keep: Vec<u32> = config.inherited_fds().iter().filter_map(|(fd, _)| u32::try_from(*fd).ok()).collect();
     keep.retain(|fd| *fd > 2);
     keep.sort_unstable();
     let mut start = 3u32;
@@ -245,31 +189,17 @@ mod tests {
     fn missing_files_and_closed_descriptors_name_their_field() {
         type Change = fn(&mut VmConfig);
         let cases: [(&[&str], Change); 4] = [
-            (&["kernel", "/nonexistent/k", "open"], |c| {
-                c.kernel = FileRef::Path("/nonexistent/k".into())
-            }),
-            (&["initrd", "inherited fd 9999"], |c| {
-                c.initrd = Some(FileRef::Fd(9999))
-            }),
-            (&["kvm", "/nonexistent/kvm", "virtualisation"], |c| {
-                c.kvm = FileRef::Path("/nonexistent/kvm".into())
-            }),
+            (&["kernel", "/nonexistent/k", "open"], |c| c.kernel = FileRef::Path("/nonexistent/k".into())),
+            (&["initrd", "inherited fd 9999"], |c| c.initrd = Some(FileRef::Fd(9999))),
+            (&["kvm", "/nonexistent/kvm", "virtualisation"], |c| c.kvm = FileRef::Path("/nonexistent/kvm".into())),
             (&["net0", "inherited fd 9998"], |c| {
                 let mac = "02:00:00:00:00:01".parse().unwrap();
-                c.nets = vec![crate::config::NetConfig {
-                    mac,
-                    tap: TapRef::Fd(9998),
-                    vhost: None,
-                    mtu: None,
-                }];
+                c.nets = vec![crate::config::NetConfig { mac, tap: TapRef::Fd(9998), vhost: None, mtu: None }];
             }),
         ];
         for (words, change) in cases {
             let error = Resources::open(&config(change)).err().unwrap().to_string();
-            assert!(
-                words.iter().all(|word| error.contains(word)),
-                "{words:?} not in {error:?}"
-            );
+            assert!(words.iter().all(|word| error.contains(word)), "{words:?} not in {error:?}");
         }
     }
 }

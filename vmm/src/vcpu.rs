@@ -49,10 +49,7 @@ impl Gate {
         while state.order == Order::Pause {
             state.parked += 1;
             self.changed.notify_all();
-            state = self
-                .changed
-                .wait(state)
-                .unwrap_or_else(PoisonError::into_inner);
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
             state.parked -= 1;
         }
         state.order == Order::Run
@@ -67,10 +64,7 @@ impl Gate {
     }
 
     fn ended(&self) {
-        self.state
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .stopped += 1;
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).stopped += 1;
         self.changed.notify_all();
     }
 
@@ -79,10 +73,7 @@ impl Gate {
         if done(&state) {
             return true;
         }
-        let (state, _) = self
-            .changed
-            .wait_timeout(state, limit)
-            .unwrap_or_else(PoisonError::into_inner);
+        let (state, _) = self.changed.wait_timeout(state, limit).unwrap_or_else(PoisonError::into_inner);
         done(&state)
     }
 }
@@ -123,32 +114,17 @@ impl VcpuSet {
     ) -> io::Result<Self> {
         install_kick_handler()?;
         let gate = Arc::new(Gate {
-            state: Mutex::new(GateState {
-                order: Order::Pause,
-                parked: 0,
-                stopped: 0,
-            }),
+            state: Mutex::new(GateState { order: Order::Pause, parked: 0, stopped: 0 }),
             changed: Condvar::new(),
         });
-        let mut set = Self {
-            gate: gate.clone(),
-            threads: Vec::new(),
-            counters: Vec::new(),
-        };
+        let mut set = Self { gate: gate.clone(), threads: Vec::new(), counters: Vec::new() };
         for (index, vcpu) in vcpus.into_iter().enumerate() {
             let counters = Arc::new(Counters::default());
             set.counters.push(counters.clone());
-            let (gate, buses, end, ready) =
-                (gate.clone(), buses.clone(), end.clone(), ready.clone());
-            let thread = std::thread::Builder::new()
-                .name(format!("vcpu{index}"))
-                .stack_size(256 * 1024)
-                .spawn(move || {
-                    let closed = if jailed {
-                        seccomp::close(seccomp::ThreadKind::Vcpu)
-                    } else {
-                        Ok(())
-                    };
+            let (gate, buses, end, ready) = (gate.clone(), buses.clone(), end.clone(), ready.clone());
+            let thread =
+                std::thread::Builder::new().name(format!("vcpu{index}")).stack_size(256 * 1024).spawn(move || {
+                    let closed = if jailed { seccomp::close(seccomp::ThreadKind::Vcpu) } else { Ok(()) };
                     ready.wait();
                     let result = match closed {
                         Ok(()) => run(index, vcpu, &buses, &gate, &counters),
@@ -183,25 +159,19 @@ impl VcpuSet {
 
     /// Whether all live vCPUs are out of the guest, waiting up to `limit` for it.
     pub fn all_parked(&self, limit: Duration) -> bool {
-        self.gate.wait(limit, |state| {
-            state.parked + state.stopped == self.threads.len()
-        })
+        self.gate.wait(limit, |state| state.parked + state.stopped == self.threads.len())
     }
 
     /// Whether all vCPU threads have ended, waiting up to `limit` for it.
     pub fn all_stopped(&self, limit: Duration) -> bool {
-        self.gate
-            .wait(limit, |state| state.stopped == self.threads.len())
+        self.gate.wait(limit, |state| state.stopped == self.threads.len())
     }
 
     /// Counters of each vCPU.
     pub fn stats(&self) -> Vec<VcpuStats> {
         self.counters
             .iter()
-            .map(|c| VcpuStats {
-                pio_exits: c.pio.load(Ordering::Relaxed),
-                mmio_exits: c.mmio.load(Ordering::Relaxed),
-            })
+            .map(|c| VcpuStats { pio_exits: c.pio.load(Ordering::Relaxed), mmio_exits: c.mmio.load(Ordering::Relaxed) })
             .collect()
     }
 
@@ -243,13 +213,7 @@ fn install_kick_handler() -> io::Result<()> {
     Ok(())
 }
 
-fn run(
-    index: usize,
-    mut vcpu: VcpuFd,
-    buses: &Buses,
-    gate: &Gate,
-    counters: &Counters,
-) -> Result<(), End> {
+fn run(index: usize, mut vcpu: VcpuFd, buses: &Buses, gate: &Gate, counters: &Counters) -> Result<(), End> {
     let immediate_exit = &raw mut vcpu.get_kvm_run().immediate_exit;
     IMMEDIATE_EXIT.set(immediate_exit);
     let result = enter(index, &mut vcpu, buses, gate, counters);
@@ -257,13 +221,7 @@ fn run(
     result
 }
 
-fn enter(
-    index: usize,
-    vcpu: &mut VcpuFd,
-    buses: &Buses,
-    gate: &Gate,
-    counters: &Counters,
-) -> Result<(), End> {
+fn enter(index: usize, vcpu: &mut VcpuFd, buses: &Buses, gate: &Gate, counters: &Counters) -> Result<(), End> {
     let mut look = true;
     loop {
         if look {
@@ -295,10 +253,7 @@ fn enter(
             Err(e) if e.errno() == libc::EINTR || e.errno() == libc::EAGAIN => look = true,
             Ok(VcpuExit::Hlt | VcpuExit::IrqWindowOpen) => {}
             Ok(VcpuExit::Shutdown) => {
-                return Err(End::guest_fault(format!(
-                    "vCPU {index}: triple fault{}",
-                    registers(vcpu)
-                )));
+                return Err(End::guest_fault(format!("vCPU {index}: triple fault{}", registers(vcpu))));
             }
             Ok(VcpuExit::SystemEvent(SYSTEM_EVENT_RESET, _)) => {
                 return Err(End::new(ExitClass::GuestReset, "guest reset"));
@@ -319,9 +274,7 @@ fn enter(
                 )));
             }
             Ok(other) => {
-                return Err(End::guest_fault(format!(
-                    "vCPU {index}: unexpected exit {other:?}"
-                )));
+                return Err(End::guest_fault(format!("vCPU {index}: unexpected exit {other:?}")));
             }
             Err(e) => return Err(End::host_fault(format!("vCPU {index}: KVM_RUN: {e}"))),
         }

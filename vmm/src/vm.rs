@@ -6,8 +6,7 @@ use std::os::fd::{FromRawFd, IntoRawFd};
 use std::sync::{Arc, Barrier};
 
 use kvm_bindings::{
-    KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config,
-    kvm_userspace_memory_region,
+    KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, NoDatamatch, VmFd};
 use vmm_sys_util::eventfd::EventFd;
@@ -34,10 +33,7 @@ use crate::virtio::console::Console;
 use crate::virtio::net::{Net, NetOptions, vhost::VhostNet};
 use crate::virtio::rng::Rng;
 
-const _: () = assert!(
-    MAX_DEVICES + 3 <= SLOTS,
-    "host bridge, rng and console need slots too"
-);
+const _: () = assert!(MAX_DEVICES + 3 <= SLOTS, "host bridge, rng and console need slots too");
 
 /// Runs the VM of `config` until it ends. In a jail with its own pid namespace, the calling process only waits and ends
 /// with the VM's exit code; the VM runs in a child.
@@ -53,8 +49,7 @@ fn build_and_run(config: &VmConfig) -> Result<End, End> {
         resources::close_others(config)
             .map_err(|e| End::new(ExitClass::Jail, format!("jail: close descriptors: {e}")))?;
     }
-    let resources =
-        Resources::open(config).map_err(|e| End::new(ExitClass::Resource, e.to_string()))?;
+    let resources = Resources::open(config).map_err(|e| End::new(ExitClass::Resource, e.to_string()))?;
     if let Some(jail) = &config.jail {
         jail::close(jail).map_err(|e| End::new(ExitClass::Jail, e.to_string()))?;
     }
@@ -63,8 +58,7 @@ fn build_and_run(config: &VmConfig) -> Result<End, End> {
     // SAFETY: the descriptor is owned and given away here.
     let kvm = unsafe { Kvm::from_raw_fd(resources.kvm.into_raw_fd()) };
     let vm = Arc::new(create_vm(&kvm, config)?);
-    let ram = memory::allocate(config.memory_mib)
-        .map_err(|e| End::new(ExitClass::Resource, e.to_string()))?;
+    let ram = memory::allocate(config.memory_mib).map_err(|e| End::new(ExitClass::Resource, e.to_string()))?;
     map_memory(&vm, &ram).map_err(|e| kvm_end(&e))?;
 
     let sci = Pin::new(vm.clone(), power::SCI.into());
@@ -93,11 +87,7 @@ fn build_and_run(config: &VmConfig) -> Result<End, End> {
 
     let (mut kernel, mut initrd) = (resources.kernel, resources.initrd);
     let kernel_name = config.kernel.to_string();
-    let initrd_name = config
-        .initrd
-        .as_ref()
-        .map(ToString::to_string)
-        .unwrap_or_default();
+    let initrd_name = config.initrd.as_ref().map(ToString::to_string).unwrap_or_default();
     let entry = boot::load(
         &ram,
         config.memory_mib,
@@ -112,23 +102,12 @@ fn build_and_run(config: &VmConfig) -> Result<End, End> {
     let cpuid = kvm
         .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
         .map_err(|e| kvm_end(&format!("kvm: cannot ask for CPUID: {e}")))?;
-    let tsc_deadline = kvm.check_extension(Cap::TscDeadlineTimer);
+    let tsc_deadline = kvm.check_extension(Cap::TscDeadlineTimer) && cpu::has_invariant_tsc(&cpuid);
     let mut vcpus = Vec::new();
     for index in 0..config.vcpus {
-        let vcpu = vm
-            .create_vcpu(index.into())
-            .map_err(|e| kvm_end(&format!("kvm: cannot make vCPU {index}: {e}")))?;
+        let vcpu = vm.create_vcpu(index.into()).map_err(|e| kvm_end(&format!("kvm: cannot make vCPU {index}: {e}")))?;
         let entry = (index == 0).then_some(entry);
-        cpu::set_up(
-            &vcpu,
-            index,
-            config.vcpus,
-            &cpuid,
-            tsc_deadline,
-            entry,
-            &ram,
-        )
-        .map_err(|e| kvm_end(&e))?;
+        cpu::set_up(&vcpu, index, config.vcpus, &cpuid, tsc_deadline, entry, &ram).map_err(|e| kvm_end(&e))?;
         vcpus.push(vcpu);
     }
     drop(kvm);
@@ -139,8 +118,7 @@ fn build_and_run(config: &VmConfig) -> Result<End, End> {
         .map_err(|e| End::host_fault(format!("cannot start vCPU threads: {e}")))?;
     ready.wait();
     if jailed {
-        seccomp::close(seccomp::ThreadKind::Device)
-            .map_err(|e| End::new(ExitClass::Jail, e.to_string()))?;
+        seccomp::close(seccomp::ThreadKind::Device).map_err(|e| End::new(ExitClass::Jail, e.to_string()))?;
     }
     vcpus.resume();
     Ok(event_loop.run(&vcpus))
@@ -154,36 +132,23 @@ fn create_vm(kvm: &Kvm, config: &VmConfig) -> Result<VmFd, End> {
     };
     let version = kvm.get_api_version();
     if version != KVM_API_VERSION as i32 {
-        let text = format!(
-            "kvm: {} is not KVM (API version {version}, expected {KVM_API_VERSION})",
-            config.kvm
-        );
+        let text = format!("kvm: {} is not KVM (API version {version}, expected {KVM_API_VERSION})", config.kvm);
         return Err(End::new(ExitClass::Kvm, text));
     }
     let (host, most) = (kvm.get_nr_vcpus(), kvm.get_max_vcpus());
     if usize::from(config.vcpus) > most {
-        return Err(End::new(
-            ExitClass::Kvm,
-            format!("kvm: vcpus is {}, this host allows {most}", config.vcpus),
-        ));
+        return Err(End::new(ExitClass::Kvm, format!("kvm: vcpus is {}, this host allows {most}", config.vcpus)));
     }
     if usize::from(config.vcpus) > host {
-        eprintln!(
-            "vmm: {} vCPUs on a host of {host} CPUs: expect them to wait for each other",
-            config.vcpus
-        );
+        eprintln!("vmm: {} vCPUs on a host of {host} CPUs: expect them to wait for each other", config.vcpus);
     }
     let vm = kvm.create_vm().map_err(fail("make a VM"))?;
     // Intel only; elsewhere KVM ignores or refuses them, and needs neither.
     let _ = vm.set_identity_map_address(memory::IDENTITY_MAP);
     let _ = vm.set_tss_address(memory::KVM_TSS as usize);
-    vm.create_irq_chip()
-        .map_err(fail("make interrupt controllers"))?;
+    vm.create_irq_chip().map_err(fail("make interrupt controllers"))?;
     // Without the dummy speaker port a kernel that calibrates against the PIT spins for ever.
-    let pit = kvm_pit_config {
-        flags: KVM_PIT_SPEAKER_DUMMY,
-        ..Default::default()
-    };
+    let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
     vm.create_pit2(pit).map_err(fail("make the timer"))?;
     Ok(vm)
 }
@@ -198,8 +163,7 @@ fn map_memory(vm: &VmFd, ram: &GuestRam) -> Result<(), String> {
             userspace_addr: region.as_ptr() as u64,
         };
         // SAFETY: the range is ours, unshared with other slots, and lives as long as the VM: every device holds the RAM.
-        unsafe { vm.set_user_memory_region(region) }
-            .map_err(|e| format!("kvm: cannot map guest memory: {e}"))?;
+        unsafe { vm.set_user_memory_region(region) }.map_err(|e| format!("kvm: cannot map guest memory: {e}"))?;
     }
     Ok(())
 }
@@ -216,25 +180,20 @@ fn make_devices(
 ) -> Result<Vec<Box<dyn Device>>, End> {
     let mut devices: Vec<Box<dyn Device>> = Vec::new();
     for (disk, file) in config.disks.iter().zip(disks) {
-        let block = Block::new(&disk.id, file, disk.read_only).map_err(|e| {
-            End::new(
-                ExitClass::Resource,
-                format!("disk {}: {}: {e}", disk.id, disk.file),
-            )
-        })?;
+        let block = Block::new(&disk.id, file, disk.read_only)
+            .map_err(|e| End::new(ExitClass::Resource, format!("disk {}: {}: {e}", disk.id, disk.file)))?;
         devices.push(Box::new(block));
     }
     for (n, (net, (tap, vhost))) in config.nets.iter().zip(nets).enumerate() {
-        let options = NetOptions {
-            name: format!("net{n}"),
-            mac: net.mac,
-            mtu: net.mtu,
-        };
+        let options = NetOptions { name: format!("net{n}"), mac: net.mac, mtu: net.mtu };
         let device = match vhost {
             None => Net::user(tap, options),
             Some(file) => {
                 let vhost = VhostNet::new(file).map_err(|e| {
-                    End::new(ExitClass::Resource, format!("net{n}: cannot set up vhost-net: {e}; leave out \"vhost\" to do without"))
+                    End::new(
+                        ExitClass::Resource,
+                        format!("net{n}: cannot set up vhost-net: {e}; leave out \"vhost\" to do without"),
+                    )
                 })?;
                 Net::vhost(tap, vhost, options)
             }
@@ -258,17 +217,14 @@ fn plug(
     machine: &Machine,
 ) -> Result<PciBus, IrqError> {
     let mut pci = PciBus::new();
-    let pins: Vec<Arc<Pin>> = (0..8)
-        .map(|n| Pin::new(vm.clone(), acpi::pci_gsi(n)))
-        .collect();
+    let pins: Vec<Arc<Pin>> = (0..8).map(|n| Pin::new(vm.clone(), acpi::pci_gsi(n))).collect();
     for (n, device) in devices.into_iter().enumerate() {
         // Device 0 is the host bridge.
         let number = n + 1;
         let gsi = acpi::pci_gsi(number);
         let line = pins[number % 8].share(number as u32);
         let bar = PCI_WINDOW.0 as u32 + BAR_SIZE * number as u32;
-        let function =
-            VirtioFunction::new(n, &*device, bar, gsi as u8, Some(line), machine.clone())?;
+        let function = VirtioFunction::new(n, &*device, bar, gsi as u8, Some(line), machine.clone())?;
         pci.add(Box::new(function));
         event_loop.add(device);
     }
@@ -276,30 +232,17 @@ fn plug(
 }
 
 /// The address maps.
-fn wire(
-    pci: PciBus,
-    power: Arc<power::Power>,
-    serial_output: Option<Output>,
-    vm: &Arc<VmFd>,
-) -> Buses {
+fn wire(pci: PciBus, power: Arc<power::Power>, serial_output: Option<Output>, vm: &Arc<VmFd>) -> Buses {
     let pci = Arc::new(pci);
     let (mut pio, mut mmio) = (Bus::default(), Bus::default());
     mmio.insert(PCI_WINDOW.0, PCI_WINDOW.1, Arc::new(Window(pci.clone())));
     mmio.insert(ECAM.0, ECAM.1, Arc::new(Ecam(pci.clone())));
     pio.insert(0xcf8, 8, Arc::new(ConfigPorts(pci)));
     pio.insert(power::BASE.into(), power::LEN.into(), power);
-    pio.insert(
-        power::KEYBOARD_PORT.into(),
-        1,
-        Arc::new(power::KeyboardReset),
-    );
+    pio.insert(power::KEYBOARD_PORT.into(), 1, Arc::new(power::KeyboardReset));
     if let Some(output) = serial_output {
         let line = Pin::new(vm.clone(), serial::IRQ.into()).share(0);
-        pio.insert(
-            serial::BASE.into(),
-            serial::LEN.into(),
-            Arc::new(serial::SerialPort::new(output, line)),
-        );
+        pio.insert(serial::BASE.into(), serial::LEN.into(), Arc::new(serial::SerialPort::new(output, line)));
     }
     Buses { pio, mmio }
 }
@@ -308,19 +251,12 @@ struct KvmDoorbells(Arc<VmFd>);
 
 impl Doorbells for KvmDoorbells {
     fn connect(&self, address: u64, eventfd: &EventFd) -> Result<(), IrqError> {
-        let done = self
-            .0
-            .register_ioevent(eventfd, &IoEventAddress::Mmio(address), NoDatamatch);
-        done.map_err(|e| IrqError::Io {
-            what: "connect a doorbell",
-            source: io::Error::from_raw_os_error(e.errno()),
-        })
+        let done = self.0.register_ioevent(eventfd, &IoEventAddress::Mmio(address), NoDatamatch);
+        done.map_err(|e| IrqError::Io { what: "connect a doorbell", source: io::Error::from_raw_os_error(e.errno()) })
     }
 
     fn disconnect(&self, address: u64, eventfd: &EventFd) -> Result<(), IrqError> {
-        let done = self
-            .0
-            .unregister_ioevent(eventfd, &IoEventAddress::Mmio(address), NoDatamatch);
+        let done = self.0.unregister_ioevent(eventfd, &IoEventAddress::Mmio(address), NoDatamatch);
         done.map_err(|e| IrqError::Io {
             what: "disconnect a doorbell",
             source: io::Error::from_raw_os_error(e.errno()),

@@ -50,7 +50,8 @@ enum Outcome {
 }
 
 fn run() -> Result<Outcome, String> {
-    let kernels = (kernel("HOLDFAST_HOST_KERNEL", "host", "bzImage"), kernel("HOLDFAST_GUEST_KERNEL", "guest", "vmlinux"));
+    let kernels =
+        (kernel("HOLDFAST_HOST_KERNEL", "host", "bzImage"), kernel("HOLDFAST_GUEST_KERNEL", "guest", "vmlinux"));
     let (Some(host), Some(guest)) = kernels else {
         return Ok(Outcome::Skipped("host and guest kernels are not built; `cargo xtask build` makes them".into()));
     };
@@ -120,6 +121,14 @@ fn write_host_initrd(to: &Path, vmm: &Path, nested: &Path, guest: &Path) -> Resu
 
 /// Boots, prints the scenarios' lines as they come, counts them.
 fn boot(host: &Path, initrd: &Path) -> Result<Outcome, String> {
+    // NESTED_ONLY=word runs the scenarios whose name contains it; NESTED_GUEST adds to every guest's command line.
+    let word = |name: &str| std::env::var(name).unwrap_or_default();
+    let cmdline = format!(
+        "console=ttyS0 quiet loglevel=3 panic=-1 rdinit=/init nested.only={} \"nested.guest={}\" {}",
+        word("NESTED_ONLY"),
+        word("NESTED_GUEST"),
+        word("NESTED_HOST"),
+    );
     let mut qemu = Command::new("qemu-system-x86_64")
         .args(["-machine", "q35", "-cpu", "EPYC", "-accel", "tcg", "-m", "1024", "-nographic", "-no-reboot"])
         .args(["-nic", "none"])
@@ -127,7 +136,7 @@ fn boot(host: &Path, initrd: &Path) -> Result<Outcome, String> {
         .arg(host)
         .arg("-initrd")
         .arg(initrd)
-        .args(["-append", "console=ttyS0 quiet loglevel=3 panic=-1 tsc=reliable rdinit=/init"])
+        .args(["-append", &cmdline])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()

@@ -2,8 +2,7 @@
 #![forbid(unsafe_code)]
 
 use acpi_tables::aml::{
-    AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Interrupt, Name, Package, Path,
-    ResourceTemplate, Scope,
+    AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Interrupt, Name, Package, Path, ResourceTemplate, Scope,
 };
 use acpi_tables::fadt::{FADTBuilder, Flags};
 use acpi_tables::gas::{AccessSize, AddressSpace as GasSpace, GAS};
@@ -56,10 +55,7 @@ pub fn tables(vcpus: u8, serial_port: bool) -> Vec<u8> {
     let xsdt = place(&bytes(&xsdt));
     let rsdp = bytes(&Rsdp::new(OEM_ID, xsdt));
     block[..rsdp.len()].copy_from_slice(&rsdp);
-    assert!(
-        ACPI_START + block.len() as u64 <= ACPI_END,
-        "ACPI tables are too large"
-    );
+    assert!(ACPI_START + block.len() as u64 <= ACPI_END, "ACPI tables are too large");
     block
 }
 
@@ -71,9 +67,7 @@ fn bytes(table: &dyn Aml) -> Vec<u8> {
 
 fn fadt(dsdt: u64, serial_port: bool) -> acpi_tables::fadt::FADT {
     let port = |offset: u16| u32::from(power::BASE + offset);
-    let io = |offset: u16, bits: u8, size| {
-        GAS::new(GasSpace::SystemIo, bits, 0, size, port(offset).into())
-    };
+    let io = |offset: u16, bits: u8, size| GAS::new(GasSpace::SystemIo, bits, 0, size, port(offset).into());
     let mut fadt = FADTBuilder::new(OEM_ID, TABLE_ID, 1)
         .dsdt_64(dsdt)
         .flag(Flags::Wbinvd)
@@ -119,36 +113,20 @@ fn madt(vcpus: u8) -> Sdt {
 
 fn dsdt(serial_port: bool) -> Sdt {
     let mut body = Vec::new();
-    let (window, last) = (
-        PCI_WINDOW.0 as u32,
-        (PCI_WINDOW.0 + PCI_WINDOW.1 - 1) as u32,
-    );
+    let (window, last) = (PCI_WINDOW.0 as u32, (PCI_WINDOW.0 + PCI_WINDOW.1 - 1) as u32);
     // _PRT: device n, any function, INTA..INTD -> its own IO-APIC pin; no link devices.
-    let routes: Vec<_> = (1..SLOTS)
-        .map(|device| ((device as u32) << 16 | 0xffff, pci_gsi(device)))
-        .collect();
-    let packages: Vec<Package<'_>> = routes
-        .iter()
-        .map(|(address, gsi)| Package::new(vec![address, &aml::ZERO, &aml::ZERO, gsi]))
-        .collect();
+    let routes: Vec<_> = (1..SLOTS).map(|device| ((device as u32) << 16 | 0xffff, pci_gsi(device))).collect();
+    let packages: Vec<Package<'_>> =
+        routes.iter().map(|(address, gsi)| Package::new(vec![address, &aml::ZERO, &aml::ZERO, gsi])).collect();
     let prt = Package::new(packages.iter().map(|p| p as &dyn Aml).collect());
     let bus = AddressSpace::new_bus_number(0u16, 0u16);
     let config_ports = IO::new(0xcf8, 0xcf8, 1, 8);
-    let bars = AddressSpace::new_memory(
-        AddressSpaceCacheable::NotCacheable,
-        true,
-        window,
-        last,
-        None,
-    );
+    let bars = AddressSpace::new_memory(AddressSpaceCacheable::NotCacheable, true, window, last, None);
     let names = [
         Name::new(Path::new("_HID"), &EISAName::new("PNP0A03")),
         Name::new(Path::new("_UID"), &aml::ZERO),
         Name::new(Path::new("_BBN"), &aml::ZERO),
-        Name::new(
-            Path::new("_CRS"),
-            &ResourceTemplate::new(vec![&bus, &config_ports, &bars]),
-        ),
+        Name::new(Path::new("_CRS"), &ResourceTemplate::new(vec![&bus, &config_ports, &bars])),
         Name::new(Path::new("_PRT"), &prt),
     ];
     device("PCI0", &names, &mut body);
@@ -158,10 +136,7 @@ fn dsdt(serial_port: bool) -> Sdt {
         let names = [
             Name::new(Path::new("_HID"), &EISAName::new("PNP0501")),
             Name::new(Path::new("_UID"), &aml::ZERO),
-            Name::new(
-                Path::new("_CRS"),
-                &ResourceTemplate::new(vec![&interrupt, &ports]),
-            ),
+            Name::new(Path::new("_CRS"), &ResourceTemplate::new(vec![&interrupt, &ports])),
         ];
         device("COM1", &names, &mut body);
     }
@@ -175,10 +150,7 @@ fn dsdt(serial_port: bool) -> Sdt {
 
 /// A device below the system bus.
 fn device(name: &str, names: &[Name], body: &mut Vec<u8>) {
-    let device = Device::new(
-        Path::new(name),
-        names.iter().map(|name| name as &dyn Aml).collect(),
-    );
+    let device = Device::new(Path::new(name), names.iter().map(|name| name as &dyn Aml).collect());
     Scope::new(Path::new("\\_SB_"), vec![&device]).to_aml_bytes(body);
 }
 
@@ -204,10 +176,7 @@ mod tests {
     fn every_table_is_reachable_and_its_checksum_is_zero() {
         for (vcpus, serial) in [(1, false), (64, true)] {
             let block = tables(vcpus, serial);
-            assert_eq!(
-                (&block[..8], sum(&block[..20]), sum(&block[..36])),
-                (&b"RSD PTR "[..], 0, 0)
-            );
+            assert_eq!((&block[..8], sum(&block[..20]), sum(&block[..36])), (&b"RSD PTR "[..], 0, 0));
             let xsdt = table(&block, address(&block[24..]));
             assert_eq!(sum(xsdt), 0);
             let mut names = Vec::new();
@@ -227,10 +196,7 @@ mod tests {
     #[test]
     fn madt_lists_each_vcpu() {
         let madt = madt(3);
-        let lapics = madt.as_slice()[44..]
-            .chunks(8)
-            .take_while(|entry| entry[0] == 0)
-            .count();
+        let lapics = madt.as_slice()[44..].chunks(8).take_while(|entry| entry[0] == 0).count();
         assert_eq!(lapics, 3);
     }
 }

@@ -34,11 +34,7 @@ pub fn set_up(
     ram: &GuestRam,
 ) -> Result<(), CpuError> {
     let fail = |what| {
-        move |e: kvm_ioctls::Error| CpuError {
-            index,
-            what,
-            source: std::io::Error::from_raw_os_error(e.errno()),
-        }
+        move |e: kvm_ioctls::Error| CpuError { index, what, source: std::io::Error::from_raw_os_error(e.errno()) }
     };
     let mut cpuid = cpuid.clone();
     for leaf in cpuid.as_mut_slice() {
@@ -48,42 +44,19 @@ pub fn set_up(
     set_msrs(vcpu);
     set_lapic(vcpu).map_err(fail("local APIC"))?;
     let Some(entry) = entry else { return Ok(()) };
-    vcpu.set_fpu(&kvm_fpu {
-        fcw: 0x37f,
-        mxcsr: 0x1f80,
-        ..Default::default()
-    })
-    .map_err(fail("FPU"))?;
+    vcpu.set_fpu(&kvm_fpu { fcw: 0x37f, mxcsr: 0x1f80, ..Default::default() }).map_err(fail("FPU"))?;
     let mut sregs = vcpu.get_sregs().map_err(fail("segments"))?;
     let (code, data, task) = match entry {
-        Entry::Pvh { .. } => (
-            segment(1, 0xb, true, false),
-            segment(2, 3, true, false),
-            segment(3, 0xb, false, false),
-        ),
+        Entry::Pvh { .. } => (segment(1, 0xb, true, false), segment(2, 3, true, false), segment(3, 0xb, false, false)),
         // The Linux protocol wants selectors 0x10 and 0x18.
-        Entry::Linux64 { .. } => (
-            segment(2, 0xb, false, true),
-            segment(3, 3, true, false),
-            segment(4, 0xb, false, false),
-        ),
+        Entry::Linux64 { .. } => {
+            (segment(2, 0xb, false, true), segment(3, 3, true, false), segment(4, 0xb, false, false))
+        }
     };
-    let task = kvm_segment {
-        limit: 0x67,
-        g: 0,
-        db: 0,
-        s: 0,
-        ..task
-    };
+    let task = kvm_segment { limit: 0x67, g: 0, db: 0, s: 0, ..task };
     (sregs.cs, sregs.tr) = (code, task);
     (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
-    let table = [
-        0,
-        descriptor(&sregs.cs),
-        descriptor(&sregs.ds),
-        descriptor(&sregs.tr),
-        0,
-    ];
+    let table = [0, descriptor(&sregs.cs), descriptor(&sregs.ds), descriptor(&sregs.tr), 0];
     // Entry n of the table is selector 8 * n; the 64-bit protocol's segments sit one further.
     let shift = usize::from(matches!(entry, Entry::Linux64 { .. }));
     for (n, value) in table.iter().take(4).enumerate().skip(1) {
@@ -100,12 +73,7 @@ pub fn set_up(
         Entry::Pvh { rip } => {
             // Protected mode, paging off (Xen docs/misc/pvh.pandoc).
             (sregs.cr0, sregs.cr4, sregs.efer) = (0x11, 0, 0);
-            kvm_regs {
-                rip,
-                rbx: PVH_INFO,
-                rflags: 2,
-                ..Default::default()
-            }
+            kvm_regs { rip, rbx: PVH_INFO, rflags: 2, ..Default::default() }
         }
         Entry::Linux64 { rip } => {
             write_page_tables(ram).map_err(|e| CpuError {
@@ -116,18 +84,17 @@ pub fn set_up(
             sregs.cr3 = PAGE_TABLES;
             // PAE; PE, ET, PG; LME, LMA.
             (sregs.cr4, sregs.cr0, sregs.efer) = (0x20, 0x8000_0011, 0x500);
-            kvm_regs {
-                rip,
-                rsi: ZERO_PAGE,
-                rsp: STACK,
-                rbp: STACK,
-                rflags: 2,
-                ..Default::default()
-            }
+            kvm_regs { rip, rsi: ZERO_PAGE, rsp: STACK, rbp: STACK, rflags: 2, ..Default::default() }
         }
     };
     vcpu.set_sregs(&sregs).map_err(fail("segments"))?;
     vcpu.set_regs(&regs).map_err(fail("registers"))
+}
+
+/// Whether the host's TSC ticks at one rate in all states. Only then does a guest get the TSC-deadline timer: on hosts
+/// without (emulated ones above all) deadlines were seen to be missed by seconds.
+pub fn has_invariant_tsc(cpuid: &CpuId) -> bool {
+    cpuid.as_slice().iter().any(|leaf| leaf.function == 0x8000_0007 && leaf.edx & 1 << 8 != 0)
 }
 
 /// Per-vCPU changes to what KVM supports: ids, and a topology of one package of single-threaded cores.
@@ -139,22 +106,12 @@ fn adjust_cpuid(leaf: &mut kvm_cpuid_entry2, index: u8, count: u8, tsc_deadline:
         0x1 => {
             leaf.ebx = leaf.ebx & 0x0000_ffff | id << 24 | count << 16;
             leaf.ecx |= 1 << 31;
-            if tsc_deadline {
-                leaf.ecx |= 1 << 24;
-            }
-            leaf.edx = if count > 1 {
-                leaf.edx | 1 << 28
-            } else {
-                leaf.edx & !(1 << 28)
-            };
+            leaf.ecx = if tsc_deadline { leaf.ecx | 1 << 24 } else { leaf.ecx & !(1 << 24) };
+            leaf.edx = if count > 1 { leaf.edx | 1 << 28 } else { leaf.edx & !(1 << 28) };
         }
         // Deterministic caches: cores in the package; caches up to level 2 are private.
         0x4 | 0x8000_001d if leaf.eax & 0x1f != 0 => {
-            let sharing = if leaf.eax >> 5 & 7 > 2 {
-                (1 << core_bits) - 1
-            } else {
-                0
-            };
+            let sharing = if leaf.eax >> 5 & 7 > 2 { (1 << core_bits) - 1 } else { 0 };
             leaf.eax = leaf.eax & 0x0000_3fff | sharing << 14;
             if leaf.function == 0x4 {
                 leaf.eax |= ((1 << core_bits) - 1) << 26;
@@ -178,11 +135,7 @@ fn adjust_cpuid(leaf: &mut kvm_cpuid_entry2, index: u8, count: u8, tsc_deadline:
 /// Fast string operations on, memory write-back by default. KVM may know neither: a guest boots without.
 fn set_msrs(vcpu: &VcpuFd) {
     for (index, data) in [(MSR_IA32_MISC_ENABLE, 1), (MSR_MTRR_DEF_TYPE, 0xc06)] {
-        if let Ok(msrs) = Msrs::from_entries(&[kvm_msr_entry {
-            index,
-            data,
-            ..Default::default()
-        }]) {
+        if let Ok(msrs) = Msrs::from_entries(&[kvm_msr_entry { index, data, ..Default::default() }]) {
             let _ = vcpu.set_msrs(&msrs);
         }
     }
@@ -193,10 +146,7 @@ fn set_lapic(vcpu: &VcpuFd) -> Result<(), kvm_ioctls::Error> {
     let mut lapic = vcpu.get_lapic()?;
     for (offset, mode) in [(0x350, 7u32), (0x360, 4)] {
         let value = mode << 8;
-        for (slot, byte) in lapic.regs[offset..offset + 4]
-            .iter_mut()
-            .zip(value.to_le_bytes())
-        {
+        for (slot, byte) in lapic.regs[offset..offset + 4].iter_mut().zip(value.to_le_bytes()) {
             *slot = byte as std::os::raw::c_char;
         }
     }
@@ -221,19 +171,13 @@ fn segment(entry: u16, type_: u8, wide: bool, long: bool) -> kvm_segment {
 
 /// The descriptor that a segment register would have been loaded from (Intel SDM 3A §3.4.5).
 fn descriptor(segment: &kvm_segment) -> u64 {
-    let limit = u64::from(if segment.g != 0 {
-        segment.limit >> 12
-    } else {
-        segment.limit
-    });
+    let limit = u64::from(if segment.g != 0 { segment.limit >> 12 } else { segment.limit });
     let access = u64::from(segment.type_)
         | u64::from(segment.s) << 4
         | u64::from(segment.dpl) << 5
         | u64::from(segment.present) << 7;
-    let flags = u64::from(segment.avl)
-        | u64::from(segment.l) << 1
-        | u64::from(segment.db) << 2
-        | u64::from(segment.g) << 3;
+    let flags =
+        u64::from(segment.avl) | u64::from(segment.l) << 1 | u64::from(segment.db) << 2 | u64::from(segment.g) << 3;
     limit & 0xffff
         | (segment.base & 0xff_ffff) << 16
         | access << 40
@@ -250,15 +194,9 @@ fn write_page_tables(ram: &GuestRam) -> Result<(), super::ImageError> {
     write(ram, PAGE_TABLES, &(pdpt | PRESENT_WRITABLE).to_le_bytes())?;
     for directory in 0..4u64 {
         let at = pdpt + 0x1000 * (directory + 1);
-        write(
-            ram,
-            pdpt + 8 * directory,
-            &(at | PRESENT_WRITABLE).to_le_bytes(),
-        )?;
+        write(ram, pdpt + 8 * directory, &(at | PRESENT_WRITABLE).to_le_bytes())?;
         let pages: Vec<u8> = (0..512u64)
-            .flat_map(|page| {
-                ((directory * 512 + page) << 21 | PRESENT_WRITABLE | LARGE).to_le_bytes()
-            })
+            .flat_map(|page| ((directory * 512 + page) << 21 | PRESENT_WRITABLE | LARGE).to_le_bytes())
             .collect();
         write(ram, at, &pages)?;
     }
@@ -271,44 +209,20 @@ mod tests {
 
     #[test]
     fn flat_segments_have_the_well_known_descriptors() {
-        assert_eq!(
-            descriptor(&segment(2, 0xb, true, false)),
-            0x00cf_9b00_0000_ffff
-        );
-        assert_eq!(
-            descriptor(&segment(2, 0xb, false, true)),
-            0x00af_9b00_0000_ffff
-        );
-        assert_eq!(
-            descriptor(&segment(3, 3, true, false)),
-            0x00cf_9300_0000_ffff
-        );
+        assert_eq!(descriptor(&segment(2, 0xb, true, false)), 0x00cf_9b00_0000_ffff);
+        assert_eq!(descriptor(&segment(2, 0xb, false, true)), 0x00af_9b00_0000_ffff);
+        assert_eq!(descriptor(&segment(3, 3, true, false)), 0x00cf_9300_0000_ffff);
     }
 
     #[test]
     fn topology_names_each_vcpu_and_the_core_count() {
-        let mut leaf = kvm_cpuid_entry2 {
-            function: 0xb,
-            index: 1,
-            ..Default::default()
-        };
+        let mut leaf = kvm_cpuid_entry2 { function: 0xb, index: 1, ..Default::default() };
         adjust_cpuid(&mut leaf, 2, 3, true);
         assert_eq!((leaf.eax, leaf.ebx, leaf.ecx, leaf.edx), (2, 3, 0x201, 2));
-        let mut leaf = kvm_cpuid_entry2 {
-            function: 1,
-            ebx: 0xffff_ffff,
-            ..Default::default()
-        };
+        let mut leaf = kvm_cpuid_entry2 { function: 1, ebx: 0xffff_ffff, ..Default::default() };
         adjust_cpuid(&mut leaf, 2, 3, true);
-        assert_eq!(
-            (leaf.ebx, leaf.ecx >> 24 & 1, leaf.edx >> 28 & 1),
-            (0x0203_ffff, 1, 1)
-        );
-        let mut single = kvm_cpuid_entry2 {
-            function: 1,
-            edx: 0xffff_ffff,
-            ..Default::default()
-        };
+        assert_eq!((leaf.ebx, leaf.ecx >> 24 & 1, leaf.edx >> 28 & 1), (0x0203_ffff, 1, 1));
+        let mut single = kvm_cpuid_entry2 { function: 1, edx: 0xffff_ffff, ..Default::default() };
         adjust_cpuid(&mut single, 0, 1, false);
         assert_eq!(single.edx >> 28 & 1, 0);
     }

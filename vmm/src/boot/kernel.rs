@@ -79,26 +79,17 @@ pub(super) fn load(
     cmdline: &str,
 ) -> Result<Entry, ImageError> {
     let loaded = load_image(ram, name, kernel)?;
-    let low_end = ram_ranges(memory_mib)
-        .first()
-        .map_or(0, |(start, len)| start + len);
+    let low_end = ram_ranges(memory_mib).first().map_or(0, |(start, len)| start + len);
     let kernel_end = loaded.setup_header.map_or(loaded.kernel_end, |header| {
         // The decompressor needs more room than the image.
         let needs = { header.init_size };
-        loaded
-            .kernel_end
-            .max(loaded.kernel_load.raw_value() + u64::from(needs))
+        loaded.kernel_end.max(loaded.kernel_load.raw_value() + u64::from(needs))
     });
     if kernel_end > low_end {
         let reason = format!("needs memory up to {kernel_end:#x}, the VM has {low_end:#x}");
-        return Err(ImageError::Kernel {
-            name: name.into(),
-            reason,
-        });
+        return Err(ImageError::Kernel { name: name.into(), reason });
     }
-    let initrd = initrd
-        .map(|(name, file)| load_initrd(ram, name, file, kernel_end, low_end))
-        .transpose()?;
+    let initrd = initrd.map(|(name, file)| load_initrd(ram, name, file, kernel_end, low_end)).transpose()?;
     let mut line = cmdline.as_bytes().to_vec();
     line.push(0);
     write(ram, CMDLINE, &line)?;
@@ -106,29 +97,18 @@ pub(super) fn load(
     match (loaded.setup_header, loaded.pvh_boot_cap) {
         (None, PvhBootCapability::PvhEntryPresent(entry)) => {
             write_start_info(ram, &map, initrd)?;
-            Ok(Entry::Pvh {
-                rip: entry.raw_value(),
-            })
+            Ok(Entry::Pvh { rip: entry.raw_value() })
         }
         (header, _) => {
             let offset = if header.is_some() { BZIMAGE_ENTRY64 } else { 0 };
             write_zero_page(ram, &map, initrd, header, line.len())?;
-            Ok(Entry::Linux64 {
-                rip: loaded.kernel_load.raw_value() + offset,
-            })
+            Ok(Entry::Linux64 { rip: loaded.kernel_load.raw_value() + offset })
         }
     }
 }
 
-fn load_image(
-    ram: &GuestRam,
-    name: &str,
-    kernel: &mut File,
-) -> Result<KernelLoaderResult, ImageError> {
-    let fail = |reason: String| ImageError::Kernel {
-        name: name.into(),
-        reason,
-    };
+fn load_image(ram: &GuestRam, name: &str, kernel: &mut File) -> Result<KernelLoaderResult, ImageError> {
+    let fail = |reason: String| ImageError::Kernel { name: name.into(), reason };
     let mut magic = [0u8; 4];
     kernel.rewind().map_err(|e| fail(e.to_string()))?;
     let got = kernel.read(&mut magic).map_err(|e| fail(e.to_string()))?;
@@ -137,22 +117,13 @@ fn load_image(
         return Elf::load(ram, None, kernel, start).map_err(|e| fail(e.to_string()));
     }
     let mut header = [0u8; 4];
-    let found = kernel
-        .seek(SeekFrom::Start(0x202))
-        .and_then(|_| kernel.read_exact(&mut header));
+    let found = kernel.seek(SeekFrom::Start(0x202)).and_then(|_| kernel.read_exact(&mut header));
     if found.is_err() || header != *b"HdrS" {
-        return Err(ImageError::Format {
-            name: name.into(),
-            found: magic[..got].to_vec(),
-        });
+        return Err(ImageError::Format { name: name.into(), found: magic[..got].to_vec() });
     }
     let loaded = BzImage::load(ram, None, kernel, start).map_err(|e| fail(e.to_string()))?;
     match loaded.setup_header {
-        Some(header)
-            if { header.version } >= 0x20c && { header.xloadflags } & XLF_KERNEL_64 != 0 =>
-        {
-            Ok(loaded)
-        }
+        Some(header) if { header.version } >= 0x20c && { header.xloadflags } & XLF_KERNEL_64 != 0 => Ok(loaded),
         _ => Err(fail("has no 64-bit entry point".into())),
     }
 }
@@ -165,35 +136,20 @@ fn load_initrd(
     kernel_end: u64,
     low_end: u64,
 ) -> Result<(u64, u64), ImageError> {
-    let fail = |reason: String| ImageError::Initrd {
-        name: name.into(),
-        reason,
-    };
-    let len = file
-        .seek(SeekFrom::End(0))
-        .map_err(|e| fail(e.to_string()))?;
+    let fail = |reason: String| ImageError::Initrd { name: name.into(), reason };
+    let len = file.seek(SeekFrom::End(0)).map_err(|e| fail(e.to_string()))?;
     file.rewind().map_err(|e| fail(e.to_string()))?;
-    let place = low_end
-        .min(INITRD_MAX)
-        .checked_sub(len)
-        .map(|start| start & !(PAGE - 1));
+    let place = low_end.min(INITRD_MAX).checked_sub(len).map(|start| start & !(PAGE - 1));
     let Some(start) = place.filter(|start| *start >= kernel_end && len > 0) else {
         let room = low_end.min(INITRD_MAX).saturating_sub(kernel_end);
-        return Err(fail(format!(
-            "is {len} bytes, expected 1 to {room}; give the VM more memory_mib"
-        )));
+        return Err(fail(format!("is {len} bytes, expected 1 to {room}; give the VM more memory_mib")));
     };
     let bytes = usize::try_from(len).map_err(|e| fail(e.to_string()))?;
-    ram.read_exact_volatile_from(GuestAddress(start), file, bytes)
-        .map_err(|e| fail(e.to_string()))?;
+    ram.read_exact_volatile_from(GuestAddress(start), file, bytes).map_err(|e| fail(e.to_string()))?;
     Ok((start, len))
 }
 
-fn write_start_info(
-    ram: &GuestRam,
-    map: &[MemoryMapEntry],
-    initrd: Option<(u64, u64)>,
-) -> Result<(), ImageError> {
+fn write_start_info(ram: &GuestRam, map: &[MemoryMapEntry], initrd: Option<(u64, u64)>) -> Result<(), ImageError> {
     // hvm_start_info, then one module, then the map (Xen public/arch-x86/hvm/start_info.h).
     let modules = PVH_INFO + 0x40;
     let table = PVH_INFO + 0x80;
@@ -210,25 +166,11 @@ fn write_start_info(
     };
     write(ram, PVH_INFO, Wire(info).as_slice())?;
     if let Some((paddr, size)) = initrd {
-        write(
-            ram,
-            modules,
-            Wire(hvm_modlist_entry {
-                paddr,
-                size,
-                ..Default::default()
-            })
-            .as_slice(),
-        )?;
+        write(ram, modules, Wire(hvm_modlist_entry { paddr, size, ..Default::default() }).as_slice())?;
     }
     for (n, entry) in (0u64..).zip(map) {
         let type_ = e820_type(entry);
-        let wire = Wire(hvm_memmap_table_entry {
-            addr: entry.start,
-            size: entry.len,
-            type_,
-            ..Default::default()
-        });
+        let wire = Wire(hvm_memmap_table_entry { addr: entry.start, size: entry.len, type_, ..Default::default() });
         write(ram, table + n * 24, wire.as_slice())?;
     }
     Ok(())
@@ -241,10 +183,7 @@ fn write_zero_page(
     header: Option<setup_header>,
     cmdline_len: usize,
 ) -> Result<(), ImageError> {
-    let mut params = boot_params {
-        hdr: header.unwrap_or_default(),
-        ..Default::default()
-    };
+    let mut params = boot_params { hdr: header.unwrap_or_default(), ..Default::default() };
     if header.is_none() {
         params.hdr.boot_flag = 0xaa55;
         params.hdr.header = 0x5372_6448;
@@ -261,11 +200,7 @@ fn write_zero_page(
     }
     let mut table = [boot_e820_entry::default(); 128];
     for (slot, entry) in table.iter_mut().zip(map) {
-        *slot = boot_e820_entry {
-            addr: entry.start,
-            size: entry.len,
-            r#type: e820_type(entry),
-        };
+        *slot = boot_e820_entry { addr: entry.start, size: entry.len, r#type: e820_type(entry) };
     }
     params.e820_table = table;
     params.e820_entries = map.len() as u8;
@@ -278,8 +213,7 @@ fn e820_type(entry: &MemoryMapEntry) -> u32 {
 
 /// Writes boot data.
 pub(super) fn write(ram: &GuestRam, at: u64, data: &[u8]) -> Result<(), ImageError> {
-    ram.write_slice(data, GuestAddress(at))
-        .map_err(|_| ImageError::Space(at))
+    ram.write_slice(data, GuestAddress(at)).map_err(|_| ImageError::Space(at))
 }
 
 /// A structure that goes to guest memory as it is.
@@ -367,14 +301,7 @@ mod tests {
     fn elf_is_entered_by_pvh_when_it_has_the_note() {
         let ram = ram();
         let mut initrd = file(b"cpio");
-        let entry = load(
-            &ram,
-            32,
-            ("k", &mut file(&elf(true))),
-            Some(("i", &mut initrd)),
-            "quiet",
-        )
-        .unwrap();
+        let entry = load(&ram, 32, ("k", &mut file(&elf(true))), Some(("i", &mut initrd)), "quiet").unwrap();
         assert_eq!(entry, Entry::Pvh { rip: 0x10_0008 });
         let magic: u32 = ram.read_obj(GuestAddress(PVH_INFO)).unwrap();
         assert_eq!(magic, 0x336e_c578);
@@ -408,13 +335,8 @@ mod tests {
             (&truncated, "whole"),
         ];
         for (content, words) in cases {
-            let error = load(&ram(), 32, ("/boot/k", &mut file(content)), None, "")
-                .unwrap_err()
-                .to_string();
-            assert!(
-                error.contains("/boot/k") && error.contains(words),
-                "{error}"
-            );
+            let error = load(&ram(), 32, ("/boot/k", &mut file(content)), None, "").unwrap_err().to_string();
+            assert!(error.contains("/boot/k") && error.contains(words), "{error}");
         }
     }
 
@@ -422,18 +344,8 @@ mod tests {
     fn initrd_that_does_not_fit_says_how_much_would() {
         let mut initrd = tempfile::tempfile().unwrap();
         initrd.set_len(32 << 20).unwrap();
-        let error = load(
-            &ram(),
-            32,
-            ("k", &mut file(&elf(false))),
-            Some(("big", &mut initrd)),
-            "",
-        )
-        .unwrap_err();
-        assert!(
-            error.to_string().contains("initrd big") && error.to_string().contains("memory_mib"),
-            "{error}"
-        );
+        let error = load(&ram(), 32, ("k", &mut file(&elf(false))), Some(("big", &mut initrd)), "").unwrap_err();
+        assert!(error.to_string().contains("initrd big") && error.to_string().contains("memory_mib"), "{error}");
     }
 
     #[test]

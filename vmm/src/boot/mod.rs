@@ -47,11 +47,7 @@ pub(crate) struct MemoryMapEntry {
 
 /// What the guest may use.
 pub(crate) fn memory_map(memory_mib: u32) -> Vec<MemoryMapEntry> {
-    let entry = |start: u64, end: u64, usable| MemoryMapEntry {
-        start,
-        len: end - start,
-        usable,
-    };
+    let entry = |start: u64, end: u64, usable| MemoryMapEntry { start, len: end - start, usable };
     let mut map = vec![entry(0, LOW_END, true), entry(LOW_END, HIGH_START, false)];
     for (start, len) in ram_ranges(memory_mib) {
         map.push(entry(start.max(HIGH_START), start + len, true));
@@ -86,11 +82,7 @@ mod tests {
     fn memory_map_is_sorted_and_disjoint() {
         for mib in [32, 3072, 4096, 65536] {
             let map = memory_map(mib);
-            assert!(
-                map.windows(2)
-                    .all(|pair| pair[0].start + pair[0].len <= pair[1].start),
-                "{mib}: {map:?}"
-            );
+            assert!(map.windows(2).all(|pair| pair[0].start + pair[0].len <= pair[1].start), "{mib}: {map:?}");
             let usable: u64 = map.iter().filter(|e| e.usable).map(|e| e.len).sum();
             assert_eq!(usable, (u64::from(mib) << 20) - (HIGH_START - LOW_END));
         }

@@ -60,19 +60,14 @@ pub fn close(jail: &JailConfig) -> Result<(), JailError> {
 /// Becomes `uid` and `gid` for good; capabilities go with root.
 pub(crate) fn drop_privileges(uid: u32, gid: u32) -> Result<(), JailError> {
     // SAFETY: an empty group list needs no memory.
-    check(unsafe { libc::setgroups(0, std::ptr::null()) })
-        .map_err(step("drop supplementary groups"))?;
+    check(unsafe { libc::setgroups(0, std::ptr::null()) }).map_err(step("drop supplementary groups"))?;
     // SAFETY: numbers only.
     check(unsafe { libc::setresgid(gid, gid, gid) }).map_err(step("change group"))?;
     // SAFETY: numbers only.
     check(unsafe { libc::setresuid(uid, uid, uid) }).map_err(step("change user"))?;
     // SAFETY: numbers only.
-    check(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) })
-        .map_err(step("set no_new_privs"))?;
-    let none = libc::rlimit {
-        rlim_cur: 0,
-        rlim_max: 0,
-    };
+    check(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) }).map_err(step("set no_new_privs"))?;
+    let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: reads one structure. A core file would hold the guest's memory.
     check(unsafe { libc::setrlimit(libc::RLIMIT_CORE, &none) }).map_err(step("forbid core files"))
 }
@@ -92,9 +87,5 @@ fn restrict_files() -> Result<(), JailError> {
 }
 
 pub(crate) fn check(result: libc::c_int) -> io::Result<()> {
-    if result < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(())
-    }
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }

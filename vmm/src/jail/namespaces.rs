@@ -4,6 +4,7 @@ use std::ffi::CStr;
 use std::io::{self, PipeReader};
 use std::os::fd::AsRawFd;
 
+use super::seccomp::{self, ThreadKind};
 use super::{JailError, check, drop_privileges, step};
 use crate::config::JailConfig;
 use crate::exit::ExitClass;
@@ -14,18 +15,13 @@ const MOUNT_POINTS: [&CStr; 4] = [c"/run", c"/tmp", c"/dev", c"/proc"];
 /// Enters fresh namespaces with an empty root. Returns in the child when there is a pid namespace; the lifeline then
 /// tells whether the parent still lives.
 pub(super) fn enter(jail: &JailConfig) -> Result<Option<PipeReader>, JailError> {
-    let mut flags =
-        libc::CLONE_NEWNS | libc::CLONE_NEWNET | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
+    let mut flags = libc::CLONE_NEWNS | libc::CLONE_NEWNET | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
     if jail.pid_namespace {
         flags |= libc::CLONE_NEWPID;
     }
     // SAFETY: flags only; this process has one thread still.
     check(unsafe { libc::unshare(flags) }).map_err(step("make namespaces"))?;
-    let lifeline = if jail.pid_namespace {
-        Some(fork(jail)?)
-    } else {
-        None
-    };
+    let lifeline = if jail.pid_namespace { Some(fork(jail)?) } else { None };
     empty_root()?;
     Ok(lifeline)
 }
@@ -48,7 +44,9 @@ fn fork(jail: &JailConfig) -> Result<PipeReader, JailError> {
             unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
         }
     }
-    if drop_privileges(jail.uid, jail.gid).is_err() {
+    let closed = drop_privileges(jail.uid, jail.gid).and_then(|()| seccomp::close(ThreadKind::Waiter));
+    if let Err(e) = closed {
+        eprintln!("vmm: {e}");
         // SAFETY: our own child.
         unsafe { libc::kill(child, libc::SIGKILL) };
     }
@@ -72,18 +70,11 @@ fn fork(jail: &JailConfig) -> Result<PipeReader, JailError> {
 /// Has the kernel kill this process when its parent goes.
 pub(super) fn die_with_parent(lifeline: &PipeReader) -> Result<(), JailError> {
     // SAFETY: numbers only.
-    check(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0) })
-        .map_err(step("tie to the parent"))?;
-    let mut poll = libc::pollfd {
-        fd: lifeline.as_raw_fd(),
-        events: libc::POLLIN,
-        revents: 0,
-    };
+    check(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0) }).map_err(step("tie to the parent"))?;
+    let mut poll = libc::pollfd { fd: lifeline.as_raw_fd(), events: libc::POLLIN, revents: 0 };
     // SAFETY: one valid pollfd, no waiting.
     if unsafe { libc::poll(&mut poll, 1, 0) } != 0 {
-        return Err(step("live without the parent")(
-            io::ErrorKind::BrokenPipe.into(),
-        ));
+        return Err(step("live without the parent")(io::ErrorKind::BrokenPipe.into()));
     }
     Ok(())
 }
@@ -91,18 +82,10 @@ pub(super) fn die_with_parent(lifeline: &PipeReader) -> Result<(), JailError> {
 /// Replaces everything mounted by one empty read-only directory.
 fn empty_root() -> Result<(), JailError> {
     let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
-    mount(c"none", c"/", None, libc::MS_REC | libc::MS_PRIVATE, None)
-        .map_err(step("keep mounts private"))?;
-    let place = MOUNT_POINTS.iter().find(|dir| {
-        mount(
-            c"empty",
-            dir,
-            Some(c"tmpfs"),
-            flags,
-            Some(c"size=4k,nr_inodes=2,mode=0555"),
-        )
-        .is_ok()
-    });
+    mount(c"none", c"/", None, libc::MS_REC | libc::MS_PRIVATE, None).map_err(step("keep mounts private"))?;
+    let place = MOUNT_POINTS
+        .iter()
+        .find(|dir| mount(c"empty", dir, Some(c"tmpfs"), flags, Some(c"size=4k,nr_inodes=2,mode=0555")).is_ok());
     let Some(place) = place else {
         return Err(step("mount an empty directory")(io::Error::last_os_error()));
     };
@@ -114,12 +97,10 @@ fn empty_root() -> Result<(), JailError> {
     let pivoted = unsafe { libc::syscall(libc::SYS_pivot_root, here, here) } == 0;
     if pivoted {
         // SAFETY: a constant string.
-        check(unsafe { libc::umount2(here, libc::MNT_DETACH) })
-            .map_err(step("detach the old root"))?;
+        check(unsafe { libc::umount2(here, libc::MNT_DETACH) }).map_err(step("detach the old root"))?;
     } else {
         // The root of an initramfs cannot be pivoted away: move over it instead.
-        mount(c".", c"/", None, libc::MS_MOVE, None)
-            .map_err(step("move the empty directory to the root"))?;
+        mount(c".", c"/", None, libc::MS_MOVE, None).map_err(step("move the empty directory to the root"))?;
         // SAFETY: a constant string.
         check(unsafe { libc::chroot(here) }).map_err(step("make the empty directory the root"))?;
     }
@@ -137,18 +118,7 @@ fn mount(
     options: Option<&CStr>,
 ) -> io::Result<()> {
     let null = std::ptr::null();
-    let (kind, options) = (
-        kind.map_or(null, CStr::as_ptr),
-        options.map_or(null, CStr::as_ptr),
-    );
+    let (kind, options) = (kind.map_or(null, CStr::as_ptr), options.map_or(null, CStr::as_ptr));
     // SAFETY: valid C strings or null.
-    check(unsafe {
-        libc::mount(
-            source.as_ptr(),
-            target.as_ptr(),
-            kind,
-            flags,
-            options.cast(),
-        )
-    })
+    check(unsafe { libc::mount(source.as_ptr(), target.as_ptr(), kind, flags, options.cast()) })
 }

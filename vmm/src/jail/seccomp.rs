@@ -5,8 +5,7 @@
 use std::collections::BTreeMap;
 
 use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
-    SeccompRule, TargetArch,
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule, TargetArch,
 };
 
 use super::JailError;
@@ -20,6 +19,8 @@ pub enum ThreadKind {
     Vcpu,
     /// Owns the devices and the control socket.
     Device,
+    /// The parent of a pid namespace: waits for its child.
+    Waiter,
 }
 
 impl ThreadKind {
@@ -27,32 +28,27 @@ impl ThreadKind {
         match self {
             ThreadKind::Vcpu => "vCPU",
             ThreadKind::Device => "device",
+            ThreadKind::Waiter => "waiting",
         }
     }
 }
 
 const BOTH: &[ThreadKind] = &[ThreadKind::Vcpu, ThreadKind::Device];
+const ALL: &[ThreadKind] = &[ThreadKind::Vcpu, ThreadKind::Device, ThreadKind::Waiter];
+const WAITER: &[ThreadKind] = &[ThreadKind::Waiter];
 const DEVICE: &[ThreadKind] = &[ThreadKind::Device];
 
 /// Calls allowed with any arguments, who makes them, and why.
 const TABLE: &[(libc::c_long, &[ThreadKind], &str)] = &[
     (libc::SYS_read, BOTH, "eventfds; console input"),
-    (
-        libc::SYS_write,
-        BOTH,
-        "eventfds; console output; last words on stderr",
-    ),
-    (
-        libc::SYS_poll,
-        BOTH,
-        "output that may stall; pending bits of MSI-X",
-    ),
+    (libc::SYS_write, ALL, "eventfds; console output; last words on stderr"),
+    (libc::SYS_poll, BOTH, "output that may stall; pending bits of MSI-X"),
     (libc::SYS_futex, BOTH, "locks and channels"),
     (libc::SYS_brk, BOTH, "allocator"),
     (libc::SYS_munmap, BOTH, "allocator; thread stacks"),
     (libc::SYS_madvise, BOTH, "thread end"),
     (libc::SYS_mremap, BOTH, "allocator"),
-    (libc::SYS_rt_sigreturn, BOTH, "after a kick"),
+    (libc::SYS_rt_sigreturn, ALL, "after a kick"),
     (libc::SYS_rt_sigprocmask, BOTH, "thread end, abort"),
     (libc::SYS_sigaltstack, BOTH, "thread end"),
     (libc::SYS_clock_gettime, BOTH, "where the vDSO cannot"),
@@ -60,14 +56,11 @@ const TABLE: &[(libc::c_long, &[ThreadKind], &str)] = &[
     (libc::SYS_gettid, BOTH, "abort"),
     (libc::SYS_tgkill, BOTH, "kick, abort"),
     (libc::SYS_getrandom, BOTH, "entropy device; hash seeds"),
-    (libc::SYS_restart_syscall, BOTH, "after a stop signal"),
+    (libc::SYS_restart_syscall, ALL, "after a stop signal"),
     (libc::SYS_exit, BOTH, "thread end"),
-    (libc::SYS_exit_group, BOTH, "process end"),
-    (
-        libc::SYS_close,
-        DEVICE,
-        "control connections; devices' eventfds",
-    ),
+    (libc::SYS_exit_group, ALL, "process end"),
+    (libc::SYS_wait4, WAITER, "the VM's end"),
+    (libc::SYS_close, BOTH, "control connections; eventfds; a vCPU that ends"),
     (libc::SYS_epoll_wait, DEVICE, "event loop"),
     (libc::SYS_epoll_pwait, DEVICE, "event loop"),
     (libc::SYS_epoll_ctl, DEVICE, "devices come and go"),
@@ -85,15 +78,7 @@ const TABLE: &[(libc::c_long, &[ThreadKind], &str)] = &[
 
 /// KVM requests on vCPU threads (linux/kvm.h): KVM_RUN, KVM_GET_REGS, KVM_GET_SREGS, KVM_IRQ_LINE,
 /// KVM_SET_GSI_ROUTING, KVM_IRQFD, KVM_IOEVENTFD.
-const VCPU_IOCTLS: [u64; 7] = [
-    0xae80,
-    0x8090_ae81,
-    0x8138_ae83,
-    0x4008_ae61,
-    0x4008_ae6a,
-    0x4020_ae76,
-    0x4040_ae79,
-];
+const VCPU_IOCTLS: [u64; 7] = [0xae80, 0x8090_ae81, 0x8138_ae83, 0x4008_ae61, 0x4008_ae6a, 0x4020_ae76, 0x4040_ae79];
 /// On the device thread: KVM_IRQ_LINE.
 const DEVICE_IOCTLS: [u64; 1] = [0x4008_ae61];
 
@@ -103,10 +88,7 @@ const DEVICE_IOCTLS: [u64; 1] = [0x4008_ae61];
 /// [`JailError::Seccomp`].
 pub fn close(kind: ThreadKind) -> Result<(), JailError> {
     install_reporter();
-    let fail = |reason: String| JailError::Seccomp {
-        thread: kind.name(),
-        reason,
-    };
+    let fail = |reason: String| JailError::Seccomp { thread: kind.name(), reason };
     let program = compile(kind).map_err(fail)?;
     seccompiler::apply_filter(&program).map_err(|e| fail(e.to_string()))
 }
@@ -124,31 +106,26 @@ fn compile(kind: ThreadKind) -> Result<BpfProgram, String> {
     let mut ioctls: Vec<u64> = match kind {
         ThreadKind::Vcpu => VCPU_IOCTLS.to_vec(),
         ThreadKind::Device => DEVICE_IOCTLS.to_vec(),
+        ThreadKind::Waiter => return finish(rules),
     };
     if kind == ThreadKind::Device {
         ioctls.extend(tap::ioctl_numbers());
         ioctls.extend(vhost::ioctl_numbers());
     }
-    let ioctls = ioctls
-        .into_iter()
-        .map(|number| rule(1, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, number));
+    let ioctls = ioctls.into_iter().map(|number| rule(1, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, number));
     rules.insert(libc::SYS_ioctl, ioctls.collect::<Result<_, _>>()?);
     // Memory, but never executable memory.
     let not_executable = SeccompCmpOp::MaskedEq(libc::PROT_EXEC as u64);
     for number in [libc::SYS_mmap, libc::SYS_mprotect] {
-        rules.insert(
-            number,
-            vec![rule(2, SeccompCmpArgLen::Dword, not_executable.clone(), 0)?],
-        );
+        rules.insert(number, vec![rule(2, SeccompCmpArgLen::Dword, not_executable.clone(), 0)?]);
     }
-    SeccompFilter::new(
-        rules,
-        SeccompAction::Trap,
-        SeccompAction::Allow,
-        TargetArch::x86_64,
-    )
-    .and_then(BpfProgram::try_from)
-    .map_err(|e| e.to_string())
+    finish(rules)
+}
+
+fn finish(rules: BTreeMap<i64, Vec<SeccompRule>>) -> Result<BpfProgram, String> {
+    SeccompFilter::new(rules, SeccompAction::Trap, SeccompAction::Allow, TargetArch::x86_64)
+        .and_then(BpfProgram::try_from)
+        .map_err(|e| e.to_string())
 }
 
 /// Offset of `si_syscall` in `siginfo_t` (x86-64: after signo, errno, code, padding, call address).
@@ -156,12 +133,7 @@ const SI_SYSCALL: usize = 24;
 
 extern "C" fn on_violation(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
     // SAFETY: the kernel passes a full `siginfo_t` with SIGSYS.
-    let number = unsafe {
-        info.cast::<u8>()
-            .add(SI_SYSCALL)
-            .cast::<i32>()
-            .read_unaligned()
-    };
+    let number = unsafe { info.cast::<u8>().add(SI_SYSCALL).cast::<i32>().read_unaligned() };
     let mut text = *b"vmm: jail: system call ???? is not in this thread's table\n";
     let mut rest = number.unsigned_abs();
     for slot in text[23..27].iter_mut().rev() {
@@ -178,9 +150,8 @@ extern "C" fn on_violation(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut l
 fn install_reporter() {
     // SAFETY: all zeros is a valid `sigaction`.
     let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
-    action.sa_sigaction = on_violation
-        as extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void)
-        as libc::sighandler_t;
+    action.sa_sigaction =
+        on_violation as extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void) as libc::sighandler_t;
     action.sa_flags = libc::SA_SIGINFO;
     // SAFETY: the handler is async-signal-safe. Without it SIGSYS kills silently, which is as tight.
     unsafe { libc::sigaction(libc::SIGSYS, &action, std::ptr::null_mut()) };
@@ -209,11 +180,7 @@ mod tests {
                 let mut status = 0;
                 // SAFETY: our own child.
                 unsafe { libc::waitpid(child, &mut status, 0) };
-                if libc::WIFEXITED(status) {
-                    libc::WEXITSTATUS(status)
-                } else {
-                    -1
-                }
+                if libc::WIFEXITED(status) { libc::WEXITSTATUS(status) } else { -1 }
             }
         }
     }
@@ -239,14 +206,7 @@ mod tests {
         let executable: fn() = || {
             // SAFETY: a new mapping.
             unsafe {
-                libc::mmap(
-                    std::ptr::null_mut(),
-                    4096,
-                    libc::PROT_EXEC,
-                    libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
-                    -1,
-                    0,
-                )
+                libc::mmap(std::ptr::null_mut(), 4096, libc::PROT_EXEC, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0)
             };
         };
         let jail = ExitClass::Jail as i32;

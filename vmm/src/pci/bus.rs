@@ -82,10 +82,7 @@ impl PciBus {
         let function = (address >> 12) & 7;
         let device = (address >> 15) & 0x1f;
         let bus = address >> 20;
-        let slot = self
-            .slots
-            .get(device as usize)
-            .filter(|_| bus == 0 && function == 0);
+        let slot = self.slots.get(device as usize).filter(|_| bus == 0 && function == 0);
         match (slot, access) {
             (None, Access::Read(data)) => data.fill(0xff),
             (None, Access::Write(_)) => {}
@@ -141,9 +138,7 @@ impl ConfigPorts {
                 Ok(())
             }
             (0, Access::Write(&[a, b, c, d])) => {
-                self.0
-                    .config_address
-                    .store(u32::from_le_bytes([a, b, c, d]), Ordering::Relaxed);
+                self.0.config_address.store(u32::from_le_bytes([a, b, c, d]), Ordering::Relaxed);
                 Ok(())
             }
             (4..8, access) => {
@@ -155,8 +150,7 @@ impl ConfigPorts {
                     return Ok(());
                 }
                 let register = u64::from(address & 0xfc) + (offset - 4);
-                self.0
-                    .config(u64::from(address >> 8 & 0xffff) << 12 | register, access)
+                self.0.config(u64::from(address >> 8 & 0xffff) << 12 | register, access)
             }
             (_, Access::Read(data)) => {
                 data.fill(0xff);

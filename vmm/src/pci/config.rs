@@ -44,12 +44,7 @@ pub struct ConfigSpace {
 impl ConfigSpace {
     /// A type-0 header.
     pub fn new(identity: Identity) -> Self {
-        let mut space = Self {
-            bytes: [0; SPACE],
-            writable: [0; SPACE],
-            next_capability: 0x40,
-            last_pointer: 0x34,
-        };
+        let mut space = Self { bytes: [0; SPACE], writable: [0; SPACE], next_capability: 0x40, last_pointer: 0x34 };
         // (offset, value, width, writable bits)
         let registers: [(usize, u32, usize, u32); 11] = [
             (0x00, identity.vendor.into(), 2, 0),
@@ -69,8 +64,7 @@ impl ConfigSpace {
         ];
         for (offset, value, width, writable) in registers {
             space.set(offset, &value.to_le_bytes()[..width]);
-            space.writable[offset..offset + width]
-                .copy_from_slice(&writable.to_le_bytes()[..width]);
+            space.writable[offset..offset + width].copy_from_slice(&writable.to_le_bytes()[..width]);
         }
         space
     }
@@ -123,10 +117,7 @@ impl ConfigSpace {
     /// A driver's write: masked bits change, all others stay.
     pub fn write(&mut self, offset: usize, data: &[u8]) {
         for (n, value) in data.iter().enumerate() {
-            if let (Some(byte), Some(mask)) = (
-                self.bytes.get_mut(offset + n),
-                self.writable.get(offset + n),
-            ) {
+            if let (Some(byte), Some(mask)) = (self.bytes.get_mut(offset + n), self.writable.get(offset + n)) {
                 *byte = *byte & !mask | value & mask;
             }
         }
@@ -169,10 +160,7 @@ pub fn fuzz_config_space(data: &[u8]) {
         space.read(offset, &mut [0; 4]);
     }
     for n in 0..SPACE {
-        assert_eq!(
-            space.bytes[n] & !space.writable[n],
-            fixed.bytes[n] & !fixed.writable[n]
-        );
+        assert_eq!(space.bytes[n] & !space.writable[n], fixed.bytes[n] & !fixed.writable[n]);
     }
 }
 

@@ -42,28 +42,13 @@ impl Msix {
     pub fn new(count: u16, router: Arc<dyn MsiRouter>) -> Result<Self, IrqError> {
         let vectors = (0..count)
             .map(|_| {
-                let eventfd =
-                    EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(|source| {
-                        IrqError::Io {
-                            what: "make an eventfd",
-                            source,
-                        }
-                    })?;
+                let eventfd = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)
+                    .map_err(|source| IrqError::Io { what: "make an eventfd", source })?;
                 let message = MsiMessage::default();
-                Ok(Vector {
-                    message,
-                    masked: true,
-                    eventfd: Arc::new(eventfd),
-                    gsi: None,
-                    live: None,
-                })
+                Ok(Vector { message, masked: true, eventfd: Arc::new(eventfd), gsi: None, live: None })
             })
             .collect::<Result<_, IrqError>>()?;
-        Ok(Self {
-            vectors,
-            control: 0,
-            router,
-        })
+        Ok(Self { vectors, control: 0, router })
     }
 
     /// What a device writes to interrupt.
@@ -94,10 +79,7 @@ impl Msix {
     pub fn read_table(&self, offset: u64, data: &mut [u8]) {
         let mut entry = [0u8; ENTRY as usize];
         let at = (offset % ENTRY) as usize;
-        if let Some(vector) = usize::try_from(offset / ENTRY)
-            .ok()
-            .and_then(|n| self.vectors.get(n))
-        {
+        if let Some(vector) = usize::try_from(offset / ENTRY).ok().and_then(|n| self.vectors.get(n)) {
             entry[0..8].copy_from_slice(&vector.message.address.to_le_bytes());
             entry[8..12].copy_from_slice(&vector.message.data.to_le_bytes());
             entry[12] = u8::from(vector.masked);
@@ -113,24 +95,15 @@ impl Msix {
     /// When KVM refuses a route.
     pub fn write_table(&mut self, offset: u64, data: &[u8]) -> Result<(), IrqError> {
         let aligned = matches!(data.len(), 4 | 8) && offset.is_multiple_of(data.len() as u64);
-        let Some(index) = usize::try_from(offset / ENTRY)
-            .ok()
-            .filter(|n| aligned && *n < self.vectors.len())
-        else {
+        let Some(index) = usize::try_from(offset / ENTRY).ok().filter(|n| aligned && *n < self.vectors.len()) else {
             return Ok(());
         };
         let vector = &mut self.vectors[index];
         for (n, word) in data.chunks_exact(4).enumerate() {
             let value = u32::from_le_bytes([word[0], word[1], word[2], word[3]]);
             match offset % ENTRY + 4 * n as u64 {
-                0 => {
-                    vector.message.address =
-                        vector.message.address & !0xffff_ffff | u64::from(value & !3)
-                }
-                4 => {
-                    vector.message.address =
-                        vector.message.address & 0xffff_ffff | u64::from(value) << 32
-                }
+                0 => vector.message.address = vector.message.address & !0xffff_ffff | u64::from(value & !3),
+                4 => vector.message.address = vector.message.address & 0xffff_ffff | u64::from(value) << 32,
                 8 => vector.message.data = value,
                 _ => vector.masked = value & 1 != 0,
             }
@@ -143,15 +116,8 @@ impl Msix {
         for (n, byte) in (offset..).zip(data.iter_mut()) {
             *byte = 0;
             for bit in 0..8 {
-                let index = usize::try_from(n)
-                    .unwrap_or(usize::MAX)
-                    .saturating_mul(8)
-                    .saturating_add(bit);
-                if self
-                    .vectors
-                    .get(index)
-                    .is_some_and(|v| v.live.is_none() && pending(&v.eventfd))
-                {
+                let index = usize::try_from(n).unwrap_or(usize::MAX).saturating_mul(8).saturating_add(bit);
+                if self.vectors.get(index).is_some_and(|v| v.live.is_none() && pending(&v.eventfd)) {
                     *byte |= 1 << bit;
                 }
             }
@@ -206,11 +172,7 @@ impl Msix {
 
 fn pending(eventfd: &EventFd) -> bool {
     use std::os::fd::AsRawFd;
-    let mut poll = libc::pollfd {
-        fd: eventfd.as_raw_fd(),
-        events: libc::POLLIN,
-        revents: 0,
-    };
+    let mut poll = libc::pollfd { fd: eventfd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
     // SAFETY: one valid pollfd, no waiting.
     unsafe { libc::poll(&mut poll, 1, 0) == 1 }
 }
@@ -231,10 +193,7 @@ mod tests {
         msix.write_table(24, &0x41u32.to_le_bytes()).unwrap();
     }
 
-    const MESSAGE: MsiMessage = MsiMessage {
-        address: 0xfee0_1000,
-        data: 0x41,
-    };
+    const MESSAGE: MsiMessage = MsiMessage { address: 0xfee0_1000, data: 0x41 };
 
     #[test]
     fn kvm_hears_of_a_vector_once_when_it_is_unmasked() {
@@ -244,10 +203,7 @@ mod tests {
         msix.write_table(28, &0u32.to_le_bytes()).unwrap();
         assert!(router.calls().is_empty(), "function still masked");
         msix.set_control(ENABLE).unwrap();
-        assert_eq!(
-            router.calls(),
-            [Call::Allocate, Call::Route(24, MESSAGE), Call::Attach(24)]
-        );
+        assert_eq!(router.calls(), [Call::Allocate, Call::Route(24, MESSAGE), Call::Attach(24)]);
     }
 
     #[test]
@@ -275,16 +231,7 @@ mod tests {
         program(&mut msix);
         msix.write_table(28, &0u32.to_le_bytes()).unwrap();
         msix.write_table(24, &0x42u32.to_le_bytes()).unwrap();
-        assert_eq!(
-            router.calls().last(),
-            Some(&Call::Route(
-                24,
-                MsiMessage {
-                    data: 0x42,
-                    ..MESSAGE
-                }
-            ))
-        );
+        assert_eq!(router.calls().last(), Some(&Call::Route(24, MsiMessage { data: 0x42, ..MESSAGE })));
     }
 
     #[test]

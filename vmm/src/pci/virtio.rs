@@ -194,20 +194,8 @@ impl VirtioFunction {
         let vectors = sizes.len() as u16 + 1;
         add_capability(&mut space, 1, 0, COMMON_LEN as u32, &[]);
         add_capability(&mut space, 3, ISR as u32, 1, &[]);
-        add_capability(
-            &mut space,
-            4,
-            DEVICE as u32,
-            device_config.len().max(4) as u32,
-            &[],
-        );
-        add_capability(
-            &mut space,
-            2,
-            NOTIFY as u32,
-            NOTIFY_STRIDE * sizes.len() as u32,
-            &NOTIFY_STRIDE.to_le_bytes(),
-        );
+        add_capability(&mut space, 4, DEVICE as u32, device_config.len().max(4) as u32, &[]);
+        add_capability(&mut space, 2, NOTIFY as u32, NOTIFY_STRIDE * sizes.len() as u32, &NOTIFY_STRIDE.to_le_bytes());
         // §4.1.4.9: a way to the BAR through configuration space; all of bar, offset, length and data is writable.
         let window = add_capability(&mut space, 5, 0, 0, &[0; 4]);
         let writable: Vec<usize> = std::iter::once(4).chain(8..20).collect();
@@ -224,13 +212,8 @@ impl VirtioFunction {
         let queues = sizes
             .iter()
             .map(|&max_size| {
-                let kick =
-                    EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(|source| {
-                        IrqError::Io {
-                            what: "make an eventfd",
-                            source,
-                        }
-                    })?;
+                let kick = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)
+                    .map_err(|source| IrqError::Io { what: "make an eventfd", source })?;
                 Ok(QueueRegisters {
                     max_size,
                     size: max_size,
@@ -286,15 +269,9 @@ impl VirtioFunction {
             self.read_common(offset + 4, high);
             return;
         }
-        let register = COMMON
-            .iter()
-            .find(|(at, width, _)| *at == offset && *width == data.len());
+        let register = COMMON.iter().find(|(at, width, _)| *at == offset && *width == data.len());
         let half = |value: u64, high: bool| {
-            if high {
-                value >> 32
-            } else {
-                value & 0xffff_ffff
-            }
+            if high { value >> 32 } else { value & 0xffff_ffff }
         };
         let queue = self.selected();
         let value: u64 = match register.map(|(.., register)| *register) {
@@ -330,16 +307,10 @@ impl VirtioFunction {
             self.write_common(offset, &data[..4])?;
             return self.write_common(offset + 4, &data[4..]);
         }
-        let Some((.., register)) = COMMON
-            .iter()
-            .find(|(at, width, _)| *at == offset && *width == data.len())
-        else {
+        let Some((.., register)) = COMMON.iter().find(|(at, width, _)| *at == offset && *width == data.len()) else {
             return Ok(());
         };
-        let value = data
-            .iter()
-            .rev()
-            .fold(0u32, |sum, byte| sum << 8 | u32::from(*byte));
+        let value = data.iter().rev().fold(0u32, |sum, byte| sum << 8 | u32::from(*byte));
         let word = value as u16;
         match *register {
             Common::DeviceFeatureSelect => self.device_feature_select = value,
@@ -359,23 +330,16 @@ impl VirtioFunction {
             Common::QueueVector => self.interrupts.set_queue_vector(self.queue_select, word),
             Common::QueueSize => {
                 let select = self.queue_select;
-                let sound =
-                    word.is_power_of_two() && self.selected().is_none_or(|q| word <= q.max_size);
+                let sound = word.is_power_of_two() && self.selected().is_none_or(|q| word <= q.max_size);
                 if !sound {
-                    return Err(
-                        self.misuse(format_args!("set the size of queue {select} to {word}"))
-                    );
+                    return Err(self.misuse(format_args!("set the size of queue {select} to {word}")));
                 }
                 self.change_queue(|q| q.size = word);
             }
             Common::QueueEnable if value == 1 => self.change_queue(|q| q.enabled = true),
             Common::QueueEnable => return Err(self.misuse("wrote 0 to queue_enable")),
-            Common::Descriptors { high } => {
-                self.change_queue(|q| set_half(&mut q.descriptors, high, value))
-            }
-            Common::Available { high } => {
-                self.change_queue(|q| set_half(&mut q.available, high, value))
-            }
+            Common::Descriptors { high } => self.change_queue(|q| set_half(&mut q.descriptors, high, value)),
+            Common::Available { high } => self.change_queue(|q| set_half(&mut q.available, high, value)),
             Common::Used { high } => self.change_queue(|q| set_half(&mut q.used, high, value)),
             Common::DriverFeature
             | Common::DeviceFeature
@@ -388,11 +352,7 @@ impl VirtioFunction {
 
     /// Queue registers are settled once the queue is enabled (§4.1.4.3.2).
     fn change_queue(&mut self, change: impl FnOnce(&mut QueueRegisters)) {
-        if let Some(queue) = self
-            .queues
-            .get_mut(usize::from(self.queue_select))
-            .filter(|q| !q.enabled)
-        {
+        if let Some(queue) = self.queues.get_mut(usize::from(self.queue_select)).filter(|q| !q.enabled) {
             change(queue);
         }
     }
@@ -402,16 +362,12 @@ impl VirtioFunction {
             return self.reset();
         }
         if self.status & !status & !STATUS_NEEDS_RESET != 0 {
-            return Err(self.misuse(format_args!(
-                "cleared status bits: {:#x} after {:#x}",
-                status, self.status
-            )));
+            return Err(self.misuse(format_args!("cleared status bits: {:#x} after {:#x}", status, self.status)));
         }
         let mut status = status;
         let new = status & !self.status;
         if new & STATUS_FEATURES_OK != 0 {
-            let sound = self.driver_features & !self.offered == 0
-                && self.driver_features & F_VERSION_1 != 0;
+            let sound = self.driver_features & !self.offered == 0 && self.driver_features & F_VERSION_1 != 0;
             if !sound {
                 // §3.1.1 step 6: the driver reads the bit back to see that we refuse.
                 status &= !STATUS_FEATURES_OK;
@@ -478,24 +434,17 @@ impl VirtioFunction {
         if wanted == self.doorbells_at {
             return Ok(());
         }
-        let address =
-            |bar: u64, index: usize| bar + NOTIFY + u64::from(NOTIFY_STRIDE) * index as u64;
+        let address = |bar: u64, index: usize| bar + NOTIFY + u64::from(NOTIFY_STRIDE) * index as u64;
         for (index, queue) in self.queues.iter().enumerate() {
             if let Some(bar) = self.doorbells_at {
-                let undone = self
-                    .machine
-                    .doorbells
-                    .disconnect(address(bar, index), &queue.kick);
+                let undone = self.machine.doorbells.disconnect(address(bar, index), &queue.kick);
                 undone.map_err(|e| self.host(&e))?;
             }
         }
         self.doorbells_at = None;
         for (index, queue) in self.queues.iter().enumerate() {
             if let Some(bar) = wanted {
-                let done = self
-                    .machine
-                    .doorbells
-                    .connect(address(bar, index), &queue.kick);
+                let done = self.machine.doorbells.connect(address(bar, index), &queue.kick);
                 done.map_err(|e| self.host(&e))?;
             }
         }
@@ -575,8 +524,7 @@ impl Function for VirtioFunction {
             0..ISR => self.write_common(offset, data)?,
             NOTIFY..TABLE => {
                 // Only before the kernel's doorbells are connected.
-                let index = usize::try_from((offset - NOTIFY) / u64::from(NOTIFY_STRIDE))
-                    .unwrap_or(usize::MAX);
+                let index = usize::try_from((offset - NOTIFY) / u64::from(NOTIFY_STRIDE)).unwrap_or(usize::MAX);
                 if let Some(queue) = self.queues.get(index) {
                     let _ = queue.kick.write(1);
                 }
@@ -592,11 +540,7 @@ impl Function for VirtioFunction {
 }
 
 fn set_half(value: &mut u64, high: bool, half: u32) {
-    *value = if high {
-        *value & 0xffff_ffff | u64::from(half) << 32
-    } else {
-        *value & !0xffff_ffff | u64::from(half)
-    };
+    *value = if high { *value & 0xffff_ffff | u64::from(half) << 32 } else { *value & !0xffff_ffff | u64::from(half) };
 }
 
 fn build_queue(registers: &QueueRegisters, features: u64) -> Result<Queue, virtio_queue::Error> {
@@ -612,13 +556,7 @@ fn build_queue(registers: &QueueRegisters, features: u64) -> Result<Queue, virti
 }
 
 /// Appends a virtio capability (§4.1.4): cap_len, cfg_type, bar, id, padding, offset, length, extra.
-fn add_capability(
-    space: &mut ConfigSpace,
-    kind: u8,
-    offset: u32,
-    length: u32,
-    extra: &[u8],
-) -> usize {
+fn add_capability(space: &mut ConfigSpace, kind: u8, offset: u32, length: u32, extra: &[u8]) -> usize {
     let mut body = vec![16 + extra.len() as u8, kind, 0, 0, 0, 0];
     body.extend(offset.to_le_bytes());
     body.extend(length.to_le_bytes());
@@ -696,14 +634,8 @@ mod testing {
     pub(super) fn function() -> Option<(VirtioFunction, Arc<NoKvm>)> {
         let ram = Arc::new(GuestRam::from_ranges(&[(GuestAddress(0), 0x1_0000)]).ok()?);
         let host = Arc::new(NoKvm::default());
-        let machine = Machine {
-            ram,
-            router: host.clone(),
-            doorbells: host.clone(),
-            devices: host.clone(),
-        };
-        let function =
-            VirtioFunction::new(0, &Rng::new("rng".into()), 0xc000_0000, 16, None, machine).ok()?;
+        let machine = Machine { ram, router: host.clone(), doorbells: host.clone(), devices: host.clone() };
+        let function = VirtioFunction::new(0, &Rng::new("rng".into()), 0xc000_0000, 16, None, machine).ok()?;
         Some((function, host))
     }
 
@@ -738,12 +670,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn write(
-        function: &mut VirtioFunction,
-        offset: u64,
-        value: u64,
-        len: usize,
-    ) -> Result<(), End> {
+    fn write(function: &mut VirtioFunction, offset: u64, value: u64, len: usize) -> Result<(), End> {
         function.bar_write(offset, &value.to_le_bytes()[..len])
     }
 
@@ -779,10 +706,7 @@ mod tests {
         assert_eq!(*host.connected.lock().unwrap(), [0xc000_3000]);
         write(&mut function, 0x14, 0, 1).unwrap();
         assert!(host.connected.lock().unwrap().is_empty());
-        assert_eq!(
-            (*host.resets.lock().unwrap(), read(&mut function, 0x14, 1)),
-            (1, 0)
-        );
+        assert_eq!((*host.resets.lock().unwrap(), read(&mut function, 0x14, 1)), (1, 0));
     }
 
     #[test]
@@ -792,11 +716,7 @@ mod tests {
         assert_eq!(read(&mut function, 0x14, 1), 3);
         let (mut legacy, _) = super::testing::function().unwrap();
         negotiate(&mut legacy, 0);
-        assert_eq!(
-            read(&mut legacy, 0x14, 1),
-            3,
-            "legacy drivers have no place here"
-        );
+        assert_eq!(read(&mut legacy, 0x14, 1), 3, "legacy drivers have no place here");
     }
 
     #[test]
@@ -821,11 +741,7 @@ mod tests {
         for (words, misuse) in cases {
             let (mut function, _) = function().unwrap();
             let end = misuse(&mut function).unwrap_err();
-            assert!(
-                end.reason.contains(words) && end.reason.starts_with("rng"),
-                "{words:?} not in {:?}",
-                end.reason
-            );
+            assert!(end.reason.contains(words) && end.reason.starts_with("rng"), "{words:?} not in {:?}", end.reason);
         }
     }
 
@@ -833,12 +749,8 @@ mod tests {
     fn configuration_window_reaches_the_bar() {
         let (mut function, _) = function().unwrap();
         let window = function.window;
-        function
-            .config_write(window + 8, &0x12u32.to_le_bytes())
-            .unwrap();
-        function
-            .config_write(window + 12, &2u32.to_le_bytes())
-            .unwrap();
+        function.config_write(window + 8, &0x12u32.to_le_bytes()).unwrap();
+        function.config_write(window + 12, &2u32.to_le_bytes()).unwrap();
         let mut value = [0; 2];
         function.config_read(window + 16, &mut value).unwrap();
         assert_eq!(u16::from_le_bytes(value), 1, "num_queues");

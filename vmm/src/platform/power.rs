@@ -46,10 +46,7 @@ pub struct Power {
 impl Power {
     /// A block that interrupts over `sci`.
     pub fn new(sci: Arc<dyn IrqLine>) -> Arc<Self> {
-        Arc::new(Self {
-            registers: Mutex::new(Registers::default()),
-            sci,
-        })
+        Arc::new(Self { registers: Mutex::new(Registers::default()), sci })
     }
 
     /// Presses the power button.
@@ -58,19 +55,13 @@ impl Power {
     }
 
     fn change(&self, change: impl FnOnce(&mut Registers)) {
-        let mut registers = self
-            .registers
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut registers = self.registers.lock().unwrap_or_else(PoisonError::into_inner);
         change(&mut registers);
         self.sci.set(registers.status & registers.enable != 0);
     }
 
     fn byte(&self, offset: u64) -> u8 {
-        let registers = self
-            .registers
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let registers = self.registers.lock().unwrap_or_else(PoisonError::into_inner);
         let word = match offset & !1 {
             0 => registers.status,
             2 => registers.enable,
@@ -181,24 +172,10 @@ mod tests {
     fn sleep_and_reset_end_the_vm_with_their_class() {
         let (power, _) = power();
         let s5 = SLEEP_ENABLE | SLEEP_TYPE_S5 << 10;
-        assert_eq!(
-            power.write(4, &s5.to_le_bytes()).unwrap_err().class,
-            ExitClass::PowerOff
-        );
-        assert!(
-            power
-                .write(4, &(SLEEP_ENABLE | 1 << 10).to_le_bytes())
-                .is_ok(),
-            "S1 does not exist"
-        );
-        assert_eq!(
-            power.write(8, &[1]).unwrap_err().class,
-            ExitClass::GuestReset
-        );
+        assert_eq!(power.write(4, &s5.to_le_bytes()).unwrap_err().class, ExitClass::PowerOff);
+        assert!(power.write(4, &(SLEEP_ENABLE | 1 << 10).to_le_bytes()).is_ok(), "S1 does not exist");
+        assert_eq!(power.write(8, &[1]).unwrap_err().class, ExitClass::GuestReset);
         assert!(power.write(8, &[2]).is_ok());
-        assert_eq!(
-            KeyboardReset.write(0, &[0xfe]).unwrap_err().class,
-            ExitClass::GuestReset
-        );
+        assert_eq!(KeyboardReset.write(0, &[0xfe]).unwrap_err().class, ExitClass::GuestReset);
     }
 }

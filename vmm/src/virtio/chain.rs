@@ -4,9 +4,7 @@
 //! the ring bookkeeping is the crate's.
 
 use thiserror::Error;
-use virtio_bindings::bindings::virtio_ring::{
-    VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE,
-};
+use virtio_bindings::bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 use virtio_queue::desc::split::Descriptor;
 
 use crate::memory::{Address, Bytes, GuestAddress, GuestRam, host_iovec, host_slice};
@@ -122,21 +120,11 @@ impl Chain {
 
     /// A fault saying that this chain is not what the device expects.
     pub fn shape_fault(&self, what: &'static str) -> RingFault {
-        RingFault::Shape {
-            what,
-            readable: self.readable_len(),
-            writable: self.writable_len(),
-        }
+        RingFault::Shape { what, readable: self.readable_len(), writable: self.writable_len() }
     }
 
     /// Walks the chain at `head` of the table at `table` with `size` entries.
-    pub(super) fn read(
-        &mut self,
-        ram: &GuestRam,
-        table: u64,
-        size: u16,
-        head: u16,
-    ) -> Result<(), RingFault> {
+    pub(super) fn read(&mut self, ram: &GuestRam, table: u64, size: u16, head: u16) -> Result<(), RingFault> {
         self.head = head;
         self.readable.clear();
         self.writable.clear();
@@ -153,41 +141,28 @@ impl Chain {
             seen += 1;
             let addr = table.wrapping_add(u64::from(index) * DESC_BYTES);
             let desc: Descriptor =
-                ram.read_obj(GuestAddress(addr))
-                    .map_err(|_| RingFault::Ring {
-                        what: "descriptor table",
-                        addr,
-                    })?;
+                ram.read_obj(GuestAddress(addr)).map_err(|_| RingFault::Ring { what: "descriptor table", addr })?;
             let flags = u32::from(desc.flags());
             if flags & VRING_DESC_F_INDIRECT != 0 {
                 if indirect || flags & VRING_DESC_F_NEXT != 0 {
                     return Err(RingFault::Indirect);
                 }
                 let entries = desc.len() / DESC_BYTES as u32;
-                if !desc.len().is_multiple_of(DESC_BYTES as u32) || !(1..=0x8000).contains(&entries)
-                {
+                if !desc.len().is_multiple_of(DESC_BYTES as u32) || !(1..=0x8000).contains(&entries) {
                     return Err(RingFault::IndirectSize { bytes: desc.len() });
                 }
-                (table, size, index, seen, indirect) =
-                    (desc.addr().raw_value(), entries, 0, 0, true);
+                (table, size, index, seen, indirect) = (desc.addr().raw_value(), entries, 0, 0, true);
                 continue;
             }
-            let segment = Segment {
-                addr: desc.addr().raw_value(),
-                len: desc.len(),
-            };
+            let segment = Segment { addr: desc.addr().raw_value(), len: desc.len() };
             bytes += u64::from(segment.len);
             if bytes > u64::from(u32::MAX) {
                 return Err(RingFault::TooLong);
             }
             if segment.len > 0 {
-                let inside =
-                    host_slice(ram, GuestAddress(segment.addr), segment.len as usize).is_some();
+                let inside = host_slice(ram, GuestAddress(segment.addr), segment.len as usize).is_some();
                 if !inside {
-                    return Err(RingFault::Buffer {
-                        addr: segment.addr,
-                        len: segment.len,
-                    });
+                    return Err(RingFault::Buffer { addr: segment.addr, len: segment.len });
                 }
             }
             if flags & VRING_DESC_F_WRITE != 0 {
@@ -215,10 +190,7 @@ pub fn copy_from(ram: &GuestRam, segments: &[Segment], buf: &mut [u8]) -> usize 
     let mut done = 0;
     for segment in segments {
         let len = (buf.len() - done).min(segment.len as usize);
-        if ram
-            .read_slice(&mut buf[done..done + len], GuestAddress(segment.addr))
-            .is_err()
-        {
+        if ram.read_slice(&mut buf[done..done + len], GuestAddress(segment.addr)).is_err() {
             break;
         }
         done += len;
@@ -234,10 +206,7 @@ pub fn copy_to(ram: &GuestRam, segments: &[Segment], buf: &[u8]) -> usize {
     let mut done = 0;
     for segment in segments {
         let len = (buf.len() - done).min(segment.len as usize);
-        if ram
-            .write_slice(&buf[done..done + len], GuestAddress(segment.addr))
-            .is_err()
-        {
+        if ram.write_slice(&buf[done..done + len], GuestAddress(segment.addr)).is_err() {
             break;
         }
         done += len;
@@ -249,11 +218,7 @@ pub fn copy_to(ram: &GuestRam, segments: &[Segment], buf: &[u8]) -> usize {
 }
 
 /// The part of `segments` from byte `skip` on, `take` bytes long at most.
-pub fn window(
-    segments: &[Segment],
-    mut skip: u64,
-    mut take: u64,
-) -> impl Iterator<Item = Segment> + '_ {
+pub fn window(segments: &[Segment], mut skip: u64, mut take: u64) -> impl Iterator<Item = Segment> + '_ {
     segments.iter().filter_map(move |segment| {
         let len = u64::from(segment.len);
         let from = skip.min(len);
@@ -261,10 +226,7 @@ pub fn window(
         let len = (len - from).min(take);
         take -= len;
         // `len` came out of a u32.
-        (len > 0).then(|| Segment {
-            addr: segment.addr + from,
-            len: u32::try_from(len).unwrap_or(u32::MAX),
-        })
+        (len > 0).then(|| Segment { addr: segment.addr + from, len: u32::try_from(len).unwrap_or(u32::MAX) })
     })
 }
 
@@ -280,15 +242,9 @@ mod tests {
 
     #[test]
     fn window_cuts_across_segments() {
-        let segments = [
-            Segment { addr: 100, len: 10 },
-            Segment { addr: 200, len: 10 },
-        ];
+        let segments = [Segment { addr: 100, len: 10 }, Segment { addr: 200, len: 10 }];
         let cut: Vec<_> = window(&segments, 8, 4).collect();
-        assert_eq!(
-            cut,
-            [Segment { addr: 108, len: 2 }, Segment { addr: 200, len: 2 }]
-        );
+        assert_eq!(cut, [Segment { addr: 108, len: 2 }, Segment { addr: 200, len: 2 }]);
         assert_eq!(window(&segments, 20, 4).count(), 0);
     }
 

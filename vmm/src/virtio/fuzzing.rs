@@ -29,8 +29,7 @@ pub(super) fn drive(device: Box<dyn Device>, data: &[u8]) {
     let interrupts = Arc::new(Interrupts::new(Vec::new(), count, None));
     let mut queues = Vec::new();
     for index in 0..u16::try_from(count).unwrap_or(0) {
-        let (Ok(kick), Ok(mut queue)) = (EventFd::new(libc::EFD_NONBLOCK), Queue::new(QUEUE_SIZE))
-        else {
+        let (Ok(kick), Ok(mut queue)) = (EventFd::new(libc::EFD_NONBLOCK), Queue::new(QUEUE_SIZE)) else {
             return;
         };
         let base = 0x1000 * (u32::from(index) + 1);
@@ -39,23 +38,12 @@ pub(super) fn drive(device: Box<dyn Device>, data: &[u8]) {
         queue.set_used_ring_address(Some(base + 0x800), Some(0));
         queue.set_event_idx(data.first().is_some_and(|b| b & 1 != 0));
         queue.set_ready(true);
-        let Ok(queue) = VirtQueue::new(
-            index,
-            queue,
-            ram.clone(),
-            Arc::new(kick),
-            interrupts.clone(),
-        ) else {
+        let Ok(queue) = VirtQueue::new(index, queue, ram.clone(), Arc::new(kick), interrupts.clone()) else {
             return;
         };
         queues.push(queue);
     }
-    let Ok(mut active) = device.activate(Activation {
-        ram,
-        features,
-        queues,
-        interrupts,
-    }) else {
+    let Ok(mut active) = device.activate(Activation { ram, features, queues, interrupts }) else {
         return;
     };
     'drive: for _ in 0..4 {

@@ -48,10 +48,7 @@ impl Interrupts {
 
     /// Tells the driver that queue `index` has used buffers.
     pub fn queue(&self, index: u16) {
-        let vector = self
-            .queue_vectors
-            .get(usize::from(index))
-            .map_or(NO_VECTOR, |v| v.load(Ordering::Acquire));
+        let vector = self.queue_vectors.get(usize::from(index)).map_or(NO_VECTOR, |v| v.load(Ordering::Acquire));
         self.raise(vector, ISR_QUEUE);
     }
 
@@ -65,13 +62,8 @@ impl Interrupts {
         if !self.msix_enabled.load(Ordering::Acquire) {
             return None;
         }
-        let vector = self
-            .queue_vectors
-            .get(usize::from(index))?
-            .load(Ordering::Acquire);
-        self.vectors
-            .get(usize::from(vector))
-            .map(|fd| fd.as_raw_fd())
+        let vector = self.queue_vectors.get(usize::from(index))?.load(Ordering::Acquire);
+        self.vectors.get(usize::from(vector)).map(|fd| fd.as_raw_fd())
     }
 
     /// Follows the MSI-X enable bit.
@@ -81,8 +73,7 @@ impl Interrupts {
 
     /// Sets the configuration vector; an unknown one becomes [`NO_VECTOR`] (virtio 1.3 §4.1.5.1.2.1).
     pub fn set_config_vector(&self, vector: u16) {
-        self.config_vector
-            .store(self.known(vector), Ordering::Release);
+        self.config_vector.store(self.known(vector), Ordering::Release);
     }
 
     /// The configuration vector.
@@ -99,9 +90,7 @@ impl Interrupts {
 
     /// A queue's vector.
     pub fn queue_vector(&self, index: u16) -> u16 {
-        self.queue_vectors
-            .get(usize::from(index))
-            .map_or(NO_VECTOR, |v| v.load(Ordering::Acquire))
+        self.queue_vectors.get(usize::from(index)).map_or(NO_VECTOR, |v| v.load(Ordering::Acquire))
     }
 
     /// Reads and clears the ISR byte, and with it the INTx line (virtio 1.3 §4.1.4.5).
@@ -122,11 +111,7 @@ impl Interrupts {
     }
 
     fn known(&self, vector: u16) -> u16 {
-        if usize::from(vector) < self.vectors.len() {
-            vector
-        } else {
-            NO_VECTOR
-        }
+        if usize::from(vector) < self.vectors.len() { vector } else { NO_VECTOR }
     }
 
     fn raise(&self, vector: u16, isr: u8) {
@@ -149,9 +134,7 @@ mod tests {
     use super::*;
 
     fn interrupts(vectors: usize) -> (Interrupts, Vec<Arc<EventFd>>) {
-        let fds: Vec<_> = (0..vectors)
-            .map(|_| Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap()))
-            .collect();
+        let fds: Vec<_> = (0..vectors).map(|_| Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap())).collect();
         (Interrupts::new(fds.clone(), 1, None), fds)
     }
 
@@ -180,9 +163,6 @@ mod tests {
         let (irq, _) = interrupts(2);
         irq.set_queue_vector(0, 2);
         irq.set_config_vector(7);
-        assert_eq!(
-            (irq.queue_vector(0), irq.config_vector()),
-            (NO_VECTOR, NO_VECTOR)
-        );
+        assert_eq!((irq.queue_vector(0), irq.config_vector()), (NO_VECTOR, NO_VECTOR));
     }
 }

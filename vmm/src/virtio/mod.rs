@@ -75,10 +75,7 @@ pub trait Device: Send {
     ///
     /// # Errors
     /// [`DeviceFault::Guest`] when the driver left out a queue this device needs, [`DeviceFault::Host`] otherwise.
-    fn activate(
-        self: Box<Self>,
-        activation: Activation,
-    ) -> Result<Box<dyn ActiveDevice>, DeviceFault>;
+    fn activate(self: Box<Self>, activation: Activation) -> Result<Box<dyn ActiveDevice>, DeviceFault>;
 }
 
 /// A device that a driver uses.
@@ -129,10 +126,7 @@ impl Activation {
     ///
     /// # Errors
     /// [`DeviceFault::Guest`].
-    pub fn all_queues<const N: usize>(
-        queues: Vec<VirtQueue>,
-        device: &str,
-    ) -> Result<[VirtQueue; N], DeviceFault> {
+    pub fn all_queues<const N: usize>(queues: Vec<VirtQueue>, device: &str) -> Result<[VirtQueue; N], DeviceFault> {
         let found = queues.len();
         queues.try_into().map_err(|_| DeviceFault::Guest {
             device: device.to_string(),
@@ -155,11 +149,7 @@ pub struct Source {
 impl Source {
     /// Watch `fd` for input.
     pub fn input(fd: RawFd, token: u8) -> Self {
-        Self {
-            fd,
-            token,
-            writable: false,
-        }
+        Self { fd, token, writable: false }
     }
 }
 
@@ -224,19 +214,11 @@ pub enum DeviceFault {
 impl DeviceFault {
     /// Adds device and queue to a ring fault.
     pub fn ring(device: &str, queue: u16) -> impl Fn(RingFault) -> DeviceFault + '_ {
-        move |fault| DeviceFault::Ring {
-            device: device.to_string(),
-            queue,
-            fault,
-        }
+        move |fault| DeviceFault::Ring { device: device.to_string(), queue, fault }
     }
 
     /// Adds device and action to an I/O error.
     pub fn host<'a>(device: &'a str, what: &'static str) -> impl Fn(io::Error) -> DeviceFault + 'a {
-        move |source| DeviceFault::Host {
-            device: device.to_string(),
-            what,
-            source,
-        }
+        move |source| DeviceFault::Host { device: device.to_string(), what, source }
     }
 }

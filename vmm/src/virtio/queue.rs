@@ -48,14 +48,7 @@ impl VirtQueue {
                 return Err(RingFault::Ring { what, addr });
             }
         }
-        Ok(Self {
-            index,
-            queue,
-            ram,
-            kick,
-            interrupts,
-            pushed: false,
-        })
+        Ok(Self { index, queue, ram, kick, interrupts, pushed: false })
     }
 
     /// The guest's RAM.
@@ -90,15 +83,8 @@ impl VirtQueue {
     /// [`RingFault`] when the driver broke a rule; the queue must not be used again.
     pub fn pop(&mut self, chain: &mut Chain) -> Result<bool, RingFault> {
         let size = self.queue.size();
-        let ring = |_| RingFault::Ring {
-            what: "available ring",
-            addr: self.queue.avail_ring(),
-        };
-        let avail = self
-            .queue
-            .avail_idx(&*self.ram, Ordering::Acquire)
-            .map_err(ring)?
-            .0;
+        let ring = |_| RingFault::Ring { what: "available ring", addr: self.queue.avail_ring() };
+        let avail = self.queue.avail_idx(&*self.ram, Ordering::Acquire).map_err(ring)?.0;
         let next = self.queue.next_avail();
         let ahead = avail.wrapping_sub(next);
         if ahead == 0 {
@@ -111,10 +97,7 @@ impl VirtQueue {
         let head: u16 = self
             .ram
             .read_obj(GuestAddress(slot))
-            .map_err(|_| RingFault::Ring {
-                what: "available ring",
-                addr: slot,
-            })?;
+            .map_err(|_| RingFault::Ring { what: "available ring", addr: slot })?;
         let head = u16::from_le(head);
         if head >= size {
             return Err(RingFault::Head { head, size });
@@ -126,8 +109,7 @@ impl VirtQueue {
 
     /// Puts the last `count` popped chains back: they were not used.
     pub fn unpop(&mut self, count: u16) {
-        self.queue
-            .set_next_avail(self.queue.next_avail().wrapping_sub(count));
+        self.queue.set_next_avail(self.queue.next_avail().wrapping_sub(count));
     }
 
     /// Gives a chain back with `written` bytes in its writable part.
@@ -137,12 +119,7 @@ impl VirtQueue {
     pub fn push(&mut self, head: u16, written: u32) -> Result<(), RingFault> {
         let addr = self.queue.used_ring();
         self.pushed = true;
-        self.queue
-            .add_used(&*self.ram, head, written)
-            .map_err(|_| RingFault::Ring {
-                what: "used ring",
-                addr,
-            })
+        self.queue.add_used(&*self.ram, head, written).map_err(|_| RingFault::Ring { what: "used ring", addr })
     }
 
     /// Interrupts the driver if it wants to know of the pushes so far.
@@ -154,13 +131,8 @@ impl VirtQueue {
             return Ok(());
         }
         let addr = self.queue.avail_ring();
-        let wanted = self
-            .queue
-            .needs_notification(&*self.ram)
-            .map_err(|_| RingFault::Ring {
-                what: "available ring",
-                addr,
-            })?;
+        let wanted =
+            self.queue.needs_notification(&*self.ram).map_err(|_| RingFault::Ring { what: "available ring", addr })?;
         if wanted {
             self.interrupts.queue(self.index);
         }
@@ -173,12 +145,7 @@ impl VirtQueue {
     /// As [`VirtQueue::push`].
     pub fn enable_kicks(&mut self) -> Result<bool, RingFault> {
         let addr = self.queue.used_ring();
-        self.queue
-            .enable_notification(&*self.ram)
-            .map_err(|_| RingFault::Ring {
-                what: "used ring",
-                addr,
-            })
+        self.queue.enable_notification(&*self.ram).map_err(|_| RingFault::Ring { what: "used ring", addr })
     }
 
     /// Asks for no doorbells while we poll.
@@ -187,11 +154,6 @@ impl VirtQueue {
     /// As [`VirtQueue::push`].
     pub fn disable_kicks(&mut self) -> Result<(), RingFault> {
         let addr = self.queue.used_ring();
-        self.queue
-            .disable_notification(&*self.ram)
-            .map_err(|_| RingFault::Ring {
-                what: "used ring",
-                addr,
-            })
+        self.queue.disable_notification(&*self.ram).map_err(|_| RingFault::Ring { what: "used ring", addr })
     }
 }

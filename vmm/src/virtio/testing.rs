@@ -32,13 +32,7 @@ pub(crate) struct Driver<'a> {
 
 impl<'a> Driver<'a> {
     pub(crate) fn new(ram: &'a Arc<GuestRam>, index: u16, size: u16) -> Self {
-        Self {
-            ram,
-            table: 0x1_0000 * (u64::from(index) + 1),
-            size,
-            next: 0,
-            avail: 0,
-        }
+        Self { ram, table: 0x1_0000 * (u64::from(index) + 1), size, next: 0, avail: 0 }
     }
 
     pub(crate) fn avail_addr(&self) -> u64 {
@@ -82,9 +76,7 @@ impl<'a> Driver<'a> {
 
     /// Writes the available index as is.
     pub(crate) fn set_avail_idx(&self, index: u16) {
-        self.ram
-            .write_obj(index, GuestAddress(self.avail_addr() + 2))
-            .unwrap();
+        self.ram.write_obj(index, GuestAddress(self.avail_addr() + 2)).unwrap();
     }
 
     /// Offers a chain of `(addr, len, device writes)`; returns its head.
@@ -92,8 +84,7 @@ impl<'a> Driver<'a> {
         let head = self.next;
         for (n, (addr, len, write)) in parts.iter().enumerate() {
             let last = n + 1 == parts.len();
-            let flags = if *write { VRING_DESC_F_WRITE } else { 0 }
-                | if last { 0 } else { VRING_DESC_F_NEXT };
+            let flags = if *write { VRING_DESC_F_WRITE } else { 0 } | if last { 0 } else { VRING_DESC_F_NEXT };
             self.raw(self.next, *addr, *len, flags, self.next + 1);
             self.next += 1;
         }
@@ -108,10 +99,7 @@ impl<'a> Driver<'a> {
         (0..u64::from(count))
             .map(|n| {
                 let at = base + 4 + 8 * n;
-                (
-                    self.ram.read_obj(GuestAddress(at)).unwrap(),
-                    self.ram.read_obj(GuestAddress(at + 4)).unwrap(),
-                )
+                (self.ram.read_obj(GuestAddress(at)).unwrap(), self.ram.read_obj(GuestAddress(at + 4)).unwrap())
             })
             .collect()
     }
@@ -129,9 +117,7 @@ impl<'a> Driver<'a> {
 
 /// Interrupts with one MSI-X vector per queue, enabled.
 pub(crate) fn interrupts(queues: u16) -> (Arc<Interrupts>, Vec<Arc<EventFd>>) {
-    let fds: Vec<_> = (0..queues)
-        .map(|_| Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap()))
-        .collect();
+    let fds: Vec<_> = (0..queues).map(|_| Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap())).collect();
     let irq = Arc::new(Interrupts::new(fds.clone(), usize::from(queues), None));
     irq.set_msix_enabled(true);
     for queue in 0..queues {
@@ -141,23 +127,8 @@ pub(crate) fn interrupts(queues: u16) -> (Arc<Interrupts>, Vec<Arc<EventFd>>) {
 }
 
 /// An activation with all of `drivers`' queues.
-pub(crate) fn activation(
-    ram: &Arc<GuestRam>,
-    drivers: &[&Driver<'_>],
-) -> (Activation, Vec<Arc<EventFd>>) {
+pub(crate) fn activation(ram: &Arc<GuestRam>, drivers: &[&Driver<'_>]) -> (Activation, Vec<Arc<EventFd>>) {
     let (irq, fds) = interrupts(u16::try_from(drivers.len()).unwrap());
-    let queues = drivers
-        .iter()
-        .zip(0u16..)
-        .map(|(d, n)| d.queue(n, &irq))
-        .collect();
-    (
-        Activation {
-            ram: ram.clone(),
-            features: F_VERSION_1,
-            queues,
-            interrupts: irq,
-        },
-        fds,
-    )
+    let queues = drivers.iter().zip(0u16..).map(|(d, n)| d.queue(n, &irq)).collect();
+    (Activation { ram: ram.clone(), features: F_VERSION_1, queues, interrupts: irq }, fds)
 }

@@ -1,8 +1,6 @@
 //! The activated block device.
 
-use virtio_bindings::bindings::virtio_blk::{
-    VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP,
-};
+use virtio_bindings::bindings::virtio_blk::{VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP};
 
 use super::Block;
 use super::engine::{DEPTH, Done, Job, Op};
@@ -56,45 +54,28 @@ impl ActiveBlock {
     /// Takes requests until the ring is empty or the engine is full, then submits them in one go.
     fn take_requests(&mut self) -> Result<(), DeviceFault> {
         while !self.free.is_empty() {
-            let more = self
-                .queue
-                .pop(&mut self.chain)
-                .map_err(DeviceFault::ring(&self.device.name, 0))?;
+            let more = self.queue.pop(&mut self.chain).map_err(DeviceFault::ring(&self.device.name, 0))?;
             if !more {
-                if self
-                    .queue
-                    .enable_kicks()
-                    .map_err(DeviceFault::ring(&self.device.name, 0))?
-                {
+                if self.queue.enable_kicks().map_err(DeviceFault::ring(&self.device.name, 0))? {
                     continue;
                 }
                 break;
             }
             self.start()?;
         }
-        self.device
-            .engine
-            .submit()
-            .map_err(DeviceFault::host(&self.device.name, "submit to io_uring"))
+        self.device.engine.submit().map_err(DeviceFault::host(&self.device.name, "submit to io_uring"))
     }
 
     fn start(&mut self) -> Result<(), DeviceFault> {
         let ram = self.queue.ram().clone();
-        let request =
-            Request::parse(&ram, &self.chain).map_err(DeviceFault::ring(&self.device.name, 0))?;
+        let request = Request::parse(&ram, &self.chain).map_err(DeviceFault::ring(&self.device.name, 0))?;
         let writable = self.chain.writable_len();
         // `parse` saw at least one writable byte, so the window holds exactly the last one.
         let status = window(&self.chain.writable, writable - 1, 1)
             .next()
             .ok_or_else(|| self.chain.shape_fault("a block request has a status byte"))
             .map_err(DeviceFault::ring(&self.device.name, 0))?;
-        let mut pending = Pending {
-            head: self.chain.head,
-            status,
-            written: 1,
-            read: 0,
-            wrote: 0,
-        };
+        let mut pending = Pending { head: self.chain.head, status, written: 1, read: 0, wrote: 0 };
         let mut buffers = Vec::new();
         let (op, offset) = match request {
             Request::Read { sector, bytes } => {
@@ -108,26 +89,13 @@ impl ActiveBlock {
                 (Op::Read, offset)
             }
             Request::Write { sector, bytes } => {
-                let place = if self.device.read_only {
-                    None
-                } else {
-                    self.place(sector, bytes)
-                };
+                let place = if self.device.read_only { None } else { self.place(sector, bytes) };
                 let Some(offset) = place else {
                     return self.finish(pending, VIRTIO_BLK_S_IOERR);
                 };
-                iovecs(
-                    &ram,
-                    window(&self.chain.readable, HEADER, bytes),
-                    &mut buffers,
-                );
+                iovecs(&ram, window(&self.chain.readable, HEADER, bytes), &mut buffers);
                 pending.wrote = bytes;
-                (
-                    Op::Write {
-                        durable: self.write_through,
-                    },
-                    offset,
-                )
+                (Op::Write { durable: self.write_through }, offset)
             }
             Request::Flush if self.device.read_only => {
                 return self.finish(pending, VIRTIO_BLK_S_OK);
@@ -147,35 +115,18 @@ impl ActiveBlock {
             return self.finish(pending, VIRTIO_BLK_S_IOERR);
         };
         self.pending[usize::from(id)] = Some(pending);
-        let job = Job {
-            id,
-            op,
-            offset,
-            buffers,
-            ram,
-        };
-        self.device
-            .engine
-            .push(job)
-            .map_err(DeviceFault::host(&self.device.name, "queue a request"))
+        let job = Job { id, op, offset, buffers, ram };
+        self.device.engine.push(job).map_err(DeviceFault::host(&self.device.name, "queue a request"))
     }
 
     /// File offset of a transfer of whole sectors inside the disk.
     fn place(&self, sector: u64, bytes: u64) -> Option<u64> {
         let whole = bytes > 0 && bytes.is_multiple_of(super::format::SECTOR);
-        if whole {
-            self.device.format.locate(sector, bytes)
-        } else {
-            None
-        }
+        if whole { self.device.format.locate(sector, bytes) } else { None }
     }
 
     fn finish(&mut self, pending: Pending, status: u32) -> Result<(), DeviceFault> {
-        let written = if status == VIRTIO_BLK_S_OK {
-            pending.written
-        } else {
-            1
-        };
+        let written = if status == VIRTIO_BLK_S_OK { pending.written } else { 1 };
         copy_to(self.queue.ram(), &[pending.status], &[status as u8]);
         if status == VIRTIO_BLK_S_OK {
             self.stats.in_bytes += pending.read;
@@ -185,25 +136,15 @@ impl ActiveBlock {
         } else {
             self.stats.errors += 1;
         }
-        self.queue
-            .push(pending.head, written)
-            .map_err(DeviceFault::ring(&self.device.name, 0))
+        self.queue.push(pending.head, written).map_err(DeviceFault::ring(&self.device.name, 0))
     }
 
     fn complete(&mut self, done: Done) -> Result<(), DeviceFault> {
-        let Some(pending) = self
-            .pending
-            .get_mut(usize::from(done.id))
-            .and_then(Option::take)
-        else {
+        let Some(pending) = self.pending.get_mut(usize::from(done.id)).and_then(Option::take) else {
             return Ok(());
         };
         self.free.push(done.id);
-        let status = if done.result.is_ok() {
-            VIRTIO_BLK_S_OK
-        } else {
-            VIRTIO_BLK_S_IOERR
-        };
+        let status = if done.result.is_ok() { VIRTIO_BLK_S_OK } else { VIRTIO_BLK_S_IOERR };
         self.finish(pending, status)
     }
 
@@ -215,9 +156,7 @@ impl ActiveBlock {
             let mut reaped = false;
             loop {
                 let done = self.device.engine.reap();
-                let Some(done) =
-                    done.map_err(DeviceFault::host(&self.device.name, "complete a request"))?
-                else {
+                let Some(done) = done.map_err(DeviceFault::host(&self.device.name, "complete a request"))? else {
                     break;
                 };
                 reaped = true;
@@ -227,9 +166,7 @@ impl ActiveBlock {
                 break;
             }
         }
-        self.queue
-            .notify()
-            .map_err(DeviceFault::ring(&self.device.name, 0))?;
+        self.queue.notify().map_err(DeviceFault::ring(&self.device.name, 0))?;
         Ok(Progress::Drained)
     }
 
@@ -238,25 +175,15 @@ impl ActiveBlock {
         self.device
             .engine
             .drain(|done| finished.push(done))
-            .map_err(DeviceFault::host(
-                &self.device.name,
-                "wait for the host's storage",
-            ))?;
-        finished
-            .into_iter()
-            .try_for_each(|done| self.complete(done))
+            .map_err(DeviceFault::host(&self.device.name, "wait for the host's storage"))?;
+        finished.into_iter().try_for_each(|done| self.complete(done))
     }
 }
 
 impl ActiveDevice for ActiveBlock {
     fn sources(&self) -> Vec<Source> {
         let mut sources = vec![Source::input(self.queue.kick_fd(), KICK)];
-        sources.extend(
-            self.device
-                .engine
-                .completion_fd()
-                .map(|fd| Source::input(fd, DONE)),
-        );
+        sources.extend(self.device.engine.completion_fd().map(|fd| Source::input(fd, DONE)));
         sources
     }
 
@@ -266,9 +193,7 @@ impl ActiveDevice for ActiveBlock {
 
     fn pause(&mut self) -> Result<(), DeviceFault> {
         self.drain()?;
-        self.queue
-            .notify()
-            .map_err(DeviceFault::ring(&self.device.name, 0))
+        self.queue.notify().map_err(DeviceFault::ring(&self.device.name, 0))
     }
 
     fn resume(&mut self) -> Result<(), DeviceFault> {
@@ -282,10 +207,7 @@ impl ActiveDevice for ActiveBlock {
         self.device
             .engine
             .drain(|done| ignored.push(done.id))
-            .map_err(DeviceFault::host(
-                &self.device.name,
-                "wait for the host's storage",
-            ))?;
+            .map_err(DeviceFault::host(&self.device.name, "wait for the host's storage"))?;
         Ok(Box::new(self.device))
     }
 

@@ -36,13 +36,7 @@ impl Block {
     }
 
     pub(super) fn with_engine(id: &str, format: Format, engine: Engine, read_only: bool) -> Self {
-        Self {
-            name: format!("disk {id}"),
-            id: id.to_string(),
-            format,
-            engine,
-            read_only,
-        }
+        Self { name: format!("disk {id}"), id: id.to_string(), format, engine, read_only }
     }
 }
 
@@ -56,16 +50,8 @@ impl Device for Block {
     }
 
     fn features(&self) -> u64 {
-        let read_only = if self.read_only {
-            1 << VIRTIO_BLK_F_RO
-        } else {
-            0
-        };
-        F_COMMON
-            | 1 << VIRTIO_BLK_F_SEG_MAX
-            | 1 << VIRTIO_BLK_F_BLK_SIZE
-            | 1 << VIRTIO_BLK_F_FLUSH
-            | read_only
+        let read_only = if self.read_only { 1 << VIRTIO_BLK_F_RO } else { 0 };
+        F_COMMON | 1 << VIRTIO_BLK_F_SEG_MAX | 1 << VIRTIO_BLK_F_BLK_SIZE | 1 << VIRTIO_BLK_F_FLUSH | read_only
     }
 
     fn queue_sizes(&self) -> &[u16] {
@@ -81,10 +67,7 @@ impl Device for Block {
         space
     }
 
-    fn activate(
-        self: Box<Self>,
-        activation: Activation,
-    ) -> Result<Box<dyn ActiveDevice>, DeviceFault> {
+    fn activate(self: Box<Self>, activation: Activation) -> Result<Box<dyn ActiveDevice>, DeviceFault> {
         let flushes = activation.features & 1 << VIRTIO_BLK_F_FLUSH != 0;
         let [queue] = Activation::all_queues(activation.queues, &self.name)?;
         Ok(Box::new(ActiveBlock::new(*self, queue, flushes)))

@@ -88,26 +88,16 @@ impl Engine {
     /// The best engine for `file` on this host.
     pub fn new(file: File) -> Self {
         match UringEngine::ring() {
-            Ok(ring) => Engine::Uring(Box::new(UringEngine {
-                ring,
-                file,
-                jobs: Vec::new(),
-                free: Vec::new(),
-                queued: 0,
-            })),
-            Err(_) => Engine::Sync(SyncEngine {
-                file,
-                done: VecDeque::new(),
-            }),
+            Ok(ring) => {
+                Engine::Uring(Box::new(UringEngine { ring, file, jobs: Vec::new(), free: Vec::new(), queued: 0 }))
+            }
+            Err(_) => Engine::Sync(SyncEngine { file, done: VecDeque::new() }),
         }
     }
 
     /// A synchronous engine.
     pub fn synchronous(file: File) -> Self {
-        Engine::Sync(SyncEngine {
-            file,
-            done: VecDeque::new(),
-        })
+        Engine::Sync(SyncEngine { file, done: VecDeque::new() })
     }
 
     /// Becomes readable when jobs complete; `None` when they complete at submission.
@@ -226,16 +216,12 @@ impl UringEngine {
         let fd = types::Fd(self.file.as_raw_fd());
         let count = u32::try_from(job.buffers.len()).unwrap_or(u32::MAX);
         let entry = match job.op {
-            Op::Read => opcode::Readv::new(fd, job.buffers.as_ptr(), count)
-                .offset(job.offset)
-                .build(),
+            Op::Read => opcode::Readv::new(fd, job.buffers.as_ptr(), count).offset(job.offset).build(),
             Op::Write { durable } => opcode::Writev::new(fd, job.buffers.as_ptr(), count)
                 .offset(job.offset)
                 .rw_flags(if durable { libc::RWF_DSYNC } else { 0 })
                 .build(),
-            Op::Flush => opcode::Fsync::new(fd)
-                .flags(types::FsyncFlags::DATASYNC)
-                .build(),
+            Op::Flush => opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build(),
         }
         .user_data(slot as u64);
         // SAFETY: file, buffer list and buffers are owned by the slab entry (through its RAM handle) until its
@@ -345,13 +331,9 @@ impl SyncEngine {
         let moved = unsafe {
             match job.op {
                 Op::Read => libc::preadv(fd, job.buffers.as_ptr(), count, offset),
-                Op::Write { durable } => libc::pwritev2(
-                    fd,
-                    job.buffers.as_ptr(),
-                    count,
-                    offset,
-                    if durable { libc::RWF_DSYNC } else { 0 },
-                ),
+                Op::Write { durable } => {
+                    libc::pwritev2(fd, job.buffers.as_ptr(), count, offset, if durable { libc::RWF_DSYNC } else { 0 })
+                }
                 Op::Flush => libc::fdatasync(fd) as isize,
             }
         };

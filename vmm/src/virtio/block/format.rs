@@ -75,16 +75,8 @@ mod tests {
     #[test]
     fn partial_sector_images_are_refused_with_their_size() {
         let mut file = tempfile::tempfile().unwrap();
-        assert!(matches!(
-            Format::raw(&mut file),
-            Err(FormatError::NotSectors(0))
-        ));
+        assert!(matches!(Format::raw(&mut file), Err(FormatError::NotSectors(0))));
         file.set_len(700).unwrap();
-        assert!(
-            Format::raw(&mut file)
-                .unwrap_err()
-                .to_string()
-                .contains("700")
-        );
+        assert!(Format::raw(&mut file).unwrap_err().to_string().contains("700"));
     }
 }

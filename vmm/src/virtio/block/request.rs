@@ -37,26 +37,15 @@ impl Request {
         let readable = chain.readable_len();
         let writable = chain.writable_len();
         if readable < HEADER || writable < 1 {
-            return Err(
-                chain.shape_fault("a block request is a 16-byte header, data and a status byte")
-            );
+            return Err(chain.shape_fault("a block request is a 16-byte header, data and a status byte"));
         }
         let mut header = [0u8; HEADER as usize];
         copy_from(ram, &chain.readable, &mut header);
         let kind = u32::from_le_bytes([header[0], header[1], header[2], header[3]]);
-        let sector = header[8..16]
-            .iter()
-            .rev()
-            .fold(0u64, |sum, byte| sum << 8 | u64::from(*byte));
+        let sector = header[8..16].iter().rev().fold(0u64, |sum, byte| sum << 8 | u64::from(*byte));
         Ok(match kind {
-            VIRTIO_BLK_T_IN => Request::Read {
-                sector,
-                bytes: writable - 1,
-            },
-            VIRTIO_BLK_T_OUT => Request::Write {
-                sector,
-                bytes: readable - HEADER,
-            },
+            VIRTIO_BLK_T_IN => Request::Read { sector, bytes: writable - 1 },
+            VIRTIO_BLK_T_OUT => Request::Write { sector, bytes: readable - HEADER },
             VIRTIO_BLK_T_FLUSH => Request::Flush,
             VIRTIO_BLK_T_GET_ID => Request::GetId { room: writable - 1 },
             kind => Request::Unknown { kind },

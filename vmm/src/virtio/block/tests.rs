@@ -1,9 +1,7 @@
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 
-use virtio_bindings::bindings::virtio_ring::{
-    VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE,
-};
+use virtio_bindings::bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 
 use super::engine::Engine;
 use super::format::Format;
@@ -31,11 +29,7 @@ fn header(driver: &Driver<'_>, kind: u32, sector: u64) {
 }
 
 /// Serves until `count` requests are back: io_uring completes in its own time.
-fn serve(
-    active: &mut Box<dyn ActiveDevice>,
-    driver: &Driver<'_>,
-    count: usize,
-) -> Result<(), DeviceFault> {
+fn serve(active: &mut Box<dyn ActiveDevice>, driver: &Driver<'_>, count: usize) -> Result<(), DeviceFault> {
     for _ in 0..2000 {
         active.ready(0)?;
         if driver.used().len() >= count {
@@ -48,21 +42,10 @@ fn serve(
 
 fn both_engines(read_only: bool, test: impl Fn(Block, File)) {
     let file = image();
-    test(
-        Block::new("data", file.try_clone().unwrap(), read_only).unwrap(),
-        file,
-    );
+    test(Block::new("data", file.try_clone().unwrap(), read_only).unwrap(), file);
     let mut file = image();
     let format = Format::raw(&mut file).unwrap();
-    test(
-        Block::with_engine(
-            "data",
-            format,
-            Engine::synchronous(file.try_clone().unwrap()),
-            read_only,
-        ),
-        file,
-    );
+    test(Block::with_engine("data", format, Engine::synchronous(file.try_clone().unwrap()), read_only), file);
 }
 
 #[test]
@@ -71,12 +54,7 @@ fn read_fills_scattered_buffers() {
         let ram = ram();
         let mut driver = Driver::new(&ram, 0, 16);
         header(&driver, 0, 2);
-        driver.chain(&[
-            (HEADER, 16, false),
-            (DATA, 100, true),
-            (DATA + 0x1000, 924, true),
-            (STATUS, 1, true),
-        ]);
+        driver.chain(&[(HEADER, 16, false), (DATA, 100, true), (DATA + 0x1000, 924, true), (STATUS, 1, true)]);
         let (activation, vectors) = activation(&ram, &[&driver]);
         let mut active = Box::new(block).activate(activation).unwrap();
         serve(&mut active, &driver, 1).unwrap();
@@ -124,10 +102,7 @@ fn get_id_returns_the_serial_padded_with_zeros() {
         let mut active = Box::new(block).activate(activation).unwrap();
         serve(&mut active, &driver, 1).unwrap();
         assert_eq!(driver.used(), [(0, 21)]);
-        assert_eq!(
-            driver.bytes(DATA, 20),
-            b"data\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0"
-        );
+        assert_eq!(driver.bytes(DATA, 20), b"data\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0");
     });
 }
 
@@ -151,11 +126,7 @@ fn refused_requests_get_a_status_and_leave_the_file_alone() {
             let (activation, _) = activation(&ram, &[&driver]);
             let mut active = Box::new(block).activate(activation).unwrap();
             serve(&mut active, &driver, 1).unwrap();
-            assert_eq!(
-                driver.bytes(STATUS, 1),
-                [status],
-                "kind {kind} sector {sector} bytes {bytes}"
-            );
+            assert_eq!(driver.bytes(STATUS, 1), [status], "kind {kind} sector {sector} bytes {bytes}");
             let mut content = Vec::new();
             file.rewind().unwrap();
             file.read_to_end(&mut content).unwrap();
@@ -256,23 +227,16 @@ fn broken_chains_are_named_faults() {
         let mut driver = Driver::new(&ram, 0, 16);
         breakage(&mut driver);
         let (activation, _) = activation(&ram, &[&driver]);
-        let mut active = Box::new(Block::new("data", image(), false).unwrap())
-            .activate(activation)
-            .unwrap();
+        let mut active = Box::new(Block::new("data", image(), false).unwrap()).activate(activation).unwrap();
         let fault = active.ready(0).unwrap_err().to_string();
-        assert!(
-            fault.contains(words) && fault.contains("disk data queue 0"),
-            "{words:?} not in {fault:?}"
-        );
+        assert!(fault.contains(words) && fault.contains("disk data queue 0"), "{words:?} not in {fault:?}");
     }
 }
 
 #[test]
 fn hostile_bytes_never_panic() {
     for seed in 0..64u64 {
-        let data: Vec<u8> = (0..512u64)
-            .map(|n| (n.wrapping_mul(seed * 2 + 1) >> (seed % 7)) as u8)
-            .collect();
+        let data: Vec<u8> = (0..512u64).map(|n| (n.wrapping_mul(seed * 2 + 1) >> (seed % 7)) as u8).collect();
         fuzz_block(&data);
         crate::virtio::rng::fuzz_rng(&data);
         crate::virtio::console::fuzz_console(&data);

@@ -32,14 +32,7 @@ pub(super) struct ActiveConsole {
 
 impl ActiveConsole {
     pub(super) fn new(device: Console, receive: VirtQueue, transmit: VirtQueue) -> Self {
-        Self {
-            device,
-            receive,
-            transmit,
-            chain: Chain::default(),
-            input_ready: true,
-            stats: DeviceStats::default(),
-        }
+        Self { device, receive, transmit, chain: Chain::default(), input_ready: true, stats: DeviceStats::default() }
     }
 
     fn transmit(&mut self) -> Result<Progress, DeviceFault> {
@@ -56,12 +49,8 @@ impl ActiveConsole {
             let mut buf = [0u8; CHUNK];
             for segment in &self.chain.readable {
                 for skip in (0..u64::from(segment.len)).step_by(CHUNK) {
-                    let part: Vec<_> = crate::virtio::chain::window(
-                        std::slice::from_ref(segment),
-                        skip,
-                        CHUNK as u64,
-                    )
-                    .collect();
+                    let part: Vec<_> =
+                        crate::virtio::chain::window(std::slice::from_ref(segment), skip, CHUNK as u64).collect();
                     let got = copy_from(self.transmit.ram(), &part, &mut buf);
                     self.device.output.put(&buf[..got]);
                 }
@@ -77,23 +66,13 @@ impl ActiveConsole {
     fn receive(&mut self) -> Result<Progress, DeviceFault> {
         self.receive.take_kick();
         while self.input_ready {
-            if !self
-                .receive
-                .pop(&mut self.chain)
-                .map_err(DeviceFault::ring(&self.device.name, 0))?
-            {
-                if self
-                    .receive
-                    .enable_kicks()
-                    .map_err(DeviceFault::ring(&self.device.name, 0))?
-                {
+            if !self.receive.pop(&mut self.chain).map_err(DeviceFault::ring(&self.device.name, 0))? {
+                if self.receive.enable_kicks().map_err(DeviceFault::ring(&self.device.name, 0))? {
                     continue;
                 }
                 break;
             }
-            let room = usize::try_from(self.chain.writable_len())
-                .unwrap_or(CHUNK)
-                .min(CHUNK);
+            let room = usize::try_from(self.chain.writable_len()).unwrap_or(CHUNK).min(CHUNK);
             let mut buf = [0u8; CHUNK];
             let got = self.read_input(&mut buf[..room]);
             if got == 0 {
@@ -107,9 +86,7 @@ impl ActiveConsole {
             self.stats.in_ops += 1;
             self.stats.in_bytes += done as u64;
         }
-        self.receive
-            .notify()
-            .map_err(DeviceFault::ring(&self.device.name, 0))?;
+        self.receive.notify().map_err(DeviceFault::ring(&self.device.name, 0))?;
         Ok(Progress::Drained)
     }
 
@@ -119,18 +96,10 @@ impl ActiveConsole {
             self.input_ready = false;
             return 0;
         };
-        let mut poll = libc::pollfd {
-            fd: file.as_raw_fd(),
-            events: libc::POLLIN,
-            revents: 0,
-        };
+        let mut poll = libc::pollfd { fd: file.as_raw_fd(), events: libc::POLLIN, revents: 0 };
         // SAFETY: one valid pollfd, no waiting. Polling first keeps a shared blocking descriptor from blocking us.
         let ready = unsafe { libc::poll(&mut poll, 1, 0) } == 1;
-        let got = if ready && !buf.is_empty() {
-            file.read(buf)
-        } else {
-            Err(io::ErrorKind::WouldBlock.into())
-        };
+        let got = if ready && !buf.is_empty() { file.read(buf) } else { Err(io::ErrorKind::WouldBlock.into()) };
         match got {
             Ok(0) => {
                 self.device.input = None;
@@ -151,11 +120,7 @@ impl ActiveDevice for ActiveConsole {
         let mut sources = vec![
             Source::input(self.receive.kick_fd(), RECEIVE),
             Source::input(self.transmit.kick_fd(), TRANSMIT),
-            Source {
-                fd: self.device.output.fd(),
-                token: OUTPUT,
-                writable: true,
-            },
+            Source { fd: self.device.output.fd(), token: OUTPUT, writable: true },
         ];
         if let Some(input) = &self.device.input {
             sources.push(Source::input(input.as_raw_fd(), INPUT));

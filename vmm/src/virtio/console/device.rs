@@ -18,11 +18,7 @@ pub struct Console {
 impl Console {
     /// Guest output goes to `output`, guest input comes from `input`.
     pub fn new(name: String, output: OwnedFd, input: Option<OwnedFd>) -> Self {
-        Self {
-            name,
-            output: Output::new(output),
-            input: input.map(File::from),
-        }
+        Self { name, output: Output::new(output), input: input.map(File::from) }
     }
 }
 
@@ -48,10 +44,7 @@ impl Device for Console {
         vec![0; 12]
     }
 
-    fn activate(
-        self: Box<Self>,
-        activation: Activation,
-    ) -> Result<Box<dyn ActiveDevice>, DeviceFault> {
+    fn activate(self: Box<Self>, activation: Activation) -> Result<Box<dyn ActiveDevice>, DeviceFault> {
         let [receive, transmit] = Activation::all_queues(activation.queues, &self.name)?;
         Ok(Box::new(ActiveConsole::new(*self, receive, transmit)))
     }

@@ -16,8 +16,5 @@ pub fn fuzz_console(data: &[u8]) {
     let Ok(null) = std::fs::OpenOptions::new().write(true).open("/dev/null") else {
         return;
     };
-    super::fuzzing::drive(
-        Box::new(Console::new("console".into(), null.into(), None)),
-        data,
-    );
+    super::fuzzing::drive(Box::new(Console::new("console".into(), null.into(), None)), data);
 }

@@ -24,9 +24,7 @@ fn output_of_several_buffers_arrives_in_order() {
     transmit.chain(&[(0x9_0000, 5, false)]);
     let (activation, vectors) = activation(&ram, &[&receive, &transmit]);
     let (mut reader, writer) = pipe();
-    let mut active = Box::new(Console::new("console".into(), writer, None))
-        .activate(activation)
-        .unwrap();
+    let mut active = Box::new(Console::new("console".into(), writer, None)).activate(activation).unwrap();
     active.ready(1).unwrap();
     let mut got = [0; 11];
     reader.read_exact(&mut got).unwrap();
@@ -42,9 +40,7 @@ fn input_waits_for_buffers_and_fills_them() {
     let (activation, vectors) = activation(&ram, &[&receive, &transmit]);
     let (_out_reader, out) = pipe();
     let (reader, writer) = pipe();
-    let mut active = Box::new(Console::new("console".into(), out, Some(reader.into())))
-        .activate(activation)
-        .unwrap();
+    let mut active = Box::new(Console::new("console".into(), out, Some(reader.into()))).activate(activation).unwrap();
     File::from(writer).write_all(b"ls\n").unwrap();
     active.ready(3).unwrap();
     assert!(receive.used().is_empty(), "no buffer yet");
@@ -61,9 +57,7 @@ fn output_not_yet_seen_is_written_at_deactivation() {
     let (receive, mut transmit) = (Driver::new(&ram, 0, 16), Driver::new(&ram, 1, 16));
     let (activation, _) = activation(&ram, &[&receive, &transmit]);
     let (mut reader, writer) = pipe();
-    let active = Box::new(Console::new("console".into(), writer, None))
-        .activate(activation)
-        .unwrap();
+    let active = Box::new(Console::new("console".into(), writer, None)).activate(activation).unwrap();
     transmit.write(0x8_0000, b"bye");
     transmit.chain(&[(0x8_0000, 3, false)]);
     drop(active.deactivate().unwrap());

@@ -79,17 +79,10 @@ impl ActiveTap {
             }
             let len = self.chain.readable_len();
             if len < HEADER as u64 {
-                return Err(fault(
-                    self.chain
-                        .shape_fault("a frame starts with a 12-byte header"),
-                ));
+                return Err(fault(self.chain.shape_fault("a frame starts with a 12-byte header")));
             }
             self.iovecs.clear();
-            iovecs(
-                self.transmit.ram(),
-                self.chain.readable.iter().copied(),
-                &mut self.iovecs,
-            );
+            iovecs(self.transmit.ram(), self.chain.readable.iter().copied(), &mut self.iovecs);
             let sent = self.device.tap.send(&self.iovecs);
             self.iovecs.clear();
             match sent {
@@ -108,22 +101,14 @@ impl ActiveTap {
             self.transmit.push(self.chain.head, 0).map_err(&fault)?;
         }
         self.transmit.notify().map_err(&fault)?;
-        Ok(if self.transmit_blocked {
-            Progress::Drained
-        } else {
-            Progress::Again
-        })
+        Ok(if self.transmit_blocked { Progress::Drained } else { Progress::Again })
     }
 
     /// Takes chains until one frame of any size fits; `false` when the driver has offered too little.
     fn fill(&mut self) -> Result<bool, DeviceFault> {
         let fault = DeviceFault::ring(&self.device.options.name, 0);
         loop {
-            let enough = if self.mergeable {
-                self.buffered >= MAX_FRAME
-            } else {
-                !self.buffers.is_empty()
-            };
+            let enough = if self.mergeable { self.buffered >= MAX_FRAME } else { !self.buffers.is_empty() };
             if enough {
                 return Ok(true);
             }
@@ -136,10 +121,7 @@ impl ActiveTap {
             }
             let len = self.chain.writable_len();
             if len < HEADER as u64 {
-                return Err(fault(
-                    self.chain
-                        .shape_fault("a receive buffer holds a 12-byte header"),
-                ));
+                return Err(fault(self.chain.shape_fault("a receive buffer holds a 12-byte header")));
             }
             self.buffered += len;
             self.buffers.push_back(Buffer {
@@ -158,18 +140,10 @@ impl ActiveTap {
                 progress = Progress::Drained;
                 break;
             }
-            let chains = if self.mergeable {
-                self.buffers.len()
-            } else {
-                1
-            };
+            let chains = if self.mergeable { self.buffers.len() } else { 1 };
             self.iovecs.clear();
             for buffer in self.buffers.iter().take(chains) {
-                iovecs(
-                    self.receive.ram(),
-                    buffer.segments.iter().copied(),
-                    &mut self.iovecs,
-                );
+                iovecs(self.receive.ram(), buffer.segments.iter().copied(), &mut self.iovecs);
             }
             let got = self.device.tap.receive(&self.iovecs);
             self.iovecs.clear();
@@ -178,10 +152,7 @@ impl ActiveTap {
                 Ok(_) => self.stats.errors += 1,
                 Err(e) => {
                     // EIO: the interface is down, or its device is gone; frames stop coming, the guest goes on.
-                    if !matches!(
-                        e.kind(),
-                        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
-                    ) {
+                    if !matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) {
                         self.stats.errors += 1;
                     }
                     progress = Progress::Drained;
@@ -189,9 +160,7 @@ impl ActiveTap {
                 }
             }
         }
-        self.receive
-            .notify()
-            .map_err(DeviceFault::ring(&self.device.options.name, 0))?;
+        self.receive.notify().map_err(DeviceFault::ring(&self.device.options.name, 0))?;
         Ok(progress)
     }
 
@@ -220,9 +189,7 @@ impl ActiveTap {
             self.buffered -= buffer.len;
             let here = left.min(buffer.len);
             left -= here;
-            self.receive
-                .push(buffer.head, u32::try_from(here).unwrap_or(u32::MAX))
-                .map_err(&fault)?;
+            self.receive.push(buffer.head, u32::try_from(here).unwrap_or(u32::MAX)).map_err(&fault)?;
             self.chain.writable = buffer.segments;
         }
         self.stats.in_ops += 1;
@@ -232,8 +199,7 @@ impl ActiveTap {
 
     /// Puts chains taken ahead back into the ring.
     fn unfill(&mut self) {
-        self.receive
-            .unpop(u16::try_from(self.buffers.len()).unwrap_or(0));
+        self.receive.unpop(u16::try_from(self.buffers.len()).unwrap_or(0));
         self.buffers.clear();
         self.buffered = 0;
     }
@@ -244,11 +210,7 @@ impl ActiveDevice for ActiveTap {
         vec![
             Source::input(self.receive.kick_fd(), RECEIVE),
             Source::input(self.transmit.kick_fd(), TRANSMIT),
-            Source {
-                fd: self.device.tap.fd(),
-                token: TAP,
-                writable: true,
-            },
+            Source { fd: self.device.tap.fd(), token: TAP, writable: true },
         ]
     }
 
@@ -257,8 +219,7 @@ impl ActiveDevice for ActiveTap {
             RECEIVE => self.receive(),
             TRANSMIT => self.transmit(),
             _ => {
-                if std::mem::take(&mut self.transmit_blocked) && self.transmit()? == Progress::Again
-                {
+                if std::mem::take(&mut self.transmit_blocked) && self.transmit()? == Progress::Again {
                     self.transmit.ring_self();
                 }
                 self.receive()

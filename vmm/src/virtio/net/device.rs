@@ -2,8 +2,8 @@
 
 use virtio_bindings::bindings::virtio_net::{
     VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4,
-    VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_HOST_ECN, VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6,
-    VIRTIO_NET_F_MAC, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU, VIRTIO_NET_F_STATUS,
+    VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_HOST_ECN, VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_MAC,
+    VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU, VIRTIO_NET_F_STATUS,
 };
 
 use super::active::ActiveTap;
@@ -12,8 +12,7 @@ use super::vhost::VhostNet;
 use super::vhost_active::ActiveVhost;
 use crate::config::MacAddress;
 use crate::virtio::{
-    Activation, ActiveDevice, Device, DeviceFault, DeviceKind, F_COMMON, F_EVENT_IDX, F_INDIRECT,
-    F_VERSION_1,
+    Activation, ActiveDevice, Device, DeviceFault, DeviceKind, F_COMMON, F_EVENT_IDX, F_INDIRECT, F_VERSION_1,
 };
 
 /// Frames a queue holds.
@@ -62,20 +61,12 @@ pub struct Net {
 impl Net {
     /// A card whose frames pass through this process.
     pub fn user(tap: Tap, options: NetOptions) -> Self {
-        Self {
-            options,
-            tap,
-            backend: Backend::User,
-        }
+        Self { options, tap, backend: Backend::User }
     }
 
     /// A card whose rings vhost-net works.
     pub fn vhost(tap: Tap, vhost: VhostNet, options: NetOptions) -> Self {
-        Self {
-            options,
-            tap,
-            backend: Backend::Vhost(vhost),
-        }
+        Self { options, tap, backend: Backend::Vhost(vhost) }
     }
 
     pub(super) fn for_tests(tap: Tap, options: NetOptions) -> Self {
@@ -103,11 +94,7 @@ impl Device for Net {
     }
 
     fn features(&self) -> u64 {
-        let mtu = if self.options.mtu.is_some() {
-            1 << VIRTIO_NET_F_MTU
-        } else {
-            0
-        };
+        let mtu = if self.options.mtu.is_some() { 1 << VIRTIO_NET_F_MTU } else { 0 };
         let all = F_COMMON | F_NET | mtu;
         match &self.backend {
             Backend::User => all,
@@ -129,28 +116,15 @@ impl Device for Net {
         space
     }
 
-    fn activate(
-        self: Box<Self>,
-        activation: Activation,
-    ) -> Result<Box<dyn ActiveDevice>, DeviceFault> {
+    fn activate(self: Box<Self>, activation: Activation) -> Result<Box<dyn ActiveDevice>, DeviceFault> {
         self.tap
             .set_offloads(Self::offloads(activation.features))
-            .map_err(DeviceFault::host(
-                &self.options.name,
-                "set the tap's offloads",
-            ))?;
-        let Activation {
-            ram,
-            features,
-            queues,
-            interrupts,
-        } = activation;
+            .map_err(DeviceFault::host(&self.options.name, "set the tap's offloads"))?;
+        let Activation { ram, features, queues, interrupts } = activation;
         let queues = Activation::all_queues::<2>(queues, &self.options.name)?;
         match &self.backend {
             Backend::User => Ok(Box::new(ActiveTap::new(*self, queues, features))),
-            Backend::Vhost(_) => Ok(Box::new(ActiveVhost::start(
-                *self, queues, &ram, features, interrupts,
-            )?)),
+            Backend::Vhost(_) => Ok(Box::new(ActiveVhost::start(*self, queues, &ram, features, interrupts)?)),
         }
     }
 }

@@ -14,10 +14,7 @@ pub const HEADER: usize = 12;
 
 /// Request numbers (linux/if_tun.h).
 mod request {
-    #![allow(
-        missing_docs,
-        reason = "made by a macro, named as in the kernel's header"
-    )]
+    #![allow(missing_docs, reason = "made by a macro, named as in the kernel's header")]
     use vmm_sys_util::ioctl_iow_nr;
 
     const TUN: u32 = b'T' as u32;
@@ -65,11 +62,7 @@ impl Tap {
     /// # Errors
     /// From opening `/dev/net/tun` or attaching.
     pub fn attach(name: &str) -> io::Result<Self> {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .custom_flags(libc::O_CLOEXEC)
-            .open("/dev/net/tun")?;
+        let file = OpenOptions::new().read(true).write(true).custom_flags(libc::O_CLOEXEC).open("/dev/net/tun")?;
         // struct ifreq: name[16], flags u16, padding to 40 bytes.
         #[repr(C)]
         struct Request {
@@ -104,9 +97,7 @@ impl Tap {
         // SAFETY: plain flag changes on a descriptor we own.
         let flags = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) };
         // SAFETY: as above.
-        if flags < 0
-            || unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK) } < 0
-        {
+        if flags < 0 || unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK) } < 0 {
             return Err(io::Error::last_os_error());
         }
         Ok(Self { file, real: true })

@@ -14,34 +14,15 @@ use crate::virtio::{ActiveDevice, Device, F_VERSION_1};
 fn wire() -> (Tap, File) {
     let mut fds = [0; 2];
     // SAFETY: the array has room for both descriptors.
-    let made = unsafe {
-        libc::socketpair(
-            libc::AF_UNIX,
-            libc::SOCK_DGRAM | libc::SOCK_NONBLOCK,
-            0,
-            fds.as_mut_ptr(),
-        )
-    };
+    let made = unsafe { libc::socketpair(libc::AF_UNIX, libc::SOCK_DGRAM | libc::SOCK_NONBLOCK, 0, fds.as_mut_ptr()) };
     assert_eq!(made, 0);
     // SAFETY: fresh descriptors, owned by nobody else.
-    unsafe {
-        (
-            Tap::from_prepared(File::from_raw_fd(fds[0])),
-            File::from_raw_fd(fds[1]),
-        )
-    }
+    unsafe { (Tap::from_prepared(File::from_raw_fd(fds[0])), File::from_raw_fd(fds[1])) }
 }
 
 fn net(tap: Tap) -> Box<Net> {
     let mac = MacAddress([2, 0, 0, 0, 0, 1]);
-    Box::new(Net::for_tests(
-        tap,
-        NetOptions {
-            name: "net0".into(),
-            mac,
-            mtu: Some(1400),
-        },
-    ))
+    Box::new(Net::for_tests(tap, NetOptions { name: "net0".into(), mac, mtu: Some(1400) }))
 }
 
 fn frame(len: usize) -> Vec<u8> {
@@ -50,19 +31,9 @@ fn frame(len: usize) -> Vec<u8> {
     frame
 }
 
-fn start<'a>(
-    receive: &Driver<'a>,
-    transmit: &Driver<'a>,
-    tap: Tap,
-    mergeable: bool,
-) -> Box<dyn ActiveDevice> {
+fn start<'a>(receive: &Driver<'a>, transmit: &Driver<'a>, tap: Tap, mergeable: bool) -> Box<dyn ActiveDevice> {
     let (mut activation, _) = activation(receive.ram, &[receive, transmit]);
-    activation.features = F_VERSION_1
-        | if mergeable {
-            1 << VIRTIO_NET_F_MRG_RXBUF
-        } else {
-            0
-        };
+    activation.features = F_VERSION_1 | if mergeable { 1 << VIRTIO_NET_F_MRG_RXBUF } else { 0 };
     net(tap).activate(activation).unwrap()
 }
 
@@ -151,9 +122,6 @@ fn frames_without_header_are_named_faults() {
         let [receive, transmit] = &drivers;
         let mut active = start(receive, transmit, wire().0, true);
         let fault = active.ready(queue).unwrap_err().to_string();
-        assert!(
-            fault.contains(&format!("net0 queue {queue}")) && fault.contains("12-byte header"),
-            "{fault}"
-        );
+        assert!(fault.contains(&format!("net0 queue {queue}")) && fault.contains("12-byte header"), "{fault}");
     }
 }

@@ -9,13 +9,11 @@ use virtio_queue::{Queue, QueueT};
 use vmm_sys_util::ioctl::{ioctl, ioctl_with_mut_ref, ioctl_with_ptr, ioctl_with_ref};
 
 use self::request::{
-    VHOST_GET_FEATURES, VHOST_GET_VRING_BASE, VHOST_NET_SET_BACKEND, VHOST_SET_FEATURES,
-    VHOST_SET_MEM_TABLE, VHOST_SET_OWNER, VHOST_SET_VRING_ADDR, VHOST_SET_VRING_BASE,
-    VHOST_SET_VRING_CALL, VHOST_SET_VRING_ERR, VHOST_SET_VRING_KICK, VHOST_SET_VRING_NUM,
+    VHOST_GET_FEATURES, VHOST_GET_VRING_BASE, VHOST_NET_SET_BACKEND, VHOST_SET_FEATURES, VHOST_SET_MEM_TABLE,
+    VHOST_SET_OWNER, VHOST_SET_VRING_ADDR, VHOST_SET_VRING_BASE, VHOST_SET_VRING_CALL, VHOST_SET_VRING_ERR,
+    VHOST_SET_VRING_KICK, VHOST_SET_VRING_NUM,
 };
-use crate::memory::{
-    Address, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRam, host_iovec,
-};
+use crate::memory::{Address, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRam, host_iovec};
 
 /// `struct vhost_vring_state` (linux/vhost_types.h).
 #[repr(C)]
@@ -66,10 +64,7 @@ struct MemoryTable {
 
 /// Request numbers (linux/vhost.h).
 mod request {
-    #![allow(
-        missing_docs,
-        reason = "made by a macro, named as in the kernel's header"
-    )]
+    #![allow(missing_docs, reason = "made by a macro, named as in the kernel's header")]
     use super::{VringAddr, VringFile, VringState};
     use vmm_sys_util::{ioctl_io_nr, ioctl_ior_nr, ioctl_iow_nr, ioctl_iowr_nr};
 
@@ -157,28 +152,15 @@ impl VhostNet {
     ///
     /// # Errors
     /// When an address is not RAM (checked before) or the kernel refuses.
-    pub fn set_ring(
-        &self,
-        index: u32,
-        ring: &Queue,
-        ram: &GuestRam,
-        kick: RawFd,
-        error: RawFd,
-    ) -> io::Result<()> {
+    pub fn set_ring(&self, index: u32, ring: &Queue, ram: &GuestRam, kick: RawFd, error: RawFd) -> io::Result<()> {
         let size = usize::from(ring.size());
         let host = |addr: u64, len: usize| {
             host_iovec(ram, GuestAddress(addr), len)
                 .map(|iov| iov.iov_base as u64)
                 .ok_or_else(|| io::Error::other("ring outside guest memory"))
         };
-        let num = VringState {
-            index,
-            num: u32::from(ring.size()),
-        };
-        let base = VringState {
-            index,
-            num: u32::from(ring.next_avail()),
-        };
+        let num = VringState { index, num: u32::from(ring.size()) };
+        let base = VringState { index, num: u32::from(ring.next_avail()) };
         let addr = VringAddr {
             index,
             flags: 0,
@@ -192,16 +174,8 @@ impl VhostNet {
             check(ioctl_with_ref(&self.file, VHOST_SET_VRING_NUM(), &num))?;
             check(ioctl_with_ref(&self.file, VHOST_SET_VRING_BASE(), &base))?;
             check(ioctl_with_ref(&self.file, VHOST_SET_VRING_ADDR(), &addr))?;
-            check(ioctl_with_ref(
-                &self.file,
-                VHOST_SET_VRING_ERR(),
-                &VringFile { index, fd: error },
-            ))?;
-            check(ioctl_with_ref(
-                &self.file,
-                VHOST_SET_VRING_KICK(),
-                &VringFile { index, fd: kick },
-            ))
+            check(ioctl_with_ref(&self.file, VHOST_SET_VRING_ERR(), &VringFile { index, fd: error }))?;
+            check(ioctl_with_ref(&self.file, VHOST_SET_VRING_KICK(), &VringFile { index, fd: kick }))
         }
     }
 
@@ -211,13 +185,7 @@ impl VhostNet {
     /// When the kernel refuses.
     pub fn set_call(&self, index: u32, call: RawFd) -> io::Result<()> {
         // SAFETY: the kernel reads one structure.
-        check(unsafe {
-            ioctl_with_ref(
-                &self.file,
-                VHOST_SET_VRING_CALL(),
-                &VringFile { index, fd: call },
-            )
-        })
+        check(unsafe { ioctl_with_ref(&self.file, VHOST_SET_VRING_CALL(), &VringFile { index, fd: call }) })
     }
 
     /// Starts ring `index` on `tap`, or stops it with `None`. When a stop returns, the ring is quiet.
@@ -225,10 +193,7 @@ impl VhostNet {
     /// # Errors
     /// When the kernel refuses.
     pub fn set_backend(&self, index: u32, tap: Option<RawFd>) -> io::Result<()> {
-        let file = VringFile {
-            index,
-            fd: tap.unwrap_or(-1),
-        };
+        let file = VringFile { index, fd: tap.unwrap_or(-1) };
         // SAFETY: the kernel reads one structure.
         check(unsafe { ioctl_with_ref(&self.file, VHOST_NET_SET_BACKEND(), &file) })
     }
@@ -240,11 +205,7 @@ impl VhostNet {
 }
 
 fn check(result: libc::c_int) -> io::Result<()> {
-    if result < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(())
-    }
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 #[cfg(test)]

@@ -38,38 +38,21 @@ impl ActiveVhost {
     ) -> Result<Self, DeviceFault> {
         let name = device.options.name.clone();
         let eventfd = || {
-            EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)
-                .map_err(DeviceFault::host(&name, "make an eventfd"))
+            EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(DeviceFault::host(&name, "make an eventfd"))
         };
-        let mut active = Self {
-            device,
-            queues,
-            interrupts,
-            error: eventfd()?,
-            calls: [None, None],
-        };
+        let mut active = Self { device, queues, interrupts, error: eventfd()?, calls: [None, None] };
         let vhost = active.vhost()?;
-        vhost
-            .configure(features, ram)
-            .map_err(DeviceFault::host(&name, "configure vhost-net"))?;
+        vhost.configure(features, ram).map_err(DeviceFault::host(&name, "configure vhost-net"))?;
         let mut calls = [None, None];
         for (index, queue) in (0u32..).zip(&active.queues) {
             vhost
-                .set_ring(
-                    index,
-                    queue.ring(),
-                    ram,
-                    queue.kick_fd(),
-                    active.error.as_raw_fd(),
-                )
+                .set_ring(index, queue.ring(), ram, queue.kick_fd(), active.error.as_raw_fd())
                 .map_err(DeviceFault::host(&name, "give vhost-net a ring"))?;
             let call = match active.interrupts.queue_eventfd(queue.index) {
                 Some(fd) => fd,
                 None => calls[index as usize].insert(eventfd()?).as_raw_fd(),
             };
-            vhost
-                .set_call(index, call)
-                .map_err(DeviceFault::host(&name, "give vhost-net an interrupt"))?;
+            vhost.set_call(index, call).map_err(DeviceFault::host(&name, "give vhost-net an interrupt"))?;
         }
         active.calls = calls;
         active.set_backends(true)?;
@@ -91,10 +74,7 @@ impl ActiveVhost {
         for index in 0..2 {
             self.vhost()?
                 .set_backend(index, tap)
-                .map_err(DeviceFault::host(
-                    &self.device.options.name,
-                    "attach the tap to vhost-net",
-                ))?;
+                .map_err(DeviceFault::host(&self.device.options.name, "attach the tap to vhost-net"))?;
         }
         Ok(())
     }

@@ -21,12 +21,7 @@ pub(super) struct ActiveRng {
 
 impl ActiveRng {
     pub(super) fn new(device: Rng, queue: VirtQueue) -> Self {
-        Self {
-            device,
-            queue,
-            chain: Chain::default(),
-            stats: DeviceStats::default(),
-        }
+        Self { device, queue, chain: Chain::default(), stats: DeviceStats::default() }
     }
 
     fn serve(&mut self) -> Result<Progress, DeviceFault> {
@@ -41,20 +36,13 @@ impl ActiveRng {
                 return Ok(Progress::Drained);
             }
             if !self.chain.readable.is_empty() {
-                return Err(fault(
-                    self.chain.shape_fault("entropy requests are writable only"),
-                ));
+                return Err(fault(self.chain.shape_fault("entropy requests are writable only")));
             }
             let mut buf = [0u8; MAX_BYTES];
-            let want = usize::try_from(self.chain.writable_len())
-                .unwrap_or(MAX_BYTES)
-                .min(MAX_BYTES);
-            random(&mut buf[..want])
-                .map_err(DeviceFault::host(&self.device.name, "read random bytes"))?;
+            let want = usize::try_from(self.chain.writable_len()).unwrap_or(MAX_BYTES).min(MAX_BYTES);
+            random(&mut buf[..want]).map_err(DeviceFault::host(&self.device.name, "read random bytes"))?;
             let done = copy_to(self.queue.ram(), &self.chain.writable, &buf[..want]);
-            self.queue
-                .push(self.chain.head, u32::try_from(done).unwrap_or(0))
-                .map_err(&fault)?;
+            self.queue.push(self.chain.head, u32::try_from(done).unwrap_or(0)).map_err(&fault)?;
             self.stats.in_ops += 1;
             self.stats.in_bytes += done as u64;
         }

@@ -37,10 +37,7 @@ impl Device for Rng {
         Vec::new()
     }
 
-    fn activate(
-        self: Box<Self>,
-        activation: Activation,
-    ) -> Result<Box<dyn ActiveDevice>, DeviceFault> {
+    fn activate(self: Box<Self>, activation: Activation) -> Result<Box<dyn ActiveDevice>, DeviceFault> {
         let [queue] = Activation::all_queues(activation.queues, &self.name)?;
         Ok(Box::new(ActiveRng::new(*self, queue)))
     }
