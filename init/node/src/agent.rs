@@ -878,6 +878,7 @@ impl Agent {
             network: &self.network,
             update: &self.update,
             identity: self.device.identity().as_ref(),
+            vault: self.device.vault_protection(),
         };
         let observed = reports::observe(&view);
         self.observed.send_if_modified(|old| {

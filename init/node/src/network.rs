@@ -14,8 +14,11 @@ use holdfast_model::desired::{Desired, Fault, ObjectKind};
 use holdfast_model::net::{Addressing, InstanceKind, Prefix};
 use holdfast_model::observed::{AppInterfaceStatus, AppState, InstanceStatus, PortStatus};
 use holdfast_netkernel::monitor::Event;
-use holdfast_netkernel::{Monitor, NetDriver, tap};
-use holdfast_netsvc::config::Lease;
+use holdfast_netkernel::{Monitor, NetDriver, Services as _, tap};
+use holdfast_netkernel::discover::physical_links;
+use holdfast_netsvc::config::{Lease, Reply, Request};
+use holdfast_plan::item::ServiceKind;
+use holdfast_plan::names;
 use holdfast_plan::{Allocations, Input, ItemKey, LinkFact, NetItem, Plan, TapPlan, last_resort, plan};
 use holdfast_reconcile::{Backoff, Reconciler, State};
 use std::cell::RefCell;
@@ -41,6 +44,10 @@ pub struct Network {
     plan: Option<Plan>,
     states: BTreeMap<ItemKey, State>,
     adopted: bool,
+    /// Something of ours may be gone from the kernel.
+    gone: bool,
+    carriers: BTreeMap<String, bool>,
+    carriers_to_tell: Vec<String>,
     /// Something changed that the plan or the kernel's state depends on.
     dirty: bool,
     retry: Option<std::time::Instant>,
@@ -72,6 +79,9 @@ impl Network {
             plan: None,
             states: BTreeMap::new(),
             adopted: false,
+            gone: false,
+            carriers: BTreeMap::new(),
+            carriers_to_tell: Vec::new(),
             dirty: true,
             retry: None,
             planned_for: None,
@@ -90,12 +100,49 @@ impl Network {
     /// Takes a change in.
     pub fn note(&mut self, changed: io::Result<Event>) {
         match changed {
-            // What vanished by other hands is made anew.
-            Ok(Event::LinkGone(link)) => self.reconciler.mark_lost(&NetItem::link_key(&link.name)),
+            // Which of ours is gone is asked of the kernel in the next turn: the event may be older than a new one of that name.
+            Ok(Event::LinkGone(_) | Event::AddressGone(_) | Event::Overrun) => self.gone = true,
+            Ok(Event::Link(link)) if link.kind.is_empty() => {
+                if self.carriers.insert(link.name.clone(), link.carrier) != Some(link.carrier) {
+                    self.carriers_to_tell.push(link.name);
+                }
+            }
             Ok(_) => {}
             Err(e) => eprintln!("network monitor: {e}"),
         }
         self.dirty = true;
+    }
+
+    /// What was lost by other hands is made anew.
+    async fn look_for_lost(&mut self) {
+        if !std::mem::take(&mut self.gone) || !self.adopted {
+            return;
+        }
+        match self.driver.lost(self.reconciler.current()).await {
+            Ok(keys) => keys.iter().for_each(|key| self.reconciler.mark_lost(key)),
+            Err(e) => eprintln!("the present network cannot be read: {e}"),
+        }
+    }
+
+    /// Leases that DHCP clients hold from before a restart of the agent: a plan without them would take the addresses away.
+    async fn recall_leases(&mut self) {
+        for service in self.driver.services.running().await {
+            if let ServiceKind::DhcpClient(_) = service.kind
+                && let Ok(Reply::Lease { lease: Some(lease), .. }) =
+                    self.driver.services.ask(&service.name, &Request::Query).await
+            {
+                self.leases.insert(service.link.clone(), lease);
+            }
+        }
+    }
+
+    /// A DHCP client learns that its cable came or went.
+    async fn tell_carriers(&mut self) {
+        for interface in std::mem::take(&mut self.carriers_to_tell) {
+            let up = self.carriers.get(&interface).copied().unwrap_or_default();
+            // No client on this interface, or not yet: it looks for itself when it starts.
+            let _ = self.driver.services.ask(&names::dhcp_client(&interface), &Request::Carrier { up }).await;
+        }
     }
 
     /// Takes a lease in.
@@ -130,7 +177,11 @@ impl Network {
             return (allocations.clone(), texts);
         }
         self.dirty = false;
-        let links = self.links();
+        if !self.adopted {
+            self.recall_leases().await;
+        }
+        self.look_for_lost().await;
+        let links = physical_links(self.driver.netlink()).unwrap_or_default();
         let effective = self.effective(desired, configured, &links);
         let app_uids: BTreeMap<Uuid, u32> = effective.apps.iter().map(|a| (a.id, uid_of(a.id))).collect();
         let made =
@@ -157,23 +208,12 @@ impl Network {
                 texts.push(format!("{key}: {error}; it is tried again"));
             }
         }
+        self.tell_carriers().await;
         self.write_hosts();
         let kept = made.allocations.clone();
         self.planned_for = Some((desired.clone(), kept.clone()));
         self.plan = Some(made);
         (kept, texts)
-    }
-
-    /// The physical Ethernet interfaces.
-    fn links(&mut self) -> Vec<LinkFact> {
-        let all = self.driver.netlink().links().unwrap_or_default();
-        let mut links: Vec<LinkFact> = all
-            .into_iter()
-            .filter(|l| l.ethernet && l.kind.is_empty() && l.name != "lo")
-            .map(|l| LinkFact { pci: pci_of(&l.name), name: l.name, mac: l.mac })
-            .collect();
-        links.sort_by(|a, b| a.name.cmp(&b.name));
-        links
     }
 
     /// The config's networks; where it has no port to the controller, those of the site or a last resort: DHCP on all Ethernet ports.
@@ -379,19 +419,6 @@ impl Network {
         }
         list
     }
-}
-
-/// PCI address of an interface from sysfs; empty when it is not on PCI. A virtio NIC's device is a child of its PCI function.
-fn pci_of(interface: &str) -> String {
-    let path = std::fs::canonicalize(format!("/sys/class/net/{interface}/device")).unwrap_or_default();
-    let is_pci = |name: &str| {
-        name.len() == 12 && name.as_bytes()[4] == b':' && name.as_bytes()[7] == b':' && name.as_bytes()[10] == b'.'
-    };
-    path.components()
-        .rev()
-        .map(|c| c.as_os_str().to_string_lossy().into_owned())
-        .find(|n| is_pci(n))
-        .unwrap_or_default()
 }
 
 fn mac_of(interface: &str) -> [u8; 6] {

@@ -8,7 +8,7 @@ use crate::network::Network;
 use crate::session::Status;
 use crate::update::Update;
 use crate::{trust, vms, volumes};
-use holdfast_identity::Identity;
+use holdfast_identity::{Identity, KeyProtection};
 use holdfast_model::desired::Desired;
 use holdfast_model::observed::{
     AppInterfaceStatus, AppState, AppStatus, DeviceState, DeviceStatus, LoadState, Observed, RebootRecord, VolumeStatus,
@@ -50,6 +50,8 @@ pub struct View<'a> {
     pub update: &'a Update,
     /// Keys.
     pub identity: &'a dyn Identity,
+    /// How the vault's key is kept.
+    pub vault: KeyProtection,
 }
 
 /// Makes the report.
@@ -111,7 +113,7 @@ fn device(view: &View<'_>) -> DeviceStatus {
         cpu_total_ns: machine::cpu_total_ns(),
         boot_count: facts.boot_count,
         last_reboot: view.last_reboot.clone(),
-        trust: trust::status(view.boot, &view.identity.strength(), true, Vec::new()),
+        trust: trust::status(view.boot, &view.identity.strength(), view.vault.clone(), Vec::new()),
         slots: view.update.slots(),
         attestation: view.session.attestation,
         attestation_error: view.session.attestation_error.clone(),

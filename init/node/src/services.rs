@@ -80,6 +80,14 @@ impl Units {
         self.control.join(format!("{PREFIX}{service}.sock"))
     }
 
+    /// One question to a running service.
+    ///
+    /// # Errors
+    /// When it does not run or does not answer in time.
+    pub async fn ask(&self, service: &str, request: &Request) -> anyhow::Result<Reply> {
+        Connection::open(&self.socket(service))?.ask(request, ANSWER).await
+    }
+
     /// Follows a DHCP client for as long as it is wanted, through restarts of either side.
     fn listen(&mut self, service: &Service) {
         let (path, link, leases) = (self.socket(&service.name), service.link.clone(), self.leases.clone());
@@ -151,12 +159,12 @@ impl Services for Units {
     }
 
     async fn update(&mut self, _old: &Service, new: &Service) -> Result<(), String> {
-        let ServiceKind::Network { service, .. } = &new.kind else {
-            return Ok(());
+        let request = match &new.kind {
+            ServiceKind::Network { service, .. } => Request::Update { service: service.clone() },
+            ServiceKind::DhcpClient(client) => Request::SetHostName { host_name: client.host_name.clone() },
         };
         let text = |e: String| format!("service {}: {e}", new.name);
-        let connection = Connection::open(&self.socket(&new.name)).map_err(|e| text(format!("{e:#}")))?;
-        match connection.ask::<Reply>(&Request::Update { service: service.clone() }, ANSWER).await {
+        match self.ask(&new.name, &request).await {
             Ok(Reply::Ok) => Ok(()),
             Ok(Reply::Error { text: why }) => Err(text(why)),
             Ok(other) => Err(text(format!("expected ok, found {other:?}"))),
@@ -208,7 +216,7 @@ impl Services for Units {
                 }
             };
             let service = Service { name: name.to_owned(), link: tag.link, kind };
-            if matches!(service.kind, ServiceKind::DhcpClient(_)) {
+            if matches!(service.kind, ServiceKind::DhcpClient(_)) && !self.listeners.contains_key(&service.name) {
                 self.listen(&service);
             }
             found.push(service);

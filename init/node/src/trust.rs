@@ -8,7 +8,7 @@ use holdfast_api::keys::{EcPoint, KeyAgreement, KeyError, Signer};
 use holdfast_controller_client::identity::{AttestationCertificate, CertificateUse, DeviceIdentity, EscrowKey, Quote};
 use holdfast_format::{gpt, keys, layout};
 use holdfast_identity::vault::{VaultOptions, open_or_create};
-use holdfast_identity::{Certificates, Identity, Options, Point, Strength, Use, Vault, escrow, eventlog};
+use holdfast_identity::{Certificates, Identity, KeyProtection, Options, Point, Strength, Use, Vault, escrow, eventlog};
 use holdfast_model::observed::TrustStatus;
 use p256::ecdsa::{Signature, SigningKey, signature::hazmat::PrehashSigner};
 use prost::Message as _;
@@ -89,6 +89,7 @@ pub struct Device {
     device_der: Vec<u8>,
     onboarding: Option<FileSigner>,
     escrowed: Vec<EscrowKey>,
+    vault: KeyProtection,
     serial: String,
     soft_serial: String,
     version: String,
@@ -126,6 +127,7 @@ impl Device {
             certificates,
             onboarding,
             escrowed,
+            vault: vault.protection.clone(),
             serial: site.and_then(|s| s.serial.clone()).unwrap_or_else(|| machine::dmi("product_serial")),
             soft_serial: site.and_then(|s| s.soft_serial.clone()).unwrap_or_default(),
             version: boot.release.version.clone(),
@@ -137,6 +139,12 @@ impl Device {
             ),
             identity,
         })
+    }
+
+    /// How the vault's key is kept.
+    #[must_use]
+    pub fn vault_protection(&self) -> KeyProtection {
+        self.vault.clone()
     }
 
     /// The keys underneath.
@@ -271,13 +279,14 @@ fn der(pem: &str) -> Result<Vec<u8>> {
 
 /// What is reported of TPM and vault.
 #[must_use]
-pub fn status(boot: &Boot, strength: &Strength, vault_open: bool, pcrs: Vec<(u32, String)>) -> TrustStatus {
+pub fn status(boot: &Boot, strength: &Strength, vault: KeyProtection, pcrs: Vec<(u32, String)>) -> TrustStatus {
     TrustStatus {
         tpm: strength.tpm.is_some(),
         tpm_text: strength.tpm.clone().unwrap_or_default(),
         secure_boot: boot.facts.secure_boot,
-        vault_sealed: vault_open && !matches!(strength.vault_key, holdfast_identity::KeyProtection::Clear),
-        vault_open,
+        vault_sealed: vault != KeyProtection::Clear,
+        // The agent runs with an open vault or not at all.
+        vault_open: true,
         weaknesses: strength.weaknesses.clone(),
         pcrs,
     }
