@@ -1,0 +1,58 @@
+//! One HTTP GET, as a stranger on the network would send it.
+
+use anyhow::{Context, Result, bail};
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+
+/// Most bytes of an answer.
+const MAX_ANSWER: u64 = 1 << 20;
+
+/// Asks once; gives status and body.
+///
+/// # Errors
+/// When there is no connection or no whole answer within `timeout` for each step.
+pub fn get(address: SocketAddr, path: &str, timeout: Duration) -> Result<(u16, String)> {
+    let mut stream = TcpStream::connect_timeout(&address, timeout).context("connecting")?;
+    stream.set_read_timeout(Some(timeout))?;
+    stream.set_write_timeout(Some(timeout))?;
+    write!(stream, "GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n").context("asking")?;
+    let mut answer = Vec::new();
+    stream.take(MAX_ANSWER).read_to_end(&mut answer).context("reading the answer")?;
+    let text = String::from_utf8_lossy(&answer);
+    let Some((head, body)) = text.split_once("\r\n\r\n") else {
+        bail!("expected an HTTP answer, found {} bytes", answer.len())
+    };
+    let status = head.split(' ').nth(1).and_then(|s| s.parse().ok()).context("expected a status in the answer")?;
+    Ok((status, body.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpListener;
+
+    fn answered_by(answer: &'static str) -> Result<(u16, String)> {
+        let listener = TcpListener::bind("127.0.0.1:0")?;
+        let address = listener.local_addr()?;
+        let server = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let _ = stream.read(&mut [0; 1024]).unwrap();
+            stream.write_all(answer.as_bytes()).unwrap();
+        });
+        let result = get(address, "/x", Duration::from_secs(5));
+        server.join().unwrap();
+        result
+    }
+
+    #[test]
+    fn status_and_body_are_told_apart() {
+        assert_eq!(answered_by("HTTP/1.1 404 Not Found\r\na: b\r\n\r\ngone\n").unwrap(), (404, "gone\n".into()));
+    }
+
+    #[test]
+    fn half_an_answer_is_no_answer() {
+        assert!(answered_by("HTTP/1.1 200").is_err());
+        assert!(answered_by("").is_err());
+    }
+}
