@@ -24,6 +24,8 @@ use std::time::{Duration, Instant};
 
 /// Debian package that holds the source; its archive is `/usr/src/PACKAGE.tar.xz`.
 pub const SOURCE_PACKAGE: &str = "linux-source-6.12";
+/// The version that the tests were last run with.
+const TESTED_VERSION: &str = include_str!("../../../kernel-config/source-version");
 /// Raised when the way of building changes in a manner that the other inputs do not show.
 const PROCEDURE: u32 = 1;
 /// Free space a build needs: the unpacked source and the objects.
@@ -66,18 +68,13 @@ impl Kernel {
     /// # Errors
     /// When the folder of host fragments cannot be read.
     pub fn fragments(self) -> Result<Vec<PathBuf>> {
-        let mut list = vec![
-            PathBuf::from("base.config"),
-            PathBuf::from("hardening.config"),
-        ];
+        let mut list = vec![PathBuf::from("base.config"), PathBuf::from("hardening.config")];
         match self {
             Kernel::Guest => list.push("guest.config".into()),
             Kernel::Host => {
                 let folder = config_folder().join("host");
                 let mut own = Vec::new();
-                for entry in fs::read_dir(&folder)
-                    .with_context(|| format!("cannot list {}", folder.display()))?
-                {
+                for entry in fs::read_dir(&folder).with_context(|| format!("cannot list {}", folder.display()))? {
                     let name = PathBuf::from(entry?.file_name());
                     if name.extension().is_some_and(|e| e == "config") {
                         own.push(Path::new("host").join(name));
@@ -135,12 +132,7 @@ pub fn build(which: Kernel, progress: &dyn Fn(&str)) -> Result<KernelArtifacts> 
     };
     outcome?;
     entry.publish()?;
-    entry.artifacts().with_context(|| {
-        format!(
-            "{}: the entry just made is not complete",
-            entry.done.display()
-        )
-    })
+    entry.artifacts().with_context(|| format!("{}: the entry just made is not complete", entry.done.display()))
 }
 
 /// The final configuration of `which`: from the cache, or made now without compiling (half a minute).
@@ -211,15 +203,7 @@ impl Entry {
         let folder = cache().join("kernel");
         let name = format!("{}-{}", which.name(), &key[..20]);
         let (done, building) = (folder.join(&name), folder.join(format!("{name}.building")));
-        Ok(Self {
-            which,
-            requests,
-            source_version,
-            inputs,
-            folder,
-            done,
-            building,
-        })
+        Ok(Self { which, requests, source_version, inputs, folder, done, building })
     }
 
     fn artifacts(&self) -> Option<KernelArtifacts> {
@@ -235,8 +219,7 @@ impl Entry {
 
     /// Waits until no other process builds this kernel. The lock ends with the returned file.
     fn lock(&self, progress: &dyn Fn(&str)) -> Result<File> {
-        fs::create_dir_all(&self.folder)
-            .with_context(|| format!("cannot make {}", self.folder.display()))?;
+        fs::create_dir_all(&self.folder).with_context(|| format!("cannot make {}", self.folder.display()))?;
         let path = self.folder.join(format!("{}.lock", self.which.name()));
         let file = File::options()
             .create(true)
@@ -259,10 +242,9 @@ impl Entry {
                     }
                     std::thread::sleep(Duration::from_millis(500));
                 }
-                Err(fs::TryLockError::WouldBlock) => bail!(
-                    "{}: held by another build for two hours; end that build, then try again",
-                    path.display()
-                ),
+                Err(fs::TryLockError::WouldBlock) => {
+                    bail!("{}: held by another build for two hours; end that build, then try again", path.display())
+                }
                 Err(fs::TryLockError::Error(e)) => {
                     return Err(e).with_context(|| format!("cannot lock {}", path.display()));
                 }
@@ -279,11 +261,7 @@ impl Entry {
         // Left-overs of this kernel with other inputs are of no more use: the lock says that nobody is at work there.
         for entry in fs::read_dir(&self.folder)? {
             let path = entry?.path();
-            let name = path
-                .file_name()
-                .unwrap_or_default()
-                .to_string_lossy()
-                .into_owned();
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             if name.starts_with(&format!("{}-", self.which.name()))
                 && (name.ends_with(".building") || name.ends_with(".staging"))
             {
@@ -299,19 +277,9 @@ impl Entry {
                 free >> 20
             );
         }
-        fs::create_dir_all(&self.building)
-            .with_context(|| format!("cannot make {}", self.building.display()))?;
-        progress(&format!(
-            "{} kernel: unpacking {SOURCE_PACKAGE} {}",
-            self.which.name(),
-            self.source_version
-        ));
-        run(Command::new("tar")
-            .arg("-xJf")
-            .arg(archive())
-            .arg("-C")
-            .arg(&self.building)
-            .arg("--no-same-owner"))?;
+        fs::create_dir_all(&self.building).with_context(|| format!("cannot make {}", self.building.display()))?;
+        progress(&format!("{} kernel: unpacking {SOURCE_PACKAGE} {}", self.which.name(), self.source_version));
+        run(Command::new("tar").arg("-xJf").arg(archive()).arg("-C").arg(&self.building).arg("--no-same-owner"))?;
         fs::write(&marker, "").with_context(|| format!("cannot write {}", marker.display()))?;
         Ok(false)
     }
@@ -345,19 +313,12 @@ impl Entry {
         let requested = self.building.join("requests.config");
         let text = self.requests.text();
         // The same requests again: leave the files alone, so that an interrupted build goes on.
-        if fs::read_to_string(&requested).ok().as_deref() != Some(&text)
-            || !self.source().join(".config").is_file()
-        {
-            fs::write(&requested, text)
-                .with_context(|| format!("cannot write {}", requested.display()))?;
-            run(self
-                .make()
-                .env("KCONFIG_ALLCONFIG", &requested)
-                .arg("allnoconfig"))?;
+        if fs::read_to_string(&requested).ok().as_deref() != Some(&text) || !self.source().join(".config").is_file() {
+            fs::write(&requested, text).with_context(|| format!("cannot write {}", requested.display()))?;
+            run(self.make().env("KCONFIG_ALLCONFIG", &requested).arg("allnoconfig"))?;
         }
         let config = self.source().join(".config");
-        let result = fs::read_to_string(&config)
-            .with_context(|| format!("cannot read {}", config.display()))?;
+        let result = fs::read_to_string(&config).with_context(|| format!("cannot read {}", config.display()))?;
         let violations = self.requests.violations(&result);
         if !violations.is_empty() {
             let list: Vec<String> = violations.iter().map(|v| format!("  {v}")).collect();
@@ -372,6 +333,14 @@ impl Entry {
     }
 
     fn compile(&self, progress: &dyn Fn(&str)) -> Result<()> {
+        if self.source_version != TESTED_VERSION.trim() {
+            progress(&format!(
+                "{} kernel: source {} is installed; last tested was {}",
+                self.which.name(),
+                self.source_version,
+                TESTED_VERSION.trim()
+            ));
+        }
         progress(&format!("{} kernel: configuring", self.which.name()));
         self.configure()?;
         let jobs = std::thread::available_parallelism().map_or(1, usize::from);
@@ -387,17 +356,11 @@ impl Entry {
     fn publish(&self) -> Result<()> {
         let staging = self.done.with_extension("staging");
         remove(&staging)?;
-        fs::create_dir_all(&staging)
-            .with_context(|| format!("cannot make {}", staging.display()))?;
+        fs::create_dir_all(&staging).with_context(|| format!("cannot make {}", staging.display()))?;
         let source = self.source();
-        for (from, to) in [
-            ("arch/x86/boot/bzImage", "bzImage"),
-            (".config", "config"),
-            ("System.map", "System.map"),
-        ] {
-            fs::copy(source.join(from), staging.join(to)).with_context(|| {
-                format!("cannot copy {from} of the {} kernel", self.which.name())
-            })?;
+        for (from, to) in [("arch/x86/boot/bzImage", "bzImage"), (".config", "config"), ("System.map", "System.map")] {
+            fs::copy(source.join(from), staging.join(to))
+                .with_context(|| format!("cannot copy {from} of the {} kernel", self.which.name()))?;
         }
         run(Command::new("strip")
             .arg("--strip-all")
@@ -409,8 +372,7 @@ impl Entry {
             File::open(entry?.path())?.sync_all()?;
         }
         remove(&self.done)?;
-        fs::rename(&staging, &self.done)
-            .with_context(|| format!("cannot move {} into place", self.done.display()))?;
+        fs::rename(&staging, &self.done).with_context(|| format!("cannot move {} into place", self.done.display()))?;
         File::open(&self.folder)?.sync_all()?;
         remove(&self.building)?;
         self.prune()
@@ -427,10 +389,7 @@ impl Entry {
             }
         }
         entries.sort_by(|a, b| b.cmp(a));
-        entries
-            .iter()
-            .skip(ENTRIES_KEPT)
-            .try_for_each(|(_, path)| remove(path))
+        entries.iter().skip(ENTRIES_KEPT).try_for_each(|(_, path)| remove(path))
     }
 }
 
@@ -439,8 +398,10 @@ fn archive() -> PathBuf {
 }
 
 fn source_version() -> Result<String> {
-    let version = run(Command::new("dpkg-query").args(["-W", "-f", "${Version}", SOURCE_PACKAGE]))
-        .with_context(|| format!("kernel source: package {SOURCE_PACKAGE} is not installed; apt-get install {SOURCE_PACKAGE}"))?;
+    let version =
+        run(Command::new("dpkg-query").args(["-W", "-f", "${Version}", SOURCE_PACKAGE])).with_context(|| {
+            format!("kernel source: package {SOURCE_PACKAGE} is not installed; apt-get install {SOURCE_PACKAGE}")
+        })?;
     if !archive().is_file() {
         bail!(
             "kernel source: {} is missing though its package is installed; apt-get install --reinstall {SOURCE_PACKAGE}",
@@ -465,9 +426,7 @@ fn remove(path: &Path) -> Result<()> {
 }
 
 fn free_bytes(folder: &Path) -> Result<u64> {
-    let text = run(Command::new("df")
-        .args(["--output=avail", "-B1"])
-        .arg(folder))?;
+    let text = run(Command::new("df").args(["--output=avail", "-B1"]).arg(folder))?;
     text.lines()
         .nth(1)
         .and_then(|n| n.trim().parse().ok())
@@ -483,11 +442,7 @@ mod tests {
         for which in [Kernel::Host, Kernel::Guest] {
             let config = configuration(which, &|line| eprintln!("{line}")).unwrap();
             let violations = requests(which).unwrap().violations(&config);
-            assert!(
-                violations.is_empty(),
-                "{} kernel: {violations:?}",
-                which.name()
-            );
+            assert!(violations.is_empty(), "{} kernel: {violations:?}", which.name());
         }
     }
 
@@ -498,13 +453,7 @@ mod tests {
             let damaged = config.replace("CONFIG_EROFS_FS=y", "# CONFIG_EROFS_FS is not set");
             assert_ne!(config, damaged);
             let violations = requests(which).unwrap().violations(&damaged);
-            assert_eq!(
-                violations
-                    .iter()
-                    .map(|v| v.option.as_str())
-                    .collect::<Vec<_>>(),
-                ["CONFIG_EROFS_FS"]
-            );
+            assert_eq!(violations.iter().map(|v| v.option.as_str()).collect::<Vec<_>>(), ["CONFIG_EROFS_FS"]);
         }
     }
 

@@ -8,12 +8,12 @@ use holdfast_harness::{Device, Disk, Nic, secs};
 use holdfast_model::guest::{AppDocument, Mount};
 use std::fs;
 use std::io::Read;
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 fn run(program: &str, args: &[&dyn AsRef<std::ffi::OsStr>]) {
     let output = Command::new(program)
@@ -150,6 +150,19 @@ fn last_line(text: &str) -> &str {
     text.lines().last().unwrap_or_default()
 }
 
+/// What a web server says, asked until it says something.
+fn answer(address: SocketAddr, timeout: Duration) -> String {
+    let started = Instant::now();
+    let mut text = String::new();
+    while text.is_empty() && started.elapsed() < timeout {
+        if let Ok(mut stream) = TcpStream::connect_timeout(&address, Duration::from_secs(1)) {
+            stream.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+            let _ = stream.read_to_string(&mut text);
+        }
+    }
+    text
+}
+
 #[test]
 fn an_app_finds_an_ordinary_container_and_its_end_is_reported_last() {
     let mut guest = Guest::new(
@@ -202,17 +215,14 @@ fn an_app_runs_as_the_user_the_image_names_and_reopens_its_output() {
     guest.device.power_on().unwrap();
     guest.device.wait_for_hvc("app: ready", secs(60)).unwrap();
     // Port 80 as an ordinary user, reached over the network.
-    let started = Instant::now();
-    let answer = loop {
-        let mut text = String::new();
-        if let Ok(mut stream) = TcpStream::connect(guest.device.forwarded(80)) {
-            let _ = stream.read_to_string(&mut text);
-        }
-        if !text.is_empty() || started.elapsed() > secs(20) {
-            break text;
-        }
-    };
-    assert!(answer.ends_with("hello from the app\n"), "{answer:?}");
+    let address = guest.device.forwarded(80);
+    assert!(answer(address, secs(20)).ends_with("hello from the app\n"));
+    // The same by a forward made now, and not while the cable is out.
+    let later = guest.device.forward(0, 80).unwrap();
+    guest.device.set_link(0, false).unwrap();
+    assert_eq!(answer(later, Duration::from_secs(2)), "");
+    guest.device.set_link(0, true).unwrap();
+    assert!(answer(later, secs(20)).ends_with("hello from the app\n"));
 
     guest.device.press_power_button().unwrap();
     guest.device.wait_off(secs(20)).unwrap();

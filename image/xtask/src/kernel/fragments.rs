@@ -30,17 +30,10 @@ pub struct Violation {
 
 impl fmt::Display for Violation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{}={} (kernel-config/{}): ",
-            self.option, self.requested, self.fragment
-        )?;
+        write!(f, "{}={} (kernel-config/{}): ", self.option, self.requested, self.fragment)?;
         match &self.found {
             Some(value) => write!(f, "the configuration has {value}; another option forces it"),
-            None => write!(
-                f,
-                "absent; the name is unknown, has no prompt, or something it depends on is off"
-            ),
+            None => write!(f, "absent; the name is unknown, has no prompt, or something it depends on is off"),
         }
     }
 }
@@ -56,10 +49,7 @@ impl Requests {
                 if line.trim().is_empty() || line.starts_with('#') {
                     continue;
                 }
-                bail!(
-                    "kernel-config/{fragment}:{}: neither an option nor a comment: {line:?}",
-                    number + 1
-                );
+                bail!("kernel-config/{fragment}:{}: neither an option nor a comment: {line:?}", number + 1);
             };
             if let Some((earlier, by)) = self.options.get(option)
                 && earlier != value
@@ -69,8 +59,7 @@ impl Requests {
                     number + 1
                 );
             }
-            self.options
-                .insert(option.to_owned(), (value.to_owned(), fragment.to_owned()));
+            self.options.insert(option.to_owned(), (value.to_owned(), fragment.to_owned()));
         }
         Ok(())
     }
@@ -111,9 +100,10 @@ fn parse(line: &str) -> Option<(&str, &str)> {
         Some(comment) => (comment.strip_suffix(" is not set")?, "n"),
         None => line.trim_end().split_once('=')?,
     };
-    let named = pair.0.strip_prefix("CONFIG_").is_some_and(|n| {
-        !n.is_empty() && n.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
-    });
+    let named = pair
+        .0
+        .strip_prefix("CONFIG_")
+        .is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_'));
     named.then_some(pair)
 }
 
@@ -147,63 +137,33 @@ mod tests {
     #[test]
     fn a_fulfilled_request_is_no_violation() {
         let r = requests("CONFIG_A=y\n# CONFIG_B is not set\n# CONFIG_C is not set\nCONFIG_N=5\n");
-        assert_eq!(
-            r.violations("CONFIG_A=y\n# CONFIG_B is not set\nCONFIG_N=5\nCONFIG_OTHER=y\n"),
-            []
-        );
+        assert_eq!(r.violations("CONFIG_A=y\n# CONFIG_B is not set\nCONFIG_N=5\nCONFIG_OTHER=y\n"), []);
     }
 
     #[test]
     fn dropped_changed_and_forced_options_are_named_with_their_fragment() {
         let r = requests("CONFIG_A=y\n# CONFIG_B is not set\nCONFIG_N=5\nCONFIG_KEPT=y\n");
         let found = r.violations("CONFIG_B=y\nCONFIG_N=6\nCONFIG_KEPT=y\n");
-        let list: Vec<_> = found
-            .iter()
-            .map(|v| (v.option.as_str(), v.found.as_deref()))
-            .collect();
-        assert_eq!(
-            list,
-            [
-                ("CONFIG_A", None),
-                ("CONFIG_B", Some("y")),
-                ("CONFIG_N", Some("6"))
-            ]
-        );
-        assert!(
-            found
-                .iter()
-                .all(|v| v.to_string().contains("kernel-config/a.config"))
-        );
+        let list: Vec<_> = found.iter().map(|v| (v.option.as_str(), v.found.as_deref())).collect();
+        assert_eq!(list, [("CONFIG_A", None), ("CONFIG_B", Some("y")), ("CONFIG_N", Some("6"))]);
+        assert!(found.iter().all(|v| v.to_string().contains("kernel-config/a.config")));
     }
 
     #[test]
     fn fragments_that_contradict_each_other_are_refused() {
         let mut r = requests("CONFIG_A=y\n");
-        let error = r
-            .add("b.config", "# CONFIG_A is not set\n")
-            .unwrap_err()
-            .to_string();
-        assert!(
-            error.contains("a.config") && error.contains("b.config:1"),
-            "{error}"
-        );
+        let error = r.add("b.config", "# CONFIG_A is not set\n").unwrap_err().to_string();
+        assert!(error.contains("a.config") && error.contains("b.config:1"), "{error}");
     }
 
     #[test]
     fn a_misspelt_line_is_refused() {
-        assert!(
-            Requests::default()
-                .add("a.config", "CONFIG_A = y\n")
-                .is_err()
-        );
+        assert!(Requests::default().add("a.config", "CONFIG_A = y\n").is_err());
         assert!(Requests::default().add("a.config", "CONFG_A=y\n").is_err());
     }
 
     #[test]
     fn comments_and_order_do_not_change_the_text() {
-        assert_eq!(
-            requests("# why\nCONFIG_B=y\nCONFIG_A=y\n").text(),
-            requests("CONFIG_A=y\n\nCONFIG_B=y\n").text()
-        );
+        assert_eq!(requests("# why\nCONFIG_B=y\nCONFIG_A=y\n").text(), requests("CONFIG_A=y\n\nCONFIG_B=y\n").text());
     }
 }

@@ -39,18 +39,10 @@ pub(super) fn interrupted(error: &anyhow::Error) -> bool {
 ///
 /// # Errors
 /// When it fails: the error holds the end of the log and its path.
-pub(super) fn with_progress(
-    mut make: Command,
-    log_path: &Path,
-    steps: usize,
-    progress: &dyn Fn(&str),
-) -> Result<()> {
-    let mut log = File::create(log_path)
-        .with_context(|| format!("cannot write the log {}", log_path.display()))?;
+pub(super) fn with_progress(mut make: Command, log_path: &Path, steps: usize, progress: &dyn Fn(&str)) -> Result<()> {
+    let mut log = File::create(log_path).with_context(|| format!("cannot write the log {}", log_path.display()))?;
     let (reader, writer) = std::io::pipe().context("cannot make a pipe")?;
-    make.stdin(Stdio::null())
-        .stderr(writer.try_clone()?)
-        .stdout(writer);
+    make.stdin(Stdio::null()).stderr(writer.try_clone()?).stdout(writer);
     let mut child = make.spawn().context("cannot start make")?;
     // The command holds the parent's copy of the pipe's writing end: the reader sees the end only when that is closed.
     drop(make);
@@ -59,9 +51,9 @@ pub(super) fn with_progress(
     let reading = std::thread::spawn(move || {
         let mut reader = BufReader::new(reader);
         let mut line = Vec::new();
-        while reader.read_until(b'\n', &mut line).is_ok_and(|n| n > 0)
-            && sender.send(std::mem::take(&mut line)).is_ok()
-        {}
+        while reader.read_until(b'\n', &mut line).is_ok_and(|n| n > 0) && sender.send(std::mem::take(&mut line)).is_ok()
+        {
+        }
     });
 
     let started = Instant::now();
@@ -72,14 +64,10 @@ pub(super) fn with_progress(
         match lines.recv_timeout(INTERVAL) {
             Ok(line) => {
                 heard = Instant::now();
-                log.write_all(&line)
-                    .with_context(|| format!("cannot write the log {}", log_path.display()))?;
+                log.write_all(&line).with_context(|| format!("cannot write the log {}", log_path.display()))?;
                 let text = String::from_utf8_lossy(&line).trim_end().to_owned();
                 // kbuild prints "  CC      mm/slub.o" per step, indented by two blanks.
-                if let Some(target) = text
-                    .strip_prefix("  ")
-                    .and_then(|t| t.split_whitespace().nth(1))
-                {
+                if let Some(target) = text.strip_prefix("  ").and_then(|t| t.split_whitespace().nth(1)) {
                     count += 1;
                     target.clone_into(&mut step);
                 }
@@ -108,25 +96,14 @@ pub(super) fn with_progress(
     reading.join().ok();
     let status = child.wait().context("cannot wait for make")?;
     // make turns the signal of Ctrl-C, which it gets too, into exit code 2 only after saying so.
-    if status.signal().is_some()
-        || last
-            .iter()
-            .any(|l| l.contains("Interrupt") || l.contains("Terminated"))
-    {
+    if status.signal().is_some() || last.iter().any(|l| l.contains("Interrupt") || l.contains("Terminated")) {
         return Err(Interrupted.into());
     }
     if !status.success() {
         let end: Vec<String> = last.into_iter().collect();
-        bail!(
-            "make ended with {status}; its log is {}\n{}",
-            log_path.display(),
-            end.join("\n")
-        );
+        bail!("make ended with {status}; its log is {}\n{}", log_path.display(), end.join("\n"));
     }
-    progress(&format!(
-        "done, {count} steps in {} s",
-        started.elapsed().as_secs()
-    ));
+    progress(&format!("done, {count} steps in {} s", started.elapsed().as_secs()));
     Ok(())
 }
 
@@ -134,11 +111,7 @@ pub(super) fn with_progress(
 fn status(count: usize, steps: usize, elapsed: Duration, step: &str) -> String {
     let percent = (count * 100 / steps.max(1)).min(99);
     let seconds = elapsed.as_secs();
-    format!(
-        "{percent:2} %, {} min {:02} s, {step}",
-        seconds / 60,
-        seconds % 60
-    )
+    format!("{percent:2} %, {} min {:02} s, {step}", seconds / 60, seconds % 60)
 }
 
 #[cfg(test)]
@@ -157,57 +130,35 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let log = dir.path().join("log");
         let said = RefCell::new(Vec::new());
-        with_progress(
-            shell("echo '  CC      a.o'; echo '  CC      b.o' >&2; echo warning"),
-            &log,
-            2,
-            &|l| said.borrow_mut().push(l.to_owned()),
-        )
+        with_progress(shell("echo '  CC      a.o'; echo '  CC      b.o' >&2; echo warning"), &log, 2, &|l| {
+            said.borrow_mut().push(l.to_owned())
+        })
         .unwrap();
         let text = std::fs::read_to_string(&log).unwrap();
-        assert!(
-            text.contains("a.o") && text.contains("b.o") && text.contains("warning"),
-            "{text}"
-        );
-        assert!(
-            said.borrow().last().unwrap().starts_with("done, 2 steps"),
-            "{said:?}"
-        );
+        assert!(text.contains("a.o") && text.contains("b.o") && text.contains("warning"), "{text}");
+        assert!(said.borrow().last().unwrap().starts_with("done, 2 steps"), "{said:?}");
     }
 
     #[test]
     fn a_failure_shows_the_end_of_the_log_and_names_it() {
         let dir = tempfile::tempdir().unwrap();
         let log = dir.path().join("log");
-        let error = with_progress(
-            shell("echo 'a.c:1: error: no such thing'; exit 2"),
-            &log,
-            1,
-            &|_| {},
-        )
-        .unwrap_err();
+        let error = with_progress(shell("echo 'a.c:1: error: no such thing'; exit 2"), &log, 1, &|_| {}).unwrap_err();
         assert!(!interrupted(&error));
         let text = error.to_string();
-        assert!(
-            text.contains("no such thing") && text.contains(&log.display().to_string()),
-            "{text}"
-        );
+        assert!(text.contains("no such thing") && text.contains(&log.display().to_string()), "{text}");
     }
 
     #[test]
     fn an_interrupted_build_is_told_from_a_failed_one() {
         let dir = tempfile::tempdir().unwrap();
-        let error =
-            with_progress(shell("kill -INT $$"), &dir.path().join("log"), 1, &|_| {}).unwrap_err();
+        let error = with_progress(shell("kill -INT $$"), &dir.path().join("log"), 1, &|_| {}).unwrap_err();
         assert!(interrupted(&error), "{error}");
     }
 
     #[test]
     fn progress_never_claims_to_be_done_early() {
-        assert_eq!(
-            status(50, 100, Duration::from_secs(61), "a.o"),
-            "50 %, 1 min 01 s, a.o"
-        );
+        assert_eq!(status(50, 100, Duration::from_secs(61), "a.o"), "50 %, 1 min 01 s, a.o");
         assert!(status(500, 100, Duration::ZERO, "a.o").starts_with("99 %"));
         assert!(status(0, 0, Duration::ZERO, "").starts_with(" 0 %"));
     }
