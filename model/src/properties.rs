@@ -29,7 +29,9 @@ pub struct Properties {
     pub certificate_interval_seconds: u32,
     /// `newlog.allow.fastupload`.
     pub fast_log_upload: bool,
-    /// Properties that were given and are not known here, as they came.
+    /// Properties that were given and are not known here, as they came. Images signed with development keys look among them for
+    /// `debug.node.abort` (the agent aborts each time its text changes) and `debug.memory` (one log line with every host process's
+    /// memory each time its text changes); see `init/node/src/debug.rs`.
     pub unknown: Vec<(String, String)>,
 }
 

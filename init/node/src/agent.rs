@@ -7,6 +7,7 @@
 use crate::apps::{self, Readiness, Runtime, Step, Vm, World};
 use crate::boot::{Boot, Paths};
 use crate::contents::{Contents, Fetch, What, plan as plan_fetch};
+use crate::debug;
 use crate::jobs::{self, JobEvent};
 use crate::logs::{GuestReport, Waiting};
 use crate::machine;
@@ -180,6 +181,7 @@ impl Agent {
     fn begin(&mut self) -> Result<()> {
         self.remove_partials();
         self.last_reboot = self.reason_of_last_boot();
+        self.enter_ready();
         self.look_at_units()?;
         match session::stored_config(&self.paths, &self.boot, &self.device) {
             Ok(Some(desired)) => {
@@ -190,6 +192,16 @@ impl Agent {
             Err(e) => self.say("warning", &format!("the stored config is not used: {e:#}")),
         }
         Ok(())
+    }
+
+    /// Measures the phase word, once in a boot: a restarted agent finds the mark that the first one left.
+    fn enter_ready(&mut self) {
+        let mark = self.paths.run.join("ready");
+        if OpenOptions::new().write(true).create_new(true).open(&mark).is_ok()
+            && let Err(e) = self.device.identity().extend_phase(holdfast_format::pcr::phase::READY)
+        {
+            self.say("warning", &format!("phase `ready` is not measured: {e}"));
+        }
     }
 
     /// Says it on the console and puts it into the device log; the same text again only after another one for the same thing.
@@ -474,6 +486,24 @@ impl Agent {
         self.desired = desired;
         self.configured = true;
         self.collect_images();
+        self.follow_debug_orders();
+    }
+
+    fn follow_debug_orders(&mut self) {
+        let orders = &self.desired.properties.unknown;
+        for order in debug::due(self.boot.release.kind, orders, &mut self.store.now.debug) {
+            // On disk first: an order that was followed is not followed again by the agent that comes after.
+            if let Err(e) = self.store.save() {
+                return self.say("error", &format!("{order} is not followed: the agent's state cannot be saved: {e}"));
+            }
+            match order {
+                debug::ABORT => {
+                    self.say("warning", "aborting, as the controller ordered (debug.node.abort)");
+                    std::process::abort();
+                }
+                _ => self.say("info", &debug::memory()),
+            }
+        }
     }
 
     /// Removes kept contents and image files that nothing wants; a running VM keeps its open file.

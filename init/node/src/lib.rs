@@ -10,13 +10,14 @@
 //!
 //! Reading order: [`agent`] (the loop), [`boot`] and [`trust`] (what this boot is, keys, vault), [`session`] (the controller's side),
 //! [`network`] and [`services`], [`contents`] and [`jobs`], [`volumes`], [`apps`] (what to do about each) and [`vms`], [`update`],
-//! [`reports`], [`logs`], [`store`], [`supervisor`], [`seqpacket`], [`machine`].
+//! [`reports`], [`logs`], [`store`], [`supervisor`], [`seqpacket`], [`machine`], [`debug`].
 #![forbid(unsafe_code)]
 
 pub mod agent;
 pub mod apps;
 pub mod boot;
 pub mod contents;
+pub mod debug;
 pub mod jobs;
 pub mod logs;
 pub mod machine;

@@ -29,6 +29,8 @@ pub struct Persisted {
     pub ordered_reboot: Option<holdfast_model::observed::RebootRecord>,
     /// The report of the last reboot, kept so that a restarted agent says the same.
     pub last_reboot: Option<(u64, holdfast_model::observed::RebootRecord)>,
+    /// Debugging orders that were followed, by property; see [`crate::debug`].
+    pub debug: BTreeMap<String, String>,
 }
 
 /// A content tree that is on disk.
