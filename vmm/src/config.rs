@@ -431,7 +431,8 @@ mod tests {
 
     #[test]
     fn faults_name_the_field() {
-        let cases: [(&str, Box<dyn Fn(&mut serde_json::Value)>); 10] = [
+        type Change = Box<dyn Fn(&mut serde_json::Value)>;
+        let cases: [(&str, Change); 10] = [
             ("vcpus", Box::new(|v| v["vcpus"] = 0.into())),
             ("memory_mib", Box::new(|v| v["memory_mib"] = 0.into())),
             ("name", Box::new(|v| v["name"] = "".into())),

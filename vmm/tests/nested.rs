@@ -12,6 +12,8 @@ use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
+/// Stripped, static.
+const BINARY_BUDGET: u64 = 3 << 20;
 const LIMIT: Duration = Duration::from_secs(240);
 
 fn main() -> ExitCode {
@@ -59,6 +61,10 @@ fn run() -> Result<Outcome, String> {
         return Ok(Outcome::Skipped("qemu-system-x86_64 is not installed".into()));
     }
     let (vmm, nested) = programs()?;
+    let size = vmm.metadata().map_err(|e| e.to_string())?.len();
+    if size > BINARY_BUDGET {
+        return Err(format!("the vmm binary is {size} bytes, budget {BINARY_BUDGET}"));
+    }
     let directory = tempfile::tempdir().map_err(|e| e.to_string())?;
     let initrd = directory.path().join("host.cpio");
     write_host_initrd(&initrd, &vmm, &nested, &guest)?;

@@ -162,7 +162,7 @@ mod tests {
         bytes.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte))
     }
 
-    fn table<'a>(block: &'a [u8], address: u64) -> &'a [u8] {
+    fn table(block: &[u8], address: u64) -> &[u8] {
         let at = (address - ACPI_START) as usize;
         let len = u32::from_le_bytes(block[at + 4..at + 8].try_into().unwrap()) as usize;
         &block[at..at + len]

@@ -28,11 +28,13 @@ pub(crate) struct Driver<'a> {
     size: u16,
     next: u16,
     avail: u16,
+    kick: Arc<EventFd>,
 }
 
 impl<'a> Driver<'a> {
     pub(crate) fn new(ram: &'a Arc<GuestRam>, index: u16, size: u16) -> Self {
-        Self { ram, table: 0x1_0000 * (u64::from(index) + 1), size, next: 0, avail: 0 }
+        let kick = Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap());
+        Self { ram, table: 0x1_0000 * (u64::from(index) + 1), size, next: 0, avail: 0, kick }
     }
 
     pub(crate) fn avail_addr(&self) -> u64 {
@@ -45,14 +47,13 @@ impl<'a> Driver<'a> {
 
     /// The device's side.
     pub(crate) fn queue(&self, index: u16, interrupts: &Arc<Interrupts>) -> VirtQueue {
-        let kick = Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap());
         let mut queue = Queue::new(self.size).unwrap();
         let low = |addr: u64| Some(u32::try_from(addr).unwrap());
         queue.set_desc_table_address(low(self.table), Some(0));
         queue.set_avail_ring_address(low(self.avail_addr()), Some(0));
         queue.set_used_ring_address(low(self.used_addr()), Some(0));
         queue.set_ready(true);
-        VirtQueue::new(index, queue, self.ram.clone(), kick, interrupts.clone()).unwrap()
+        VirtQueue::new(index, queue, self.ram.clone(), self.kick.clone(), interrupts.clone()).unwrap()
     }
 
     /// Writes a descriptor as is.
@@ -72,6 +73,16 @@ impl<'a> Driver<'a> {
         self.ram.write_obj(head, GuestAddress(slot)).unwrap();
         self.avail = self.avail.wrapping_add(1);
         self.set_avail_idx(self.avail);
+    }
+
+    /// Rings the doorbell.
+    pub(crate) fn kick(&self) {
+        self.kick.write(1).unwrap();
+    }
+
+    /// Starts over with an empty used ring.
+    pub(crate) fn clear_used(&self) {
+        self.ram.write_obj(0u16, GuestAddress(self.used_addr() + 2)).unwrap();
     }
 
     /// Writes the available index as is.
