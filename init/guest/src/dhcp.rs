@@ -3,6 +3,9 @@
 //! The caller sends what [`Client::poll`] hands out, waits as long as it says, and gives every received datagram to
 //! [`Client::receive`]. Nothing here touches a socket or a clock.
 //!
+//! A client of its own beside the one in `net/netsvc`: that one works without any privilege on raw frames for a port of the host; an init
+//! depends on the model alone (`docs/design.md` 2), has the interface to itself and needs no more than a UDP socket.
+//!
 //! ```text
 //!   Selecting --offer--> Requesting --ack--> Bound --T1--> Renewing --T2--> Rebinding --expiry--> Selecting
 //!       ^                    |  nak, no answer                |  ack -> Bound        nak ->|
