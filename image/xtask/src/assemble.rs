@@ -8,8 +8,7 @@ use anyhow::{Context, Result, bail};
 use holdfast_format::layout::{self, Part};
 use holdfast_format::release::{Kind, PRODUCT, Release};
 use holdfast_format::{
-    authenticode::Signer, cpio, fat, payload, pcr, policy::SignedPolicies, site, uki, uki::Uki,
-    verity,
+    authenticode::Signer, cpio, fat, payload, pcr, policy::SignedPolicies, site, uki, uki::Uki, verity,
 };
 use holdfast_model::slot::Slot;
 use std::collections::BTreeMap;
@@ -66,9 +65,7 @@ pub struct Artefacts {
 /// A missing tool or file, a full disk, a slot that is too large: named.
 pub fn assemble(inputs: &Inputs<'_>, out: &Path, progress: &dyn Fn(&str)) -> Result<Artefacts> {
     fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
-    let work = tempfile::Builder::new()
-        .prefix(".assemble-")
-        .tempdir_in(out)?;
+    let work = tempfile::Builder::new().prefix(".assemble-").tempdir_in(out)?;
     let mut sizes = BTreeMap::new();
 
     progress("slot: programs, libraries, guest kernel into erofs");
@@ -76,21 +73,11 @@ pub fn assemble(inputs: &Inputs<'_>, out: &Path, progress: &dyn Fn(&str)) -> Res
     stage_slot(inputs, &tree, work.path())?;
     let erofs = work.path().join("slot.erofs");
     run(Command::new("mkfs.erofs")
-        .args([
-            "-zlz4hc",
-            "-T",
-            &BUILD_TIME.to_string(),
-            "-U",
-            FS_UUID,
-            "--all-root",
-        ])
+        .args(["-zlz4hc", "-T", &BUILD_TIME.to_string(), "-U", FS_UUID, "--all-root"])
         .arg(&erofs)
         .arg(&tree))?;
     let data_bytes = fs::metadata(&erofs)?.len().next_multiple_of(verity::BLOCK);
-    OpenOptions::new()
-        .write(true)
-        .open(&erofs)?
-        .set_len(data_bytes)?;
+    OpenOptions::new().write(true).open(&erofs)?.set_len(data_bytes)?;
     let hashes = verity::build(File::open(&erofs)?)?;
     let mut slot = fs::read(&erofs)?;
     slot.extend_from_slice(&hashes.bytes);
@@ -102,14 +89,8 @@ pub fn assemble(inputs: &Inputs<'_>, out: &Path, progress: &dyn Fn(&str)) -> Res
 
     sizes.insert("uki".into(), uki.len() as u64);
     sizes.insert("os-slot".into(), slot.len() as u64);
-    sizes.insert(
-        "os-slot-host".into(),
-        host_share(&tree, slot.len() as u64, work.path())?,
-    );
-    sizes.insert(
-        "guest-kernel".into(),
-        fs::metadata(&inputs.guest.vmlinux)?.len(),
-    );
+    sizes.insert("os-slot-host".into(), host_share(&tree, slot.len() as u64, work.path())?);
+    sizes.insert("guest-kernel".into(), fs::metadata(&inputs.guest.vmlinux)?.len());
     for (name, path) in [
         ("pid1", &inputs.programs.pid1),
         ("node", &inputs.programs.node),
@@ -133,11 +114,7 @@ pub fn assemble(inputs: &Inputs<'_>, out: &Path, progress: &dyn Fn(&str)) -> Res
     write_payload(inputs, &new, &esp, &slot)?;
     sizes.insert("update".into(), fs::metadata(&new)?.len());
     fs::rename(&new, &update)?;
-    Ok(Artefacts {
-        image,
-        update,
-        sizes,
-    })
+    Ok(Artefacts { image, update, sizes })
 }
 
 fn esp_bytes() -> u64 {
@@ -146,10 +123,7 @@ fn esp_bytes() -> u64 {
 
 fn fit(what: &str, bytes: u64, room: Option<u64>) -> Result<()> {
     if room.is_some_and(|r| bytes > r) {
-        bail!(
-            "{what} has {bytes} bytes, but its partition only {}",
-            room.unwrap_or_default()
-        );
+        bail!("{what} has {bytes} bytes, but its partition only {}", room.unwrap_or_default());
     }
     Ok(())
 }
@@ -158,14 +132,7 @@ fn fit(what: &str, bytes: u64, room: Option<u64>) -> Result<()> {
 fn host_share(tree: &Path, slot_bytes: u64, work: &Path) -> Result<u64> {
     let guest = work.join("guest.erofs");
     run(Command::new("mkfs.erofs")
-        .args([
-            "-zlz4hc",
-            "-T",
-            &BUILD_TIME.to_string(),
-            "-U",
-            FS_UUID,
-            "--all-root",
-        ])
+        .args(["-zlz4hc", "-T", &BUILD_TIME.to_string(), "-U", FS_UUID, "--all-root"])
         .arg(&guest)
         .arg(tree.join("guest")))?;
     Ok(slot_bytes.saturating_sub(fs::metadata(&guest)?.len()))
@@ -173,51 +140,32 @@ fn host_share(tree: &Path, slot_bytes: u64, work: &Path) -> Result<u64> {
 
 /// The slot's tree.
 fn stage_slot(inputs: &Inputs<'_>, tree: &Path, work: &Path) -> Result<()> {
-    for folder in [
-        "bin",
-        "etc/holdfast",
-        "guest",
-        "share",
-        "dev",
-        "proc",
-        "sys",
-        "run",
-        "tmp",
-        "data",
-    ] {
+    for folder in ["bin", "etc/holdfast", "guest", "share", "dev", "proc", "sys", "run", "tmp", "data"] {
         fs::create_dir_all(tree.join(folder))?;
     }
     let programs = inputs.programs;
-    for (name, source) in [
-        ("node", &programs.node),
-        ("fetch", &programs.fetch),
-        ("netsvc", &programs.netsvc),
-        ("vmm", &programs.vmm),
-    ] {
+    for (name, source) in
+        [("node", &programs.node), ("fetch", &programs.fetch), ("netsvc", &programs.netsvc), ("vmm", &programs.vmm)]
+    {
         install(source, &tree.join("bin").join(name), 0o755)?;
     }
     let mut needed: Vec<PathBuf> = RUNTIME_LIBRARIES.iter().map(PathBuf::from).collect();
-    for program in [
-        programs.node.as_path(),
-        programs.fetch.as_path(),
-        Path::new(RUNTIME_LIBRARIES[0]),
-    ] {
+    for program in [programs.node.as_path(), programs.fetch.as_path(), Path::new(RUNTIME_LIBRARIES[0])] {
         needed.extend(libraries(program)?);
     }
     needed.sort();
     needed.dedup();
     for library in needed {
-        let path = library
-            .strip_prefix("/usr")
-            .unwrap_or_else(|_| library.strip_prefix("/").unwrap_or(&library));
+        let path = library.strip_prefix("/usr").unwrap_or_else(|_| library.strip_prefix("/").unwrap_or(&library));
         install(&library, &tree.join(path), 0o755)?;
     }
     install(&inputs.guest.vmlinux, &tree.join("guest/vmlinux"), 0o444)?;
     let mut initrd = cpio::Archive::new();
-    initrd
-        .dir("dev", 0o755)
-        .char_device("dev/console", 0o600, 5, 1)
-        .file("init", 0o755, &fs::read(&programs.guest_init)?);
+    initrd.dir("dev", 0o755).char_device("dev/console", 0o600, 5, 1).file(
+        "init",
+        0o755,
+        &fs::read(&programs.guest_init)?,
+    );
     fs::write(tree.join("guest/initrd"), initrd.finish())?;
     seed(&tree.join("share/seed.ext4"), work)?;
     fs::write(tree.join("etc/holdfast/release"), release(inputs).encode())?;
@@ -233,21 +181,14 @@ fn release(inputs: &Inputs<'_>) -> Release {
         product: PRODUCT.into(),
         version: inputs.version.into(),
         epoch: inputs.epoch,
-        kind: if inputs.keys.development {
-            Kind::Dev
-        } else {
-            Kind::Release
-        },
+        kind: if inputs.keys.development { Kind::Dev } else { Kind::Release },
     }
 }
 
 /// Copies the content (not the owner or time) with a fixed mode.
 fn install(from: &Path, to: &Path, mode: u32) -> Result<()> {
     fs::create_dir_all(to.parent().unwrap_or(to))?;
-    fs::write(
-        to,
-        fs::read(from).with_context(|| format!("cannot read {}", from.display()))?,
-    )?;
+    fs::write(to, fs::read(from).with_context(|| format!("cannot read {}", from.display()))?)?;
     fs::set_permissions(to, fs::Permissions::from_mode(mode))?;
     Ok(())
 }
@@ -263,7 +204,20 @@ fn seed(path: &Path, work: &Path) -> Result<()> {
     run(Command::new("mke2fs")
         .env("MKE2FS_CONFIG", &config)
         .env("E2FSPROGS_FAKE_TIME", BUILD_TIME.to_string())
-        .args(["-q", "-F", "-t", "ext4", "-m", "0", "-b", "4096", "-U", FS_UUID, "-E", &format!("hash_seed={FS_UUID},root_owner=0:0,lazy_itable_init=0,lazy_journal_init=0,nodiscard")])
+        .args([
+            "-q",
+            "-F",
+            "-t",
+            "ext4",
+            "-m",
+            "0",
+            "-b",
+            "4096",
+            "-U",
+            FS_UUID,
+            "-E",
+            &format!("hash_seed={FS_UUID},root_owner=0:0,lazy_itable_init=0,lazy_journal_init=0,nodiscard"),
+        ])
         .arg(path)
         .arg(SEED_BYTES))?;
     Ok(())
@@ -271,25 +225,18 @@ fn seed(path: &Path, work: &Path) -> Result<()> {
 
 /// The signed UKI.
 fn build_uki(inputs: &Inputs<'_>, root: &verity::Root) -> Result<Vec<u8>> {
-    let stub = fs::read(STUB)
-        .with_context(|| format!("cannot read {STUB}: install package systemd-boot-efi"))?;
+    let stub = fs::read(STUB).with_context(|| format!("cannot read {STUB}: install package systemd-boot-efi"))?;
     let linux = fs::read(&inputs.host.bzimage)?;
     let mut initrd = cpio::Archive::new();
-    initrd
-        .dir("dev", 0o755)
-        .char_device("dev/console", 0o600, 5, 1)
-        .file("init", 0o755, &fs::read(&inputs.programs.pid1)?);
+    initrd.dir("dev", 0o755).char_device("dev/console", 0o600, 5, 1).file(
+        "init",
+        0o755,
+        &fs::read(&inputs.programs.pid1)?,
+    );
     let initrd = initrd.finish();
-    let cmdline = format!(
-        "{} slot.version={} slot.epoch={} {KERNEL_OPTIONS}",
-        root.to_cmdline(),
-        inputs.version,
-        inputs.epoch
-    );
-    let osrel = format!(
-        "ID=holdfast\nNAME=Holdfast\nVERSION_ID={0}\nPRETTY_NAME=\"Holdfast {0}\"\n",
-        inputs.version
-    );
+    let cmdline =
+        format!("{} slot.version={} slot.epoch={} {KERNEL_OPTIONS}", root.to_cmdline(), inputs.version, inputs.epoch);
+    let osrel = format!("ID=holdfast\nNAME=Holdfast\nVERSION_ID={0}\nPRETTY_NAME=\"Holdfast {0}\"\n", inputs.version);
     let unsigned = Uki {
         stub: &stub,
         osrel: osrel.as_bytes(),
@@ -303,15 +250,8 @@ fn build_uki(inputs: &Inputs<'_>, root: &verity::Root) -> Result<Vec<u8>> {
     // The signature is not measured, so PCR 11 can be predicted without it and signed into it.
     let pcr11 = uki::predict_pcr11(&unsigned.build()?, &[pcr::phase::ENTER_PID1])?;
     let signed = SignedPolicies::sign(&pcr11, inputs.epoch, &inputs.keys.release).encode();
-    let whole = Uki {
-        pcrsig: &signed,
-        ..unsigned
-    }
-    .build()?;
-    let signer = Signer::from_pem(
-        &inputs.keys.secure_boot_key,
-        &inputs.keys.secure_boot_certificate,
-    )?;
+    let whole = Uki { pcrsig: &signed, ..unsigned }.build()?;
+    let signer = Signer::from_pem(&inputs.keys.secure_boot_key, &inputs.keys.secure_boot_certificate)?;
     Ok(signer.sign(&whole)?)
 }
 
@@ -324,17 +264,12 @@ fn write_disk(path: &Path, esp: &[u8], slot: &[u8], site: Option<&site::Site>) -
     for extent in table.encode()? {
         file.write_all_at(&extent.data, extent.offset)?;
     }
-    let mut parts: Vec<(Part, Vec<u8>)> = vec![
-        (Part::esp(Slot::A), esp.to_vec()),
-        (Part::os(Slot::A), slot.to_vec()),
-    ];
+    let mut parts: Vec<(Part, Vec<u8>)> = vec![(Part::esp(Slot::A), esp.to_vec()), (Part::os(Slot::A), slot.to_vec())];
     if let Some(site) = site {
         parts.push((Part::Site, site.encode()?));
     }
     for (part, data) in parts {
-        let Some(place) = table.find(part.name()) else {
-            bail!("layout without {}", part.name())
-        };
+        let Some(place) = table.find(part.name()) else { bail!("layout without {}", part.name()) };
         fit(part.name(), data.len() as u64, Some(place.size_bytes()))?;
         for (n, chunk) in data.chunks(1 << 16).enumerate() {
             if chunk.iter().any(|b| *b != 0) {
@@ -348,12 +283,7 @@ fn write_disk(path: &Path, esp: &[u8], slot: &[u8], site: Option<&site::Site>) -
 
 fn write_payload(inputs: &Inputs<'_>, path: &Path, esp: &[u8], slot: &[u8]) -> Result<()> {
     let mut file = std::io::BufWriter::new(File::create(path)?);
-    payload::write(
-        &mut file,
-        &release(inputs),
-        payload::Images { os: slot, esp },
-        &inputs.keys.release,
-    )?;
+    payload::write(&mut file, &release(inputs), payload::Images { os: slot, esp }, &inputs.keys.release)?;
     std::io::Write::flush(&mut file)?;
     file.get_ref().sync_all()?;
     Ok(())

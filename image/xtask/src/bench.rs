@@ -37,9 +37,5 @@ pub fn run(args: &BenchArgs) -> Result<ExitCode> {
         .env("CARGO_TARGET_DIR", programs::target_dir())
         .status()
         .context("cannot start cargo")?;
-    Ok(if status.success() {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -40,23 +40,9 @@ pub fn run(args: &RunArgs) -> Result<ExitCode> {
         None => None,
     };
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.current_dir(root()).args([
-        "run",
-        "--quiet",
-        "--package",
-        "holdfast-scenarios",
-        "--bin",
-        "demo",
-        "--",
-    ]);
-    command
-        .env("HOLDFAST_OUT", out())
-        .env("CARGO_TARGET_DIR", programs::target_dir());
-    for (flag, on) in [
-        ("--update", args.update),
-        ("--console", args.console),
-        ("--once", args.once),
-    ] {
+    command.current_dir(root()).args(["run", "--quiet", "--package", "holdfast-scenarios", "--bin", "demo", "--"]);
+    command.env("HOLDFAST_OUT", out()).env("CARGO_TARGET_DIR", programs::target_dir());
+    for (flag, on) in [("--update", args.update), ("--console", args.console), ("--once", args.once)] {
         if on {
             command.arg(flag);
         }
@@ -66,11 +52,7 @@ pub fn run(args: &RunArgs) -> Result<ExitCode> {
     }
     ignore_interrupt()?;
     let status = command.status().context("cannot start cargo")?;
-    Ok(if status.success() {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// Ctrl-C is the demo's to handle; this process must live until it has cleaned up. (A child starts with an empty signal mask.)

@@ -34,34 +34,21 @@ pub struct FlashArgs {
 /// A disk in use, too small or not a disk; an image that is not one.
 pub fn run(args: &FlashArgs) -> Result<ExitCode> {
     let site = args.site.site()?;
-    let meta = fs::metadata(&args.disk)
-        .with_context(|| format!("{}: expected a disk", args.disk.display()))?;
+    let meta = fs::metadata(&args.disk).with_context(|| format!("{}: expected a disk", args.disk.display()))?;
     let block = meta.file_type().is_block_device();
     if block
-        && PathBuf::from("/sys/class/block")
-            .join(args.disk.file_name().unwrap_or_default())
-            .join("partition")
-            .exists()
+        && PathBuf::from("/sys/class/block").join(args.disk.file_name().unwrap_or_default()).join("partition").exists()
     {
-        bail!(
-            "{} is a partition: name the whole disk",
-            args.disk.display()
-        );
+        bail!("{} is a partition: name the whole disk", args.disk.display());
     }
     let image = match &args.image {
         Some(image) => image.clone(),
         None => {
             packages::ensure(packages::Need::Build)?;
-            images::build(&images::Options {
-                keys: args.keys.clone(),
-                ..images::Options::default()
-            })?
-            .artefacts
-            .image
+            images::build(&images::Options { keys: args.keys.clone(), ..images::Options::default() })?.artefacts.image
         }
     };
-    let mut source =
-        File::open(&image).with_context(|| format!("cannot open {}", image.display()))?;
+    let mut source = File::open(&image).with_context(|| format!("cannot open {}", image.display()))?;
     let total = source.metadata()?.len();
     // O_EXCL on a block device: the kernel refuses while it is mounted or otherwise in use.
     let flags = if block { libc::O_EXCL } else { 0 };
@@ -70,18 +57,9 @@ pub fn run(args: &FlashArgs) -> Result<ExitCode> {
         .write(true)
         .custom_flags(flags)
         .open(&args.disk)
-        .with_context(|| {
-            format!(
-                "{} is in use or not writable: unmount what is on it",
-                args.disk.display()
-            )
-        })?;
+        .with_context(|| format!("{} is in use or not writable: unmount what is on it", args.disk.display()))?;
     if block && sitecmd::length(&disk)? < total {
-        bail!(
-            "{} has {} bytes, the image needs {total}",
-            args.disk.display(),
-            sitecmd::length(&disk)?
-        );
+        bail!("{} has {} bytes, the image needs {total}", args.disk.display(), sitecmd::length(&disk)?);
     }
     confirm(args)?;
     let mut buffer = vec![0u8; 4 << 20];
@@ -120,15 +98,9 @@ fn confirm(args: &FlashArgs) -> Result<()> {
         return Ok(());
     }
     if !std::io::stdin().is_terminal() {
-        bail!(
-            "everything on {} would be lost: say --yes",
-            args.disk.display()
-        );
+        bail!("everything on {} would be lost: say --yes", args.disk.display());
     }
-    eprint!(
-        "Everything on {} will be lost. Type its name to go on: ",
-        args.disk.display()
-    );
+    eprint!("Everything on {} will be lost. Type its name to go on: ", args.disk.display());
     std::io::stderr().flush()?;
     let mut answer = String::new();
     std::io::stdin().read_line(&mut answer)?;

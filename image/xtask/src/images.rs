@@ -76,11 +76,7 @@ pub fn parts() -> Result<Parts> {
     let guest = kernel::build(kernel::Kernel::Guest, &progress)?;
     let host = kernel::build(kernel::Kernel::Host, &progress)?;
     step.say("programs");
-    Ok(Parts {
-        programs: programs::build()?,
-        host,
-        guest,
-    })
+    Ok(Parts { programs: programs::build()?, host, guest })
 }
 
 /// Builds one version.
@@ -96,10 +92,7 @@ pub fn build(options: &Options) -> Result<Built> {
 /// # Errors
 /// As [`assemble::assemble`].
 pub fn version_of(parts: &Parts, options: &Options, folder: &Path) -> Result<Built> {
-    let version = options
-        .version
-        .clone()
-        .unwrap_or_else(|| VERSION.to_owned());
+    let version = options.version.clone().unwrap_or_else(|| VERSION.to_owned());
     if !holdfast_format::release::valid_version(&version) {
         bail!("version {version:?}: expected 1 to 64 letters, digits and ._+-");
     }
@@ -120,12 +113,7 @@ pub fn version_of(parts: &Parts, options: &Options, folder: &Path) -> Result<Bui
     sbom::write(&sbom, &version, &parts.host)?;
     let sizes = budgets::table(&artefacts.sizes)?;
     fs::write(folder.join("sizes.txt"), &sizes)?;
-    Ok(Built {
-        artefacts,
-        sbom,
-        sizes,
-        development: keys.development,
-    })
+    Ok(Built { artefacts, sbom, sizes, development: keys.development })
 }
 
 /// Both versions that the scenarios use, the first held against its budgets; returns the table of sizes.
@@ -136,14 +124,7 @@ pub fn build_test_set() -> Result<String> {
     let parts = parts()?;
     let folder = out();
     let first = version_of(&parts, &Options::default(), &folder)?;
-    version_of(
-        &parts,
-        &Options {
-            version: Some(next_version()),
-            ..Options::default()
-        },
-        &folder,
-    )?;
+    version_of(&parts, &Options { version: Some(next_version()), ..Options::default() }, &folder)?;
     fs::copy(&parts.programs.webapp, folder.join("webapp"))?;
     budgets::check(&first.artefacts.sizes)?;
     Ok(first.sizes)
@@ -156,9 +137,7 @@ pub fn build_test_set() -> Result<String> {
 /// The first difference.
 pub fn check_reproducible() -> Result<()> {
     let parts = parts()?;
-    let scratch = tempfile::Builder::new()
-        .prefix("holdfast-second-build-")
-        .tempdir()?;
+    let scratch = tempfile::Builder::new().prefix("holdfast-second-build-").tempdir()?;
     let tree = scratch.path().join("another/place");
     copy_tree(&root(), &tree)?;
     let second = Parts {
@@ -175,10 +154,7 @@ pub fn check_reproducible() -> Result<()> {
         (&one.sbom, &two.sbom),
     ] {
         run(Command::new("cmp").arg(x).arg(y)).with_context(|| {
-            format!(
-                "{} differs between two builds",
-                x.file_name().unwrap_or_default().to_string_lossy()
-            )
+            format!("{} differs between two builds", x.file_name().unwrap_or_default().to_string_lossy())
         })?;
     }
     Ok(())
@@ -186,10 +162,7 @@ pub fn check_reproducible() -> Result<()> {
 
 /// Copies the files that git tracks (as they are in the working tree).
 fn copy_tree(from: &Path, to: &Path) -> Result<()> {
-    let list = run(Command::new("git")
-        .arg("-C")
-        .arg(from)
-        .args(["ls-files", "-z"]))?;
+    let list = run(Command::new("git").arg("-C").arg(from).args(["ls-files", "-z"]))?;
     for name in list.split('\0').filter(|n| !n.is_empty()) {
         let (source, target) = (from.join(name), to.join(name));
         if !source.is_file() {

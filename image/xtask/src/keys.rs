@@ -48,8 +48,7 @@ pub fn load(folder: &Path) -> Result<Keys> {
         write_secret(&path, keys::private_pem(&key.to_bytes().into())?.as_bytes())?;
         eprintln!("made a new release key: {}", path.display());
     }
-    let pem =
-        fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let pem = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
     let release = keys::signing_key(&pem).with_context(|| path.display().to_string())?;
     let release_public_pem = keys::public_pem(release.verifying_key())?;
     fs::write(folder.join("release.pub"), &release_public_pem)?;
@@ -57,49 +56,28 @@ pub fn load(folder: &Path) -> Result<Keys> {
     let (key, certificate) = (folder.join("secureboot.key"), folder.join("secureboot.pem"));
     let development = !key.exists();
     let (secure_boot_key, secure_boot_certificate) = if development {
-        let unlocked = run(Command::new("openssl").args([
-            "pkey",
-            "-in",
-            SNAKEOIL_KEY,
-            "-passin",
-            "pass:snakeoil",
-        ]))
-        .context("unlocking Debian's OVMF test key (package ovmf)")?;
+        let unlocked = run(Command::new("openssl").args(["pkey", "-in", SNAKEOIL_KEY, "-passin", "pass:snakeoil"]))
+            .context("unlocking Debian's OVMF test key (package ovmf)")?;
         (
             unlocked,
-            fs::read_to_string(SNAKEOIL_CERTIFICATE).with_context(|| {
-                format!("cannot read {SNAKEOIL_CERTIFICATE}: install package ovmf")
-            })?,
+            fs::read_to_string(SNAKEOIL_CERTIFICATE)
+                .with_context(|| format!("cannot read {SNAKEOIL_CERTIFICATE}: install package ovmf"))?,
         )
     } else {
         (
             fs::read_to_string(&key).with_context(|| format!("cannot read {}", key.display()))?,
-            fs::read_to_string(&certificate).with_context(|| {
-                format!(
-                    "cannot read {}: it belongs beside secureboot.key",
-                    certificate.display()
-                )
-            })?,
+            fs::read_to_string(&certificate)
+                .with_context(|| format!("cannot read {}: it belongs beside secureboot.key", certificate.display()))?,
         )
     };
-    Ok(Keys {
-        release,
-        release_public_pem,
-        secure_boot_key,
-        secure_boot_certificate,
-        development,
-    })
+    Ok(Keys { release, release_public_pem, secure_boot_key, secure_boot_certificate, development })
 }
 
 /// Writes a secret that only its owner reads; never over another one.
 fn write_secret(path: &Path, content: &[u8]) -> Result<()> {
     use std::io::Write;
     let temporary = path.with_extension(format!("new{}", std::process::id()));
-    let mut file = fs::OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(&temporary)?;
+    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
     file.write_all(content)?;
     file.sync_all()?;
     // Two builds at once make two keys; one of them wins for both.

@@ -61,11 +61,7 @@ fn dispatch(task: Task) -> Result<ExitCode> {
     match task {
         Task::Build(args) => {
             packages::ensure(packages::Need::Build)?;
-            let built = images::build(&images::Options {
-                version: args.version,
-                epoch: args.epoch,
-                keys: args.keys,
-            })?;
+            let built = images::build(&images::Options { version: args.version, epoch: args.epoch, keys: args.keys })?;
             println!("{}", built.summary());
             Ok(ExitCode::SUCCESS)
         }

@@ -18,11 +18,7 @@ pub enum Need {
 const PACKAGES: &[(&str, Need, &str)] = &[
     ("linux-source-6.12", Need::Build, "kernel source"),
     ("gcc", Need::Build, "kernel and ring"),
-    (
-        "libc6-dev",
-        Need::Build,
-        "C library for static and dynamic programs",
-    ),
+    ("libc6-dev", Need::Build, "C library for static and dynamic programs"),
     ("make", Need::Build, "kernel"),
     ("flex", Need::Build, "kernel configuration"),
     ("bison", Need::Build, "kernel configuration"),
@@ -39,26 +35,14 @@ const PACKAGES: &[(&str, Need, &str)] = &[
     ("systemd-boot-efi", Need::Build, "the UKI's EFI stub"),
     ("erofs-utils", Need::Build, "mkfs.erofs"),
     ("e2fsprogs", Need::Build, "the ext4 seed"),
-    (
-        "ovmf",
-        Need::Build,
-        "firmware and the development Secure Boot key",
-    ),
-    (
-        "openssl",
-        Need::Build,
-        "unlocking the development Secure Boot key",
-    ),
+    ("ovmf", Need::Build, "firmware and the development Secure Boot key"),
+    ("openssl", Need::Build, "unlocking the development Secure Boot key"),
     ("qemu-system-x86", Need::Run, "the machine"),
     ("qemu-utils", Need::Run, "disk overlays"),
     ("swtpm", Need::Run, "the TPM"),
     ("swtpm-tools", Need::Run, "manufacturing the TPM"),
     ("tpm2-tools", Need::Test, "witness of quotes and policies"),
-    (
-        "sbsigntool",
-        Need::Test,
-        "witness of Authenticode signatures",
-    ),
+    ("sbsigntool", Need::Test, "witness of Authenticode signatures"),
     ("cryptsetup-bin", Need::Test, "witness of verity trees"),
     ("mtools", Need::Test, "witness of FAT images"),
     ("dosfstools", Need::Test, "witness of FAT images"),
@@ -76,10 +60,7 @@ const PACKAGES: &[(&str, Need, &str)] = &[
 /// # Errors
 /// When apt-get fails, or sudo is needed and absent.
 pub fn ensure(need: Need) -> Result<()> {
-    let missing: Vec<_> = PACKAGES
-        .iter()
-        .filter(|(name, n, _)| *n <= need && !installed(name))
-        .collect();
+    let missing: Vec<_> = PACKAGES.iter().filter(|(name, n, _)| *n <= need && !installed(name)).collect();
     if missing.is_empty() {
         return Ok(());
     }
@@ -94,12 +75,7 @@ pub fn ensure(need: Need) -> Result<()> {
             apt(&["update", "-q"], &[])?;
             apt(&["install", "-y", "-q", "--no-install-recommends"], &names)
         })
-        .with_context(|| {
-            format!(
-                "install by hand, then run again: apt-get install {}",
-                names.join(" ")
-            )
-        })
+        .with_context(|| format!("install by hand, then run again: apt-get install {}", names.join(" ")))
 }
 
 fn installed(name: &str) -> bool {
@@ -128,11 +104,7 @@ fn apt(verb: &[&str], names: &[&str]) -> Result<()> {
         .stdout(std::io::stderr())
         .status()
         .with_context(|| {
-            if root {
-                "apt-get is not here: Holdfast builds on Debian 12"
-            } else {
-                "neither root nor sudo"
-            }
+            if root { "apt-get is not here: Holdfast builds on Debian 12" } else { "neither root nor sudo" }
         })?;
     if !status.success() {
         bail!("apt-get {} ended with {status}", verb[0]);

@@ -46,12 +46,7 @@ pub struct Programs {
 /// # Errors
 /// When cargo fails; its messages have been shown.
 pub fn build_in(tree: &Path, target: &Path) -> Result<Programs> {
-    let statics = cargo(
-        tree,
-        &target.join("device-static"),
-        STATIC,
-        "-C target-feature=+crt-static",
-    )?;
+    let statics = cargo(tree, &target.join("device-static"), STATIC, "-C target-feature=+crt-static")?;
     let dynamics = cargo(tree, &target.join("device"), DYNAMIC, "")?;
     Ok(Programs {
         pid1: statics.join("pid1"),
@@ -88,30 +83,14 @@ fn cargo(tree: &Path, target: &Path, programs: &[(&str, &str)], flags: &str) -> 
         target.display()
     );
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command
-        .current_dir(tree)
-        .args([
-            "build",
-            "--release",
-            "--locked",
-            "--target",
-            TARGET,
-            "--target-dir",
-        ])
-        .arg(target);
+    command.current_dir(tree).args(["build", "--release", "--locked", "--target", TARGET, "--target-dir"]).arg(target);
     for (package, program) in programs {
         command.args(["-p", package, "--bin", program]);
     }
     let status = command
         .env("RUSTFLAGS", rustflags.trim())
         .env_remove("CARGO_ENCODED_RUSTFLAGS")
-        .env(
-            "CFLAGS",
-            format!(
-                "-ffile-prefix-map={home}=/cargo -ffile-prefix-map={}=/target",
-                target.display()
-            ),
-        )
+        .env("CFLAGS", format!("-ffile-prefix-map={home}=/cargo -ffile-prefix-map={}=/target", target.display()))
         .env("SOURCE_DATE_EPOCH", "1735689600")
         .stdin(Stdio::null())
         .stdout(std::io::stderr())
@@ -137,13 +116,7 @@ pub fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
         if line.contains("not found") {
             bail!("{}: {line}: install its package", program.display());
         }
-        let path = line
-            .split_once("=> ")
-            .map_or(line, |(_, p)| p)
-            .split(" (")
-            .next()
-            .unwrap_or("")
-            .trim();
+        let path = line.split_once("=> ").map_or(line, |(_, p)| p).split(" (").next().unwrap_or("").trim();
         if path.starts_with('/') {
             found.push(PathBuf::from(path));
         }

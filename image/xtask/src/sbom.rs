@@ -10,14 +10,8 @@ use std::path::Path;
 use std::process::Command;
 
 /// Cargo packages whose programs are in the image.
-const ROOTS: &[&str] = &[
-    "holdfast-pid1",
-    "holdfast-node",
-    "holdfast-fetch",
-    "holdfast-netsvc",
-    "holdfast-vmm",
-    "holdfast-guest",
-];
+const ROOTS: &[&str] =
+    &["holdfast-pid1", "holdfast-node", "holdfast-fetch", "holdfast-netsvc", "holdfast-vmm", "holdfast-guest"];
 /// Debian binary packages of which files are in the image.
 const DEBIAN: &[&str] = &[
     "libc6",
@@ -44,31 +38,16 @@ pub fn write(path: &Path, version: &str, kernel: &KernelArtifacts) -> Result<()>
         "linux",
         &kernel.source_version,
         "GPL-2.0-only",
-        &format!(
-            "pkg:deb/debian/{}@{}",
-            crate::kernel::SOURCE_PACKAGE,
-            kernel.source_version
-        ),
+        &format!("pkg:deb/debian/{}@{}", crate::kernel::SOURCE_PACKAGE, kernel.source_version),
     ));
     for name in DEBIAN {
-        let found = run(Command::new("dpkg-query").args(["-W", "-f", "${Version}", name]))
-            .unwrap_or_default();
+        let found = run(Command::new("dpkg-query").args(["-W", "-f", "${Version}", name])).unwrap_or_default();
         if !found.is_empty() {
-            packages.push(package(
-                name,
-                &found,
-                "NOASSERTION",
-                &format!("pkg:deb/debian/{name}@{found}"),
-            ));
+            packages.push(package(name, &found, "NOASSERTION", &format!("pkg:deb/debian/{name}@{found}")));
         }
     }
     for (name, version, license) in crates()? {
-        packages.push(package(
-            &name,
-            &version,
-            &license,
-            &format!("pkg:cargo/{name}@{version}"),
-        ));
+        packages.push(package(&name, &version, &license, &format!("pkg:cargo/{name}@{version}")));
     }
     let relationships: Vec<Value> = packages[1..]
         .iter()
@@ -87,11 +66,7 @@ pub fn write(path: &Path, version: &str, kernel: &KernelArtifacts) -> Result<()>
 }
 
 fn package(name: &str, version: &str, license: &str, purl: &str) -> Value {
-    let license = if license.is_empty() {
-        "NOASSERTION"
-    } else {
-        license
-    };
+    let license = if license.is_empty() { "NOASSERTION" } else { license };
     json!({
         "SPDXID": format!("SPDXRef-{}", purl.trim_start_matches("pkg:").replace(|c: char| !c.is_ascii_alphanumeric() && c != '.' && c != '-', "-")),
         "name": name, "versionInfo": version, "downloadLocation": "NOASSERTION", "filesAnalyzed": false,
@@ -112,12 +87,8 @@ fn crates() -> Result<BTreeSet<(String, String, String)>> {
     ]))?;
     let data: Value = serde_json::from_str(&text)?;
     let empty = Vec::new();
-    let packages: BTreeMap<&str, &Value> = data["packages"]
-        .as_array()
-        .unwrap_or(&empty)
-        .iter()
-        .filter_map(|p| Some((p["id"].as_str()?, p)))
-        .collect();
+    let packages: BTreeMap<&str, &Value> =
+        data["packages"].as_array().unwrap_or(&empty).iter().filter_map(|p| Some((p["id"].as_str()?, p))).collect();
     let nodes: BTreeMap<&str, &Value> = data["resolve"]["nodes"]
         .as_array()
         .unwrap_or(&empty)
@@ -139,11 +110,7 @@ fn crates() -> Result<BTreeSet<(String, String, String)>> {
             let field = |key: &str| p[key].as_str().unwrap_or_default().to_owned();
             found.insert((field("name"), field("version"), field("license")));
         }
-        let normal = |d: &&Value| {
-            d["dep_kinds"]
-                .as_array()
-                .is_some_and(|k| k.iter().any(|k| k["kind"].is_null()))
-        };
+        let normal = |d: &&Value| d["dep_kinds"].as_array().is_some_and(|k| k.iter().any(|k| k["kind"].is_null()));
         queue.extend(
             nodes
                 .get(id)

@@ -42,18 +42,17 @@ impl SiteArgs {
         let (server, address) = match controller.split_once('=') {
             Some((server, address)) => (
                 server,
-                Some(address.parse::<IpAddr>().with_context(|| {
-                    format!("--controller {controller}: {address:?} is not an IP address")
-                })?),
+                Some(
+                    address
+                        .parse::<IpAddr>()
+                        .with_context(|| format!("--controller {controller}: {address:?} is not an IP address"))?,
+                ),
             ),
             None => (controller.as_str(), None),
         };
         let read = |option: &str, path: &Option<PathBuf>| -> Result<String> {
-            let path = path
-                .as_ref()
-                .with_context(|| format!("--controller needs {option} FILE too"))?;
-            fs::read_to_string(path)
-                .with_context(|| format!("{option}: cannot read {}", path.display()))
+            let path = path.as_ref().with_context(|| format!("--controller needs {option} FILE too"))?;
+            fs::read_to_string(path).with_context(|| format!("{option}: cannot read {}", path.display()))
         };
         Ok(Some(Site {
             server: server.to_owned(),
@@ -64,10 +63,7 @@ impl SiteArgs {
             serial: self.serial.clone(),
             soft_serial: None,
             hosts: Vec::new(),
-            network: FirstNetwork {
-                interface: None,
-                addressing: Addressing::Dhcp,
-            },
+            network: FirstNetwork { interface: None, addressing: Addressing::Dhcp },
         }))
     }
 }
@@ -86,15 +82,9 @@ pub struct ImageSiteArgs {
 /// # Errors
 /// Not an image of Holdfast, or a bad option.
 pub fn run(args: &ImageSiteArgs) -> Result<ExitCode> {
-    let Some(site) = args.site.site()? else {
-        bail!("--controller NAME:PORT is missing: see --help")
-    };
+    let Some(site) = args.site.site()? else { bail!("--controller NAME:PORT is missing: see --help") };
     write(&args.image, &site)?;
-    println!(
-        "{}: SITE names controller {}",
-        args.image.display(),
-        site.server
-    );
+    println!("{}: SITE names controller {}", args.image.display(), site.server);
     Ok(ExitCode::SUCCESS)
 }
 
@@ -112,18 +102,11 @@ pub fn write(path: &Path, site: &Site) -> Result<()> {
     let bytes = length(&file)?;
     let (table, _) = holdfast_format::gpt::Table::read(&file, bytes)
         .with_context(|| format!("{}: expected a Holdfast image", path.display()))?;
-    layout::check(&table)
-        .with_context(|| format!("{}: expected a Holdfast image", path.display()))?;
+    layout::check(&table).with_context(|| format!("{}: expected a Holdfast image", path.display()))?;
     let name = Part::Site.name();
-    let partition = table
-        .find(name)
-        .with_context(|| format!("{}: no partition {name}", path.display()))?;
+    let partition = table.find(name).with_context(|| format!("{}: no partition {name}", path.display()))?;
     if document.len() as u64 > partition.size_bytes() {
-        bail!(
-            "SITE document has {} bytes, the partition {}",
-            document.len(),
-            partition.size_bytes()
-        );
+        bail!("SITE document has {} bytes, the partition {}", document.len(), partition.size_bytes());
     }
     // An older, longer document must not show through behind the new one.
     let mut whole = vec![0u8; usize::try_from(partition.size_bytes())?];

@@ -63,25 +63,15 @@ pub fn run(args: &TestArgs) -> Result<ExitCode> {
             let start = Instant::now();
             let built = kernel::build(which, &|line| eprintln!("{line}"));
             score.check(
-                &format!(
-                    "kernel::{}::builds_with_every_option_asked_for",
-                    which.name()
-                ),
+                &format!("kernel::{}::builds_with_every_option_asked_for", which.name()),
                 built.map(drop),
                 start,
             );
         }
     }
     if wanted("unit") {
-        let mut command = cargo(&[
-            "test",
-            "--workspace",
-            "--exclude",
-            "holdfast-scenarios",
-            "--no-fail-fast",
-            "--",
-            "--show-output",
-        ]);
+        let mut command =
+            cargo(&["test", "--workspace", "--exclude", "holdfast-scenarios", "--no-fail-fast", "--", "--show-output"]);
         // Output of passing tests is kept out of the log but for what a test prints about a missing witness.
         command.arg("--test-threads=2").args(args.filter.as_deref());
         cargo_tests(&mut score, "unit", &mut command);
@@ -95,26 +85,12 @@ pub fn run(args: &TestArgs) -> Result<ExitCode> {
     }
     if wanted("reproducible") && image_is_built {
         let start = Instant::now();
-        score.check(
-            "image::two_builds_of_one_commit_are_bit_identical",
-            images::check_reproducible(),
-            start,
-        );
+        score.check("image::two_builds_of_one_commit_are_bit_identical", images::check_reproducible(), start);
     }
     if wanted("scenario") && image_is_built {
-        let mut command = cargo(&[
-            "test",
-            "-p",
-            "holdfast-scenarios",
-            "--no-fail-fast",
-            "--",
-            "--nocapture",
-            "--test-threads=1",
-        ]);
-        command
-            .env("HOLDFAST_OUT", out())
-            .env("HOLDFAST_CACHE", cache())
-            .args(args.filter.as_deref());
+        let mut command =
+            cargo(&["test", "-p", "holdfast-scenarios", "--no-fail-fast", "--", "--nocapture", "--test-threads=1"]);
+        command.env("HOLDFAST_OUT", out()).env("HOLDFAST_CACHE", cache()).args(args.filter.as_deref());
         cargo_tests(&mut score, "scenario", &mut command);
     }
 
@@ -122,32 +98,16 @@ pub fn run(args: &TestArgs) -> Result<ExitCode> {
         println!("failed: {name}");
     }
     println!("{} passed, {} failed", score.passed, score.failed);
-    Ok(if score.failed == 0 && score.passed > 0 {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    Ok(if score.failed == 0 && score.passed > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn style(score: &mut Score) {
     let start = Instant::now();
-    score.check(
-        "style::rustfmt",
-        simple(&mut cargo(&["fmt", "--all", "--check"])),
-        start,
-    );
+    score.check("style::rustfmt", simple(&mut cargo(&["fmt", "--all", "--check"])), start);
     let start = Instant::now();
     score.check(
         "style::clippy",
-        simple(&mut cargo(&[
-            "clippy",
-            "--workspace",
-            "--all-targets",
-            "--quiet",
-            "--",
-            "-D",
-            "warnings",
-        ])),
+        simple(&mut cargo(&["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"])),
         start,
     );
     let start = Instant::now();
@@ -160,14 +120,7 @@ fn style(score: &mut Score) {
     if has_deny {
         score.check(
             "style::dependencies_follow_deny_toml",
-            simple(&mut cargo(&[
-                "deny",
-                "--offline",
-                "check",
-                "licenses",
-                "bans",
-                "sources",
-            ])),
+            simple(&mut cargo(&["deny", "--offline", "check", "licenses", "bans", "sources"])),
             start,
         );
     } else {
@@ -177,36 +130,23 @@ fn style(score: &mut Score) {
 
 fn cargo(arguments: &[&str]) -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command
-        .current_dir(root())
-        .args(arguments)
-        .env("CARGO_TARGET_DIR", programs::target_dir())
-        .stdin(Stdio::null());
+    command.current_dir(root()).args(arguments).env("CARGO_TARGET_DIR", programs::target_dir()).stdin(Stdio::null());
     command
 }
 
 fn simple(command: &mut Command) -> Result<()> {
-    let output = command
-        .output()
-        .with_context(|| format!("cannot start {command:?}"))?;
+    let output = command.output().with_context(|| format!("cannot start {command:?}"))?;
     if output.status.success() {
         return Ok(());
     }
-    anyhow::bail!(
-        "{}{}",
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
-    )
+    anyhow::bail!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
 /// Runs `cargo test` and counts what libtest says; a test program that dies counts as one failure.
 fn cargo_tests(score: &mut Score, step: &str, command: &mut Command) {
     let start = Instant::now();
     let (passed, failed) = (score.passed, score.failed);
-    let child = command
-        .stdout(Stdio::piped())
-        .stderr(Stdio::inherit())
-        .spawn();
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn();
     let mut child = match child {
         Ok(child) => child,
         Err(e) => return score.check(step, Err(e.into()), start),
@@ -223,9 +163,7 @@ fn cargo_tests(score: &mut Score, step: &str, command: &mut Command) {
     if !clean && score.failed == failed {
         score.check(
             step,
-            Err(anyhow::anyhow!(
-                "cargo test ended with {status:?} without naming a failed test: see above"
-            )),
+            Err(anyhow::anyhow!("cargo test ended with {status:?} without naming a failed test: see above")),
             start,
         );
     }
@@ -248,10 +186,7 @@ fn read_line(score: &mut Score, step: &str, line: &str) {
         };
         score.passed += number("passed");
         score.failed += number("failed");
-    } else if let Some(name) = line
-        .strip_prefix("test ")
-        .and_then(|l| l.strip_suffix(" ... FAILED"))
-    {
+    } else if let Some(name) = line.strip_prefix("test ").and_then(|l| l.strip_suffix(" ... FAILED")) {
         score.failures.push(format!("{step}: {name}"));
     }
 }

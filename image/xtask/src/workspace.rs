@@ -38,22 +38,11 @@ pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// When it cannot be started or ends other than well: the message holds the last of its output.
 pub fn run(command: &mut Command) -> Result<String> {
     let text = format!("{command:?}");
-    let output = command
-        .stdin(Stdio::null())
-        .output()
-        .with_context(|| format!("cannot start {text}"))?;
+    let output = command.stdin(Stdio::null()).output().with_context(|| format!("cannot start {text}"))?;
     if !output.status.success() {
-        let all = format!(
-            "{}{}",
-            String::from_utf8_lossy(&output.stdout),
-            String::from_utf8_lossy(&output.stderr)
-        );
+        let all = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         let tail: Vec<&str> = all.lines().rev().take(30).collect();
-        bail!(
-            "{text}\nended with {}:\n{}",
-            output.status,
-            tail.into_iter().rev().collect::<Vec<_>>().join("\n")
-        );
+        bail!("{text}\nended with {}:\n{}", output.status, tail.into_iter().rev().collect::<Vec<_>>().join("\n"));
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
