@@ -4,7 +4,7 @@
 //! (they change, and `quiet` hides them). A probe as PID 1 opens the devices and says what happened.
 
 use holdfast_format::cpio::Archive;
-use holdfast_harness::{Device, Disk, Nic, secs};
+use holdfast_harness::{Bus, Device, Disk, Nic, secs};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -110,6 +110,39 @@ fn the_host_kernel_has_kvm_and_every_device_the_programs_open() {
     require(&found, "filesystems", &["erofs", "ext4", "overlay", "tmpfs", "cgroup2"]);
     require(&found, "cards", &["eth0", "eth1", "eth2"]);
     assert!(found["crypto"].contains("aesni"), "{}", found["crypto"]);
+}
+
+#[test]
+fn disks_and_adapters_of_every_bus_are_found() {
+    let folder = tempfile::tempdir().unwrap();
+    let initrd = probe(folder.path());
+    let devices = ["nvme0n1", "sda", "sdb", "mmcblk0", "ttyUSB0"];
+    let cmdline = format!("console=ttyS0 panic=-1 quiet probe.await={}", devices.join(","));
+    let mut builder = Device::builder("buses")
+        .direct(kernel(Kernel::Host).bzimage, Some(&initrd), &cmdline)
+        .disk_bytes(64 << 20)
+        .bus(Bus::Nvme)
+        .memory_mib(512)
+        .no_reboot();
+    for disk in ["sata", "usb", "mmc"] {
+        let path = folder.path().join(disk);
+        std::fs::File::create(&path).unwrap().set_len(64 << 20).unwrap();
+        builder = builder.arg("-drive").arg(&format!("if=none,id={disk},format=raw,file={}", path.display()));
+    }
+    for device in [
+        "ide-hd,drive=sata",
+        "qemu-xhci",
+        "usb-storage,drive=usb",
+        "sdhci-pci",
+        "sd-card,drive=mmc",
+        "usb-serial,chardev=usbserial,always-plugged=on",
+    ] {
+        builder = builder.arg("-device").arg(device);
+    }
+    let found = findings(&mut builder.arg("-chardev").arg("null,id=usbserial").start().unwrap(), "serial");
+    for name in devices {
+        assert_eq!(found.get(name).map(String::as_str), Some("true"), "{name}");
+    }
 }
 
 #[test]

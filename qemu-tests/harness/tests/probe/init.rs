@@ -45,8 +45,18 @@ fn hang() -> ! {
 fn main() {
     mount_at("devtmpfs", "/dev", "");
     mount_at("proc", "/proc", "");
-    if fs::read_to_string("/proc/cmdline").unwrap_or_default().contains("probe.hang") {
+    let cmdline = fs::read_to_string("/proc/cmdline").unwrap_or_default();
+    if cmdline.contains("probe.hang") {
         hang();
+    }
+    // USB and MMC are probed at leisure.
+    if let Some(last) = cmdline.split_whitespace().find_map(|w| w.strip_prefix("probe.await=")) {
+        for _ in 0..200 {
+            if last.split(',').all(|name| fs::exists(format!("/dev/{name}")).unwrap_or(false)) {
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
     }
     mount_at("sysfs", "/sys", "");
     let uptime = fs::read_to_string("/proc/uptime").unwrap_or_default();
@@ -72,9 +82,26 @@ fn main() {
     for line in memory.lines().take(3) {
         say("memory", line);
     }
-    for device in
-        ["kvm", "vhost-net", "vhost-vsock", "net/tun", "mapper/control", "vfio/vfio", "watchdog0", "rtc0", "hwrng", "tpmrm0", "vda", "nvme0n1", "sda", "hvc0", "ttyS0"]
-    {
+    for device in [
+        "kvm",
+        "vhost-net",
+        "vhost-vsock",
+        "net/tun",
+        "mapper/control",
+        "vfio/vfio",
+        "watchdog0",
+        "rtc0",
+        "hwrng",
+        "tpmrm0",
+        "vda",
+        "nvme0n1",
+        "sda",
+        "sdb",
+        "mmcblk0",
+        "ttyUSB0",
+        "hvc0",
+        "ttyS0",
+    ] {
         say(device, fs::exists(format!("/dev/{device}")).unwrap_or(false));
     }
     let mut cards: Vec<String> = fs::read_dir("/sys/class/net").map(|d| d.filter_map(|e| e.ok()?.file_name().into_string().ok()).collect()).unwrap_or_default();
