@@ -8,7 +8,9 @@ use holdfast_api::keys::{EcPoint, KeyAgreement, KeyError, Signer};
 use holdfast_controller_client::identity::{AttestationCertificate, CertificateUse, DeviceIdentity, EscrowKey, Quote};
 use holdfast_format::{gpt, keys, layout};
 use holdfast_identity::vault::{VaultOptions, open_or_create};
-use holdfast_identity::{Certificates, Identity, KeyProtection, Options, Point, Strength, Use, Vault, escrow, eventlog};
+use holdfast_identity::{
+    Certificates, Identity, KeyProtection, Options, Point, Strength, Use, Vault, escrow, eventlog,
+};
 use holdfast_model::observed::TrustStatus;
 use p256::ecdsa::{Signature, SigningKey, signature::hazmat::PrehashSigner};
 use prost::Message as _;

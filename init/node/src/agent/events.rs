@@ -1,0 +1,133 @@
+//! Events in: units of PID 1, log lines, what the session learned.
+
+use super::Agent;
+use crate::apps::Vm;
+use crate::logs::GuestReport;
+use crate::session::SessionEvent;
+use crate::{machine, vms};
+use anyhow::Result;
+use holdfast_supervise::{Event, UnitState, UnitStatus};
+use std::time::Duration;
+
+impl Agent {
+    pub(super) fn look_at_units(&mut self) -> Result<()> {
+        let list = self.supervisor.borrow_mut().list()?;
+        for unit in &list {
+            self.unit_status(unit);
+        }
+        Ok(())
+    }
+
+    pub(super) fn unit_event(&mut self, event: Event) {
+        match event {
+            Event::Unit(status) => self.unit_status(&status),
+            Event::Removed { .. } | Event::Shutdown { .. } => {}
+            Event::Logs { .. } => self.collect_logs(),
+        }
+    }
+
+    pub(super) fn unit_status(&mut self, status: &UnitStatus) {
+        let Some(app) = vms::app_of(&status.name) else {
+            return;
+        };
+        self.collect_logs();
+        let now = machine::now();
+        let runtime = self.runtimes.entry(app).or_default();
+        match status.state {
+            UnitState::Running { .. } => {
+                if matches!(runtime.vm, Vm::Absent) {
+                    // Found after a restart of the agent.
+                    let tag = status.spec.as_ref().map(|s| s.tag.clone()).unwrap_or_default();
+                    runtime.vm = Vm::Running { since: Duration::from_millis(status.since_ms), tag };
+                    runtime.starts = runtime.starts.max(1);
+                    runtime.acted = runtime.acted.or_else(|| self.store.now.acted.get(&app).copied());
+                }
+            }
+            UnitState::Stopping { .. } => runtime.vm = Vm::Stopping,
+            UnitState::Ended | UnitState::Backoff { .. } => {
+                if matches!(runtime.vm, Vm::Running { .. } | Vm::Stopping) {
+                    let said = self.guest_faults.remove(&app);
+                    let fault = match (&status.exit, said) {
+                        (_, Some(text)) => text,
+                        (Some(exit), None) if !exit.is_success() => format!("its VM ended: {exit}"),
+                        _ => String::new(),
+                    };
+                    runtime.ended(now, fault.clone());
+                    let name = self.names.get(&app).cloned().unwrap_or_else(|| app.to_string());
+                    let text =
+                        if fault.is_empty() { format!("app {name}: ended") } else { format!("app {name}: {fault}") };
+                    self.say("info", &text);
+                }
+            }
+        }
+    }
+
+    pub(super) fn collect_logs(&mut self) {
+        let boot_ns = machine::boot_time_seconds().max(0).unsigned_abs() * 1_000_000_000;
+        loop {
+            let Ok(logs) = self.supervisor.borrow_mut().logs(self.log_cursor) else {
+                return;
+            };
+            self.log_cursor = logs.next;
+            for line in &logs.lines {
+                // What the agent itself says went into the log when it was said.
+                if line.unit.as_str() == "node" {
+                    continue;
+                }
+                let keep = vms::app_of(&line.unit)
+                    .is_none_or(|app| self.desired.apps.iter().any(|a| a.id == app && !a.disable_logs));
+                let report = self.logs.borrow_mut().unit_line(line, boot_ns, keep);
+                if let Some((app, report)) = report {
+                    self.guest_faults.insert(app, report.text());
+                    if let GuestReport::Error(text) = report {
+                        self.say("error", &format!("app {app}: guest: {text}"));
+                    }
+                }
+            }
+            if !logs.more {
+                return;
+            }
+        }
+    }
+
+    pub(super) fn session_event(&mut self, event: SessionEvent) {
+        match event {
+            SessionEvent::Config(desired) => {
+                self.update.contact(machine::now());
+                self.session.contact = Some(machine::now());
+                if self.configured && desired.timestamp_seconds < self.desired.timestamp_seconds {
+                    return self.say_once(
+                        "warning",
+                        &format!("config {} is older than the one in force: ignored", desired.revision),
+                    );
+                }
+                self.say(
+                    "info",
+                    &format!(
+                        "config {} accepted: {} apps, {} network instances, {} faults",
+                        desired.revision,
+                        desired.apps.len(),
+                        desired.instances.len(),
+                        desired.faults.len()
+                    ),
+                );
+                self.apply(*desired);
+            }
+            SessionEvent::Contact => {
+                self.update.contact(machine::now());
+                self.session.contact = Some(machine::now());
+            }
+            SessionEvent::Device(id) => {
+                self.say("info", &format!("this device is {id} at its controller"));
+                self.store.now.device = Some(id);
+            }
+            SessionEvent::Attestation { state, error } => {
+                if !error.is_empty() {
+                    self.say_once("error", &format!("attestation: {error}"));
+                }
+                (self.session.attestation, self.session.attestation_error) = (state, error);
+            }
+            SessionEvent::Trouble(text) => self.say_once("warning", &text),
+        }
+    }
+}
