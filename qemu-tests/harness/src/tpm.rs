@@ -18,17 +18,20 @@ pub fn manufacture(state: &Path) -> Result<()> {
     if state.join("tpm2-00.permall").is_file() {
         return Ok(());
     }
-    fs::create_dir_all(state).with_context(|| format!("cannot make {}", state.display()))?;
+    // Made aside and moved: an interrupted manufacture must not leave a TPM without its keys.
+    let making = state.with_extension("making");
+    let _ = fs::remove_dir_all(&making);
+    fs::create_dir_all(&making).with_context(|| format!("cannot make {}", making.display()))?;
     let authority = authority()?;
     let output = Command::new("swtpm_setup")
         .args(["--tpm2", "--create-ek-cert", "--pcr-banks", "sha256", "--tpmstate"])
-        .arg(state)
+        .arg(&making)
         .arg("--config")
         .arg(&authority.config)
         .stdin(Stdio::null())
         .output()
         .context("cannot start swtpm_setup; apt-get install swtpm-tools")?;
-    if !output.status.success() || !state.join("tpm2-00.permall").is_file() {
+    if !output.status.success() || !making.join("tpm2-00.permall").is_file() {
         bail!(
             "swtpm_setup ended with {}:\n{}{}",
             output.status,
@@ -36,6 +39,8 @@ pub fn manufacture(state: &Path) -> Result<()> {
             String::from_utf8_lossy(&output.stderr)
         );
     }
+    let _ = fs::remove_dir_all(state);
+    fs::rename(&making, state).with_context(|| format!("cannot move the new TPM to {}", state.display()))?;
     Ok(())
 }
 
