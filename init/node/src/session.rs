@@ -335,6 +335,10 @@ impl Feeder {
             let timing = self.client.timing();
             if changed {
                 let observed = self.observed.borrow_and_update().clone();
+                // A report without our id is refused; the next change, at the latest our id, brings it.
+                if observed.device.id.is_nil() {
+                    continue;
+                }
                 let lasting = without_gauges(&observed);
                 if last.as_ref() != Some(&lasting) {
                     last = Some(lasting);
@@ -347,7 +351,7 @@ impl Feeder {
                 let observed = self.observed.borrow().clone();
                 self.info(&observed);
             }
-            if now.duration_since(metrics_at) >= timing.metrics {
+            if now.duration_since(metrics_at) >= timing.metrics && !self.observed.borrow().device.id.is_nil() {
                 metrics_at = now;
                 let context = metrics::Context {
                     now: Some(SystemTime::now()),
