@@ -93,6 +93,8 @@ mod host {
     /// What the guest sends over TCP.
     pub const STREAM_BYTES: usize = 4 << 20;
 
+    const JAIL: Option<JailConfig> = Some(JailConfig { uid: 1000, gid: 1000, pid_namespace: false });
+
     type Outcome = Result<String, String>;
 
     pub fn main() -> ! {
@@ -100,10 +102,12 @@ mod host {
             mount(kind, target);
         }
         type Scenario = fn() -> Outcome;
-        let scenarios: [(&str, Scenario); 7] = [
+        let scenarios: [(&str, Scenario); 9] = [
             ("timers_fire_on_time", timers),
             ("jailed_guest_with_vhost_net_serves_and_obeys_the_power_button", jailed),
-            ("stand_alone_guest_with_user_space_net_on_two_vcpus", stand_alone),
+            ("stand_alone_guest_with_user_space_net_on_two_vcpus", || user_space_net(None)),
+            ("jailed_guest_with_user_space_net_on_two_vcpus", || user_space_net(JAIL)),
+            ("random_register_writes_never_crash_the_vmm", random_registers),
             ("bzimage_guest_that_resets_exits_10", resets),
             ("guest_that_ignores_the_button_is_stopped_at_the_deadline", stubborn),
             ("hostile_guest_ends_itself_with_a_reason", hostile),
@@ -451,12 +455,13 @@ mod host {
         Ok(format!("boot {} ms, exits {pio} pio {mmio} mmio, overhead {overhead} KiB, {network}", boot.as_millis()))
     }
 
-    fn stand_alone() -> Outcome {
+    fn user_space_net(jail: Option<JailConfig>) -> Outcome {
         let (reader, writer) = pipe()?;
         let tap = tap("tap1")?;
         let kernel = FileRef::Path("/guest-kernel".into());
         let mut config = config("alone", kernel, FileRef::Path("/guest-initrd".into()), "nested.role=serve");
         config.vcpus = 2;
+        config.jail = jail;
         disk()?;
         config.disks = vec![DiskConfig { id: "data".into(), file: FileRef::Path(DISK.into()), read_only: false }];
         let mac = "02:00:00:00:00:03".parse().map_err(text)?;
@@ -508,6 +513,7 @@ mod host {
         let mut config = config("reset", FileRef::Path(path.into()), FileRef::Path("/guest-initrd".into()), words);
         config.cmdline = config.cmdline.replace("8250.nr_uarts=0 ", "");
         config.console = Some(ConsoleConfig { output: FileRef::Fd(4), input: None });
+        config.jail = JAIL;
         config.serial = Some(SerialConfig { output: FileRef::Path("/run/serial".into()) });
         let (mut child, _errors) = spawn_with(&config, vec![writer.into()])?;
         Lines::of(reader).wait("guest: rebooting")?;
@@ -539,6 +545,29 @@ mod host {
         let reason = errors.wait("vmm hostile:")?;
         expect_code(&mut child, 11)?;
         Ok(reason)
+    }
+
+    fn random_registers() -> Outcome {
+        let (reader, writer) = pipe()?;
+        let kernel = FileRef::Path("/guest-kernel".into());
+        let mut config = config("random", kernel, FileRef::Path("/guest-initrd".into()), "nested.role=random");
+        config.console = Some(ConsoleConfig { output: FileRef::Fd(4), input: None });
+        config.jail = JAIL;
+        config.control = Some(FileRef::Path(CONTROL.into()));
+        disk()?;
+        config.disks = vec![DiskConfig { id: "data".into(), file: FileRef::Path(DISK.into()), read_only: false }];
+        let (mut child, _errors) = spawn_with(&config, vec![writer.into()])?;
+        let lines = Lines::of(reader);
+        lines.wait("guest: random")?;
+        std::thread::sleep(Duration::from_secs(2));
+        if child.try_wait().map_err(text)?.is_none() {
+            ControlClient::connect(CONTROL).map_err(text)?.stop(Duration::from_millis(100)).map_err(text)?;
+        }
+        // The guest may hang in its own nonsense, reset, or be ended for it; nothing else.
+        match exit_code(&mut child)? {
+            code @ (0 | 10 | 11 | 12) => Ok(format!("exit code {code}")),
+            code => Err(format!("exit code {code}")),
+        }
     }
 
     fn missing_tap() -> Outcome {
@@ -597,7 +626,13 @@ mod guest {
             "hostile" => {
                 say("hostile".into());
                 std::thread::sleep(Duration::from_millis(200));
-                break_console_queue();
+                registers("0x1044", |map| map.write(0x18, 3));
+            }
+            "random" => {
+                say("random".into());
+                std::thread::sleep(Duration::from_millis(200));
+                random_writes();
+                power_off();
             }
             _ => serve(&mut say),
         }
@@ -684,34 +719,62 @@ mod guest {
         Ok(format!("mtu {} rtt {} us, {rate:.0} MB/s", mtu.trim(), round_trip.as_micros()))
     }
 
-    /// Finds the rng function and writes nonsense to its registers through its BAR: a queue size that is no power of two.
-    fn break_console_queue() {
+    /// A device's BAR 0, mapped.
+    struct Registers(*mut u8);
+
+    impl Registers {
+        /// Writes a 16-bit register.
+        fn write(&self, offset: usize, value: u16) {
+            // SAFETY: within the mapping, aligned; device registers have no other owner that we respect here.
+            unsafe { self.0.add(offset).cast::<u16>().write_volatile(value) }
+        }
+    }
+
+    /// Hands the registers of each PCI device with this id to `with`.
+    fn registers(id: &str, with: impl Fn(Registers)) {
+        use std::os::fd::AsRawFd;
         for entry in std::fs::read_dir("/sys/bus/pci/devices").into_iter().flatten().flatten() {
             let device = std::fs::read_to_string(entry.path().join("device")).unwrap_or_default();
-            if device.trim() != "0x1044" {
+            if device.trim() != id {
                 continue;
             }
-            let bar = OpenOptions::new()
-                .read(true)
-                .write(true)
-                .custom_flags(libc::O_SYNC)
-                .open(entry.path().join("resource0"));
-            let Ok(bar) = bar else { continue };
-            use std::os::fd::AsRawFd;
-            // SAFETY: a shared mapping of the device's registers.
-            unsafe {
-                let map = libc::mmap(
-                    std::ptr::null_mut(),
-                    0x1000,
-                    libc::PROT_READ | libc::PROT_WRITE,
-                    libc::MAP_SHARED,
-                    bar.as_raw_fd(),
-                    0,
-                );
-                if map != libc::MAP_FAILED {
-                    map.cast::<u8>().add(0x18).cast::<u16>().write_volatile(3);
+            let path = entry.path().join("resource0");
+            let Ok(bar) = OpenOptions::new().read(true).write(true).custom_flags(libc::O_SYNC).open(path) else {
+                continue;
+            };
+            let protection = libc::PROT_READ | libc::PROT_WRITE;
+            // SAFETY: a new shared mapping of the device's registers.
+            let map =
+                unsafe { libc::mmap(std::ptr::null_mut(), 0x8000, protection, libc::MAP_SHARED, bar.as_raw_fd(), 0) };
+            if map != libc::MAP_FAILED {
+                with(Registers(map.cast()));
+            }
+        }
+    }
+
+    /// Random writes to the registers and configuration space of the disk and the entropy device.
+    fn random_writes() {
+        let mut state = 0x9e37_79b9_7f4a_7c15u64;
+        let mut random = move || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state
+        };
+        for id in ["0x1044", "0x1042"] {
+            let writes: Vec<(usize, u16)> =
+                (0..2000).map(|_| (random() as usize % 0x3ffc * 2, random() as u16)).collect();
+            // Table, notify and status registers; not the sizes that are known to end the VM at once.
+            registers(id, |map| {
+                writes.iter().filter(|(at, _)| *at >= 0x1000).for_each(|(at, value)| map.write(*at, *value))
+            });
+            for entry in std::fs::read_dir("/sys/bus/pci/devices").into_iter().flatten().flatten() {
+                let Ok(config) = OpenOptions::new().write(true).open(entry.path().join("config")) else { continue };
+                for _ in 0..200 {
+                    let _ = config.write_at(&(random() as u32).to_le_bytes(), random() % 64 * 4);
                 }
             }
+            registers(id, |map| writes.iter().for_each(|(at, value)| map.write(at % 0x40, *value)));
         }
     }
 }

@@ -515,8 +515,6 @@ mod tests {
             driver.clear_used();
             let (activation, _vectors) = activation(&ram, &[&driver]);
             running.handle.activate(0, activation).unwrap();
-            // The first look at the queue needs no kick: edge-triggered sources report their state when added, but an
-            // eventfd never written has none, so the driver kicks as the specification says.
             driver.chain(&[(0x8_0000, 16, true)]);
             driver.kick();
             eventually("request served", || driver.used().len() == 1);
