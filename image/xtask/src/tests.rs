@@ -89,7 +89,7 @@ pub fn run(args: &TestArgs) -> Result<ExitCode> {
     }
     if wanted("scenario") && image_is_built {
         let mut command =
-            cargo(&["test", "-p", "holdfast-scenarios", "--no-fail-fast", "--", "--nocapture", "--test-threads=1"]);
+            cargo(&["test", "-p", "holdfast-scenarios", "--no-fail-fast", "--", "--nocapture", "--test-threads=2"]);
         command.env("HOLDFAST_OUT", out()).env("HOLDFAST_CACHE", cache()).args(args.filter.as_deref());
         cargo_tests(&mut score, "scenario", &mut command);
     }
