@@ -117,6 +117,12 @@ pub fn build(which: Kernel, progress: &dyn Fn(&str)) -> Result<KernelArtifacts> 
         return Ok(found);
     }
     let resumed = entry.unpack(progress)?;
+    if resumed {
+        progress(&format!(
+            "{} kernel: going on with an interrupted build; its percentages start at 0 again",
+            which.name()
+        ));
+    }
     let outcome = entry.compile(progress);
     let outcome = match outcome {
         Err(error) if resumed && !running::interrupted(&error) => {
