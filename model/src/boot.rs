@@ -1,5 +1,6 @@
 //! What PID 1 found while booting, handed to `node` as `/run/holdfast/boot/facts.json`.
 
+use crate::observed::BootReason;
 use crate::slot::Slot;
 use serde::{Deserialize, Serialize};
 
@@ -28,6 +29,9 @@ pub struct BootFacts {
     pub measurements: Vec<Measurement>,
     /// Why the boot before this one ended, as far as known; empty on the first boot.
     pub previous_end: String,
+    /// The class of that end; none when nobody could write it down.
+    #[serde(default)]
+    pub previous_reason: Option<BootReason>,
     /// Reason recorded when the other slot failed and this one was taken; empty when that did not happen.
     pub fallback_reason: String,
     /// What PID 1 had to go on without, one text for people each; empty when all is well.

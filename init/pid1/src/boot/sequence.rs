@@ -221,6 +221,7 @@ impl Machine {
             stages: self.console.stages().to_vec(),
             measurements: self.tpm.measurements().to_vec(),
             previous_end: begin.previous_end,
+            previous_reason: begin.previous_reason,
             fallback_reason: begin.fallback_reason,
             warnings: self.warnings.clone(),
         };

@@ -55,6 +55,8 @@ pub struct Begin {
     pub trial: bool,
     /// Why the boot before this one ended; empty when nobody could write it down.
     pub previous_end: String,
+    /// The class of that end.
+    pub previous_reason: Option<BootReason>,
     /// Why the other slot was given up, when that is why this one runs.
     pub fallback_reason: String,
     /// What could not be done.
@@ -104,10 +106,10 @@ impl State {
         });
         begin.boot_count = diary.begin(Some(running), &cmdline.version);
         let crash = last_words(kernel_log);
-        begin.previous_end = match (&crash, diary.previous().and_then(|e| e.end.as_ref())) {
-            (Some(crash), _) => crash.clone(),
-            (None, Some(end)) => end.text.clone(),
-            (None, None) => String::new(),
+        (begin.previous_end, begin.previous_reason) = match (&crash, diary.previous().and_then(|e| e.end.as_ref())) {
+            (Some(crash), _) => (crash.clone(), Some(BootReason::Kernel)),
+            (None, Some(end)) => (end.text.clone(), Some(end.reason)),
+            (None, None) => (String::new(), None),
         };
         diary.save(&mut self.store)?;
         if !kernel_log.is_empty() {
@@ -284,6 +286,7 @@ mod tests {
         state.end(BootReason::Fatal, "later").unwrap();
         let (_, begin) = bench.boot(Slot::A, "1", "");
         assert_eq!((begin.boot_count, begin.previous_end.as_str()), (2, "by order"));
+        assert_eq!(begin.previous_reason, Some(BootReason::RebootCommand));
         let (_, begin) = bench.boot(Slot::A, "1", "");
         assert_eq!(begin.previous_end, "");
         let (_, begin) = bench.boot(Slot::A, "1", "<6>[ 1.0] fine\n<0>[ 2.5] Kernel panic - not syncing: oh\n");
