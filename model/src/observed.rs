@@ -73,8 +73,10 @@ pub struct DeviceStatus {
     pub attestation_error: String,
     /// In maintenance mode, and why; empty when not.
     pub maintenance: String,
-    /// Last counters acted on.
+    /// Last reboot counter acted on.
     pub reboot_counter: u32,
+    /// Last shutdown counter acted on.
+    pub shutdown_counter: u32,
     /// Revision of the config in force.
     pub config_revision: String,
 }

@@ -67,8 +67,14 @@ pub struct Agent {
     observed: watch::Sender<Observed>,
     session: session::Status,
     last_reboot: RebootRecord,
+    /// The boot before this one ended in a crash that its config may have caused.
+    after_crash: bool,
     /// A reboot that was ordered: why, and since when.
     going_down: Option<(RebootRecord, Duration)>,
+    /// When PID 1 was last asked for it.
+    reboot_asked: Option<Duration>,
+    /// Numbers of download jobs: a report of an earlier job of the same content is not this one's.
+    fetches: u64,
     roots_pem: Vec<String>,
     said: BTreeSet<String>,
 }
@@ -129,7 +135,10 @@ pub async fn run(parts: Parts) -> Result<std::convert::Infallible> {
         observed,
         session: session::Status::default(),
         last_reboot: RebootRecord::default(),
+        after_crash: false,
         going_down: None,
+        reboot_asked: None,
+        fetches: 0,
         roots_pem,
         said: BTreeSet::new(),
     };
@@ -145,6 +154,7 @@ pub async fn run(parts: Parts) -> Result<std::convert::Infallible> {
         logs,
         events: session_sender,
         known: agent.store.now.device,
+        after_crash: agent.after_crash,
     })?;
 
     let mut tick = tokio::time::interval(TICK);
@@ -178,10 +188,10 @@ impl Agent {
     /// What is done once: find what runs, take the last config from disk, say why the last boot ended.
     fn begin(&mut self) -> Result<()> {
         self.remove_partials();
-        self.last_reboot = self.reason_of_last_boot();
+        self.note_last_boot();
         self.enter_ready();
-        self.look_at_units()?;
-        match session::stored_config(&self.paths, &self.boot, &self.device) {
+        self.keep_committed_epoch();
+        match session::stored_config(&self.paths, &self.boot, &self.device, self.after_crash) {
             Ok(Some(desired)) => {
                 self.say("info", &format!("config {} from disk is in force", desired.revision));
                 self.apply(desired);
@@ -189,7 +199,9 @@ impl Agent {
             Ok(None) => {}
             Err(e) => self.say("warning", &format!("the stored config is not used: {e:#}")),
         }
-        Ok(())
+        // After the config: whose lines are kept is asked of it.
+        self.log_cursor = self.kept_log_cursor();
+        self.look_at_units()
     }
 
     /// Measures the phase word, once in a boot: a restarted agent finds the mark that the first one left.
@@ -259,6 +271,7 @@ impl Agent {
             last_reboot: &self.last_reboot,
             going_down: self.going_down.is_some(),
             reboot_counter: self.store.now.reboot_counter.unwrap_or(0),
+            shutdown_counter: self.store.now.shutdown_counter.unwrap_or(0),
             contents: &self.contents,
             runtimes: &self.runtimes,
             verdicts: &self.verdicts,

@@ -245,6 +245,13 @@ impl Runtime {
         self.start_fault_at = now;
     }
 
+    /// Notes that the next start was ordered: it waits for no backoff of what failed before.
+    pub fn restart_ordered(&mut self) {
+        self.ordered = true;
+        self.failures = 0;
+        self.start_fault.clear();
+    }
+
     /// Notes that the VM ended; `fault` is empty after a clean end.
     pub fn ended(&mut self, now: Duration, fault: String) {
         if let Vm::Running { since, .. } = self.vm
@@ -362,6 +369,15 @@ mod tests {
         r.ended(Duration::from_secs(16), "exit code 3".into());
         assert_eq!(decide(Some(&app()), &r, &world(22)).step, Step::Wait);
         assert_eq!(decide(Some(&app()), &r, &world(26)).step, Step::Start);
+    }
+
+    #[test]
+    fn an_ordered_restart_does_not_wait_for_the_backoff() {
+        let mut r = seen();
+        r.start_failed(Duration::from_secs(1), "no memory".into());
+        assert_eq!(decide(Some(&app()), &r, &world(2)).step, Step::Wait);
+        r.restart_ordered();
+        assert_eq!(decide(Some(&app()), &r, &world(2)).step, Step::Start);
     }
 
     #[test]

@@ -17,6 +17,8 @@ pub struct Content {
     pub status: ContentStatus,
     /// A job runs.
     pub busy: bool,
+    /// Its number.
+    pub job: u64,
     /// Not before this monotonic time.
     pub retry_at: Duration,
     /// Failures in a row; also chooses the next datastore.
@@ -160,15 +162,17 @@ pub struct Contents {
 }
 
 impl Contents {
-    /// Takes the wanted list in: forgets what is not wanted (returned), resets what changed, recalls what is kept.
+    /// Takes the wanted list in: forgets what is not wanted, resets what changed, recalls what is kept. Returns the contents whose
+    /// jobs, if they have any, work for nothing now.
     pub fn want(
         &mut self,
         trees: &[ContentTree],
         kept: &BTreeMap<Uuid, KeptContent>,
         is_there: &dyn Fn(&KeptContent) -> bool,
     ) -> Vec<Uuid> {
-        let gone: Vec<Uuid> = self.by_id.keys().filter(|id| !trees.iter().any(|t| t.id == **id)).copied().collect();
-        for id in &gone {
+        let mut stale: Vec<Uuid> =
+            self.by_id.keys().filter(|id| !trees.iter().any(|t| t.id == **id)).copied().collect();
+        for id in &stale {
             self.by_id.remove(id);
         }
         for tree in trees {
@@ -177,6 +181,9 @@ impl Contents {
             if entry.asked == text {
                 entry.status.name.clone_from(&tree.name);
                 continue;
+            }
+            if entry.busy {
+                stale.push(tree.id);
             }
             *entry = Content {
                 asked: text.clone(),
@@ -187,7 +194,7 @@ impl Contents {
                 entry.complete(k);
             }
         }
-        gone
+        stale
     }
 }
 
@@ -348,5 +355,20 @@ mod tests {
         contents.want(&[changed], &kept, &|_| true);
         assert!(contents.by_id[&t.id].due(Duration::ZERO));
         assert_eq!(contents.want(&[], &kept, &|_| true), [t.id]);
+    }
+
+    #[test]
+    fn a_job_for_a_content_that_changed_meanwhile_is_stale() {
+        let t = tree("web:1", ImageFormat::Container);
+        let mut contents = Contents::default();
+        assert!(contents.want(std::slice::from_ref(&t), &BTreeMap::new(), &|_| true).is_empty());
+        contents.by_id.get_mut(&t.id).unwrap().busy = true;
+        assert!(
+            contents.want(std::slice::from_ref(&t), &BTreeMap::new(), &|_| true).is_empty(),
+            "the same is no change"
+        );
+        let changed = tree("web:2", ImageFormat::Container);
+        assert_eq!(contents.want(&[changed], &BTreeMap::new(), &|_| true), [t.id]);
+        assert!(!contents.by_id[&t.id].busy);
     }
 }

@@ -38,6 +38,8 @@ pub struct View<'a> {
     pub going_down: bool,
     /// Counter of reboots acted on.
     pub reboot_counter: u32,
+    /// Counter of shutdowns acted on.
+    pub shutdown_counter: u32,
     /// Images.
     pub contents: &'a Contents,
     /// VMs.
@@ -119,6 +121,7 @@ fn device(view: &View<'_>) -> DeviceStatus {
         attestation_error: view.session.attestation_error.clone(),
         maintenance: if view.desired.maintenance { "ordered by the controller".into() } else { String::new() },
         reboot_counter: view.reboot_counter,
+        shutdown_counter: view.shutdown_counter,
         config_revision: view.desired.revision.clone(),
     }
 }

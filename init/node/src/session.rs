@@ -78,6 +78,8 @@ pub struct Inputs {
     pub events: mpsc::Sender<SessionEvent>,
     /// Our UUID, when known from before.
     pub known: Option<Uuid>,
+    /// The last boot ended in a crash: see [`stored_config`].
+    pub after_crash: bool,
 }
 
 /// A client for the site's controller; `None` when there is no site.
@@ -97,16 +99,17 @@ fn client(boot: &Boot, device: &Device) -> Result<Option<Client>> {
     Ok(Some(Client::new(config).context("SITE")?))
 }
 
-/// The last config, verified again from disk: what is in force after a reboot without network.
+/// The last config, verified again from disk: what is in force after a reboot without network. After a crash that it may have
+/// caused it is the one before, once that has proved itself.
 ///
 /// # Errors
 /// When SITE is unusable or the stored config does not verify.
-pub fn stored_config(paths: &Paths, boot: &Boot, device: &Device) -> Result<Option<Desired>> {
+pub fn stored_config(paths: &Paths, boot: &Boot, device: &Device, after_crash: bool) -> Result<Option<Desired>> {
     let Some(client) = client(boot, device)? else {
         return Ok(None);
     };
     let store = ConfigStore::open(paths.data("config"))?;
-    let stored = store.load_config(client.roots(), false)?;
+    let stored = store.load_config(client.roots(), after_crash)?;
     Ok(stored.map(|config| convert(&config, device)))
 }
 
@@ -152,7 +155,7 @@ impl Session {
     }
 
     async fn run(self) {
-        let mut applied = self.store.load_config(self.client.roots(), false).ok().flatten();
+        let mut applied = self.store.load_config(self.client.roots(), self.inputs.after_crash).ok().flatten();
         let mut properties = Properties::default();
         if let Some(config) = &applied {
             self.client.set_certificates(config.certificates.clone());
@@ -165,12 +168,14 @@ impl Session {
         let (shared, properties_now) = watch::channel(properties);
         self.spawn_reports(properties_now);
 
-        let mut certificates_hash =
-            applied.as_ref().map(|c| convert(c, &self.inputs.device).controller_certificates_hash).unwrap_or_default();
-        let mut epoch = None;
+        let hash_of = |c: &ReceivedConfig| convert(c, &self.inputs.device).controller_certificates_hash;
+        let (certificates_wanted, wanted) = watch::channel(applied.as_ref().map(hash_of).unwrap_or_default());
+        self.spawn_certificates(wanted);
+        let mut epoch = applied.as_ref().map(|c| convert(c, &self.inputs.device).controller_epoch);
         let mut in_force = Instant::now();
         let mut asked_uuid: Option<Instant> = None;
         let mut attested = self.attest().await;
+        let mut attested_at = Instant::now();
         loop {
             let hash = applied.as_ref().map_or("", ReceivedConfig::hash).to_owned();
             match self.client.poll_config(self.inputs.device.as_ref(), &hash, &attested).await {
@@ -187,20 +192,7 @@ impl Session {
                         let desired = convert(&config, &self.inputs.device);
                         self.client.set_timing(Timing::from_properties(&desired.properties));
                         let _ = shared.send(desired.properties.clone());
-                        if desired.controller_certificates_hash != certificates_hash {
-                            match self.client.fetch_certificates().await {
-                                Ok(list) => {
-                                    certificates_hash.clone_from(&desired.controller_certificates_hash);
-                                    let _ = self.store.save_certificates(&list);
-                                }
-                                Err(e) => {
-                                    self.trouble(format!(
-                                        "the controller's certificates changed and cannot be read: {e}"
-                                    ))
-                                    .await
-                                }
-                            }
-                        }
+                        let _ = certificates_wanted.send(desired.controller_certificates_hash.clone());
                         if epoch.replace(desired.controller_epoch).is_some_and(|old| old != desired.controller_epoch) {
                             self.reports.repeat_all();
                         }
@@ -217,7 +209,12 @@ impl Session {
                     self.tell(SessionEvent::Contact).await;
                 }
                 Ok(ConfigAnswer::TokenRefused) => {
+                    // A token that is refused as soon as it is given must not make both sides spin.
+                    if attested_at.elapsed() < timing::ATTESTATION_RESTART {
+                        sleep(timing::ATTESTATION_RESTART).await;
+                    }
                     attested = self.attest().await;
+                    attested_at = Instant::now();
                     continue;
                 }
                 Ok(ConfigAnswer::DeviceUnknown) => {
@@ -280,6 +277,43 @@ impl Session {
         attested.token
     }
 
+    /// Keeps the controller's certificates fresh: read again when the config names others, and after a day
+    /// (`timer.cert.interval`); soon again after a failure.
+    fn spawn_certificates(&self, mut wanted: watch::Receiver<String>) {
+        let (client, store, events) = (self.client.clone(), self.store.clone(), self.inputs.events.clone());
+        tokio::task::spawn_local(async move {
+            let mut held = wanted.borrow().clone();
+            let mut last = (Instant::now(), true);
+            loop {
+                let changed = *wanted.borrow_and_update() != held;
+                let due = last.0 + certificates_wait(last.1, changed, client.timing().certificates);
+                if Instant::now() < due {
+                    tokio::select! {
+                        // The interval may have been changed too: looked at again in a minute at the latest.
+                        () = sleep(due.saturating_duration_since(Instant::now()).min(Duration::from_secs(60))) => {}
+                        ended = wanted.changed() => if ended.is_err() { return },
+                    }
+                    continue;
+                }
+                let hash = wanted.borrow().clone();
+                let text = match client.fetch_certificates().await {
+                    Ok(list) => {
+                        held = hash;
+                        store
+                            .save_certificates(&list)
+                            .err()
+                            .map(|e| format!("the controller's certificates are not kept: {e}"))
+                    }
+                    Err(e) => Some(format!("the controller's certificates cannot be read: {e}")),
+                };
+                last = (Instant::now(), text.is_none());
+                if let Some(text) = text {
+                    let _ = events.send(SessionEvent::Trouble(text)).await;
+                }
+            }
+        });
+    }
+
     /// The sender, and what feeds it.
     fn spawn_reports(&self, properties: watch::Receiver<Properties>) {
         let (client, device, reports, events) =
@@ -305,6 +339,15 @@ impl Session {
             sent: BTreeSet::new(),
         };
         tokio::task::spawn_local(feeder.run());
+    }
+}
+
+/// Time from one reading of the certificates to the next: `well` tells how the last one went, `changed` that others are named.
+fn certificates_wait(well: bool, changed: bool, interval: Duration) -> Duration {
+    match (well, changed) {
+        (false, _) => timing::CERTIFICATES_RETRY.min(interval),
+        (true, true) => Duration::ZERO,
+        (true, false) => interval,
     }
 }
 
@@ -453,6 +496,19 @@ fn without_gauges(observed: &Observed) -> Observed {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn certificates_are_read_again_when_others_are_named_when_old_and_after_a_failure() {
+        let day = Duration::from_secs(86_400);
+        assert_eq!(certificates_wait(true, false, day), day);
+        assert_eq!(certificates_wait(true, true, day), Duration::ZERO);
+        assert_eq!(
+            certificates_wait(false, true, day),
+            Duration::from_secs(120),
+            "a failure is not tried again at once"
+        );
+        assert_eq!(certificates_wait(false, false, day), Duration::from_secs(120));
+    }
 
     #[test]
     fn gauges_alone_are_no_news() {

@@ -25,6 +25,10 @@ pub struct Persisted {
     pub contents: BTreeMap<Uuid, KeptContent>,
     /// Device command counters acted on; `None` before the first config.
     pub reboot_counter: Option<u32>,
+    /// Shutdown counter acted on, as above.
+    pub shutdown_counter: Option<u32>,
+    /// The boot in which all apps were shut down by order: none starts again before the next one.
+    pub shut_down_in_boot: Option<u64>,
     /// Class and text of a reboot ordered by this agent, read and cleared by the next boot.
     pub ordered_reboot: Option<holdfast_model::observed::RebootRecord>,
     /// The report of the last reboot, kept so that a restarted agent says the same.

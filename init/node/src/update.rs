@@ -32,6 +32,11 @@ pub const JOB: &str = "base-os";
 /// Its unit.
 const UNIT: &str = "fetch-base-os";
 
+/// Between two tries of starting a download: short, as it is a config or a former job that stands in the way.
+const BEGIN_RETRY: Duration = Duration::from_secs(10);
+/// Between two tries of a commit.
+const COMMIT_RETRY: Duration = Duration::from_secs(30);
+
 /// The device's boot variables.
 type Firmware = holdfast_slots::firmware::EfiBoot;
 
@@ -65,6 +70,8 @@ pub struct Update {
     download: Download,
     contact: Option<Duration>,
     seconds_left: Option<u32>,
+    /// A commit is not tried before.
+    commit_at: Duration,
     said: String,
 }
 
@@ -92,6 +99,7 @@ impl Update {
             download: Download::default(),
             contact: None,
             seconds_left: None,
+            commit_at: Duration::ZERO,
             said: String::new(),
         })
     }
@@ -151,7 +159,11 @@ impl Update {
         let base = desired.base_os.as_ref()?;
         let tree = desired.contents.iter().find(|c| c.id == base.content)?;
         let there = self.record.image(self.running).is_some_and(|i| i.version == base.version)
-            || matches!(&self.record.phase, Phase::Staged { image, .. } | Phase::Armed(image) if image.version == base.version);
+            || matches!(
+                &self.record.phase,
+                Phase::Staged { image, .. } | Phase::Armed(image) | Phase::Trial { image, .. } | Phase::Committing(image)
+                    if image.version == base.version
+            );
         let state = if there {
             LoadState::Loaded
         } else if self.download.busy {
@@ -217,10 +229,20 @@ impl Update {
         let mut texts = Vec::new();
         let outcome = if held {
             Ok(None)
-        } else if matches!(self.record.phase, Phase::Trial { reason: None, .. } | Phase::Committing(_)) {
-            self.judge(now, desired, identity, &mut texts)
         } else {
-            self.pursue(now, desired, roots_pem, supervisor, events, identity, &mut texts)
+            match self.record.phase.clone() {
+                Phase::Trial { reason: None, .. } => self.judge(now, desired, identity, &mut texts),
+                // An agent before this one, or this boot, was cut off in the middle: on from there.
+                Phase::Committing(_) => self.commit(now, identity, &mut texts),
+                Phase::Trial { reason: Some(why), .. } => self.event(Event::TrialFailed(why), identity),
+                Phase::Armed(image) => Ok(Some(RebootDue {
+                    reason: BootReason::Update,
+                    text: format!("update to {} in slot {}", image.version, self.running.other()),
+                })),
+                Phase::Stable | Phase::Dirty(_) | Phase::Staged { .. } => {
+                    self.pursue(now, desired, roots_pem, supervisor, events, identity, &mut texts)
+                }
+            }
         };
         match outcome {
             Ok(due) => (texts, due.map(|d| (d.reason, d.text))),
@@ -264,14 +286,21 @@ impl Update {
                 self.seconds_left = Some(seconds_left);
                 Ok(None)
             }
-            Verdict::Passed => {
-                let due = self.event(Event::TrialPassed, identity)?;
-                self.seconds_left = None;
-                texts.push(format!("base OS in slot {} committed", self.running));
-                Ok(due)
-            }
+            Verdict::Passed => self.commit(now, identity, texts),
             Verdict::Failed(why) => self.event(Event::TrialFailed(why.to_string()), identity),
         }
+    }
+
+    /// The trial has proved itself. What fails here (the TPM, boot variables) is tried again, not every second.
+    fn commit(&mut self, now: Duration, identity: &dyn Identity, texts: &mut Vec<String>) -> Result<Option<RebootDue>> {
+        if now < self.commit_at {
+            return Ok(None);
+        }
+        self.commit_at = now + COMMIT_RETRY;
+        let due = self.event(Event::TrialPassed, identity)?;
+        self.seconds_left = None;
+        texts.push(format!("base OS in slot {} committed", self.running));
+        Ok(due)
     }
 
     /// No trial: is another version wanted, and how far is it?
@@ -291,6 +320,14 @@ impl Update {
         };
         if base.retry_counter != self.record.retry_counter {
             self.event(Event::RetryCounter(base.retry_counter), identity)?;
+            self.download = Download::default();
+        }
+        // Another version is wanted by now: what is under way, or has ended, is for nothing.
+        if !self.download.version.is_empty() && self.download.version != base.version {
+            if self.download.busy {
+                let _ = supervisor.borrow_mut().stop(&UnitName::new(UNIT)?, Some(Duration::ZERO));
+                return Ok(None);
+            }
             self.download = Download::default();
         }
         match self.download.end.take() {
@@ -318,7 +355,12 @@ impl Update {
                 let here = self.record.image(self.running).is_some_and(|i| i.version == base.version);
                 let failed = self.record.failure.as_ref().is_some_and(|f| f.version == base.version);
                 if !here && !failed && now >= self.download.retry_at {
-                    self.begin(&base, desired, roots_pem, supervisor, events, identity)?;
+                    if let Err(e) = self.begin(&base, desired, roots_pem, supervisor, events, identity) {
+                        self.download.version.clone_from(&base.version);
+                        self.download.error = format!("base OS {}: {e:#}", base.version);
+                        self.download.retry_at = now + BEGIN_RETRY;
+                        return Err(e);
+                    }
                     texts.push(format!("base OS {}: streaming into slot {}", base.version, self.running.other()));
                 }
                 Ok(None)
@@ -340,9 +382,7 @@ impl Update {
         match class {
             // The network may heal, and the slot is dirty either way: try again.
             FailureClass::Transport | FailureClass::Local => {
-                let longest = Duration::from_secs(desired.properties.download_retry_seconds.into());
-                self.download.retry_at =
-                    now + Duration::from_secs(10).saturating_mul(1 << self.download.failures.min(8)).min(longest);
+                self.download.retry_at = now + retry_after(self.download.failures, desired);
             }
             FailureClass::Refused | FailureClass::Content => {
                 self.event(Event::StageFailed(self.download.error.clone()), identity)?;
@@ -403,8 +443,29 @@ impl Update {
             busy: true,
             version: base.version.clone(),
             failures: self.download.failures,
+            // Shown until this try ends.
+            error: std::mem::take(&mut self.download.error),
             ..Download::default()
         };
         Ok(())
+    }
+}
+
+/// Wait after so many failures in a row.
+fn retry_after(failures: u32, desired: &Desired) -> Duration {
+    let longest = Duration::from_secs(desired.properties.download_retry_seconds.into());
+    Duration::from_secs(10).saturating_mul(1 << failures.min(8)).min(longest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failed_downloads_are_tried_again_later_and_later_up_to_the_property() {
+        let mut desired = Desired::default();
+        desired.properties.download_retry_seconds = 600;
+        let seconds: Vec<u64> = [1, 2, 3, 6, 9, 4_000_000].map(|n| retry_after(n, &desired).as_secs()).to_vec();
+        assert_eq!(seconds, [20, 40, 80, 600, 600, 600]);
     }
 }

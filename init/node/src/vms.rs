@@ -267,7 +267,7 @@ pub fn start(
     spec.limits = Limits {
         memory_max_bytes: Some(plan.app.memory_bytes + OVERHEAD_LIMIT_BYTES),
         cpu_weight: None,
-        pids_max: Some(64),
+        pids_max: Some(64 + plan.app.vcpus),
     };
     // The stop signal is the power button: the VMM turns it into an ACPI event.
     spec.stop = StopPolicy { signal: 15, deadline_ms: u64::try_from(STOP_DEADLINE.as_millis())? };

@@ -64,6 +64,7 @@ impl Report<'_> {
             config_item_status: Some(self.config_items()),
             app_instances: self.app_instances(),
             reboot_config_counter: device.reboot_counter,
+            shutdown_config_counter: device.shutdown_counter,
             last_boot_reason: boot_reason(device.last_reboot.reason).into(),
             maintenance_mode: maintenance,
             maintenance_mode_reasons: if maintenance { vec![reason.into()] } else { Vec::new() },

@@ -20,9 +20,9 @@ use holdfast_model::properties::Properties;
 use prost_types::Timestamp;
 use std::time::SystemTime;
 
-/// Highest level of the API that is really done here. A number claims all lower ones, so the start delay (3) cannot be
-/// claimed before the shutdown command (2) is done.
-pub const API_CAPABILITY: ApiCapability = ApiCapability::RetryUpdate;
+/// Highest level of the API that is really done here. A number claims all lower ones: retry of an update (1), the shutdown
+/// command (2), the start delay of apps (3).
+pub const API_CAPABILITY: ApiCapability = ApiCapability::StartDelayInSeconds;
 
 /// One mebibyte: the unit of sizes in info and metrics.
 pub(crate) const MIB: u64 = 1 << 20;

@@ -2,10 +2,13 @@
 
 use super::Agent;
 use super::fetching::{fetch_unit, image_file};
-use crate::debug;
-use holdfast_model::desired::Desired;
+use crate::{debug, machine};
+use holdfast_model::desired::{Commands, Desired};
 use holdfast_model::observed::BootReason;
 use std::time::Duration;
+
+/// Time that a download job takes to end once it is killed.
+const JOB_END: Duration = Duration::from_secs(2);
 
 impl Agent {
     /// Takes a new config in.
@@ -22,25 +25,17 @@ impl Agent {
             .filter(|c| desired.base_os.as_ref().is_none_or(|b| b.content != c.id))
             .cloned()
             .collect();
-        let gone = self.contents.want(&wanted, &self.store.now.contents, &|k| image_file(&images, &k.sha256).exists());
-        for id in gone {
+        let stale = self.contents.want(&wanted, &self.store.now.contents, &|k| image_file(&images, &k.sha256).exists());
+        for id in stale {
             if let Ok(unit) = fetch_unit(id) {
                 let _ = self.supervisor.borrow_mut().stop(&unit, Some(Duration::ZERO));
             }
-        }
-        let commands = desired.commands.reboot;
-        match self.store.now.reboot_counter {
-            Some(acted) if commands != acted && commands != 0 => {
-                // Noted before acting: the command runs once, whatever happens meanwhile.
-                self.store.now.reboot_counter = Some(commands);
-                self.order_reboot(
-                    BootReason::RebootCommand,
-                    &format!("reboot ordered by the controller (counter {commands})"),
-                );
+            // The next job can start once this one is gone.
+            if let Some(content) = self.contents.by_id.get_mut(&id) {
+                content.retry_at = machine::now() + JOB_END;
             }
-            Some(_) => {}
-            None => self.store.now.reboot_counter = Some(commands),
         }
+        self.follow_commands(desired.commands);
         for app in &desired.apps {
             self.names.insert(app.id, app.name.clone());
             self.store.now.number_of(app.id);
@@ -51,7 +46,19 @@ impl Agent {
         self.follow_debug_orders();
     }
 
-    pub(super) fn follow_debug_orders(&mut self) {
+    /// Counter commands. They are noted before anything is done, so each runs once, whatever happens meanwhile.
+    fn follow_commands(&mut self, Commands { reboot, shutdown }: Commands) {
+        if due(&mut self.store.now.shutdown_counter, shutdown) {
+            self.store.now.shut_down_in_boot = Some(self.boot.facts.boot_count);
+            self.say("info", &format!("all apps are shut down, as the controller ordered (counter {shutdown})"));
+        }
+        if due(&mut self.store.now.reboot_counter, reboot) {
+            let text = format!("reboot ordered by the controller (counter {reboot})");
+            self.order_reboot(BootReason::RebootCommand, &text);
+        }
+    }
+
+    fn follow_debug_orders(&mut self) {
         let orders = &self.desired.properties.unknown;
         for order in debug::due(self.boot.release.kind, orders, &mut self.store.now.debug) {
             // On disk first: an order that was followed is not followed again by the agent that comes after.
@@ -66,5 +73,34 @@ impl Agent {
                 _ => self.say("info", &debug::memory()),
             }
         }
+    }
+}
+
+/// True when a counter command is to be followed now; notes it. The first value ever seen is where counting starts, and 0
+/// stands for "no command".
+fn due(acted: &mut Option<u32>, commanded: u32) -> bool {
+    match *acted {
+        None => {
+            *acted = Some(commanded);
+            false
+        }
+        Some(before) if before != commanded && commanded != 0 => {
+            *acted = Some(commanded);
+            true
+        }
+        Some(_) => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_counter_command_runs_once_and_the_first_value_orders_nothing() {
+        let mut acted = None;
+        let followed = [7, 7, 8, 8, 0, 8, 9].map(|commanded| due(&mut acted, commanded));
+        assert_eq!(followed, [false, false, true, false, false, false, true]);
+        assert_eq!(acted, Some(9));
     }
 }

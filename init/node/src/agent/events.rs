@@ -1,13 +1,18 @@
 //! Events in: units of PID 1, log lines, what the session learned.
 
 use super::Agent;
+use super::fetching::FETCH_UNITS;
 use crate::apps::Vm;
 use crate::logs::GuestReport;
 use crate::session::SessionEvent;
 use crate::{machine, vms};
 use anyhow::Result;
 use holdfast_supervise::{Event, UnitState, UnitStatus};
+use std::fs;
 use std::time::Duration;
+
+/// File below `/run/holdfast` with the cursor of the last log line read.
+const LOG_CURSOR: &str = "log-cursor";
 
 impl Agent {
     pub(super) fn look_at_units(&mut self) -> Result<()> {
@@ -26,11 +31,15 @@ impl Agent {
         }
     }
 
-    pub(super) fn unit_status(&mut self, status: &UnitStatus) {
+    fn unit_status(&mut self, status: &UnitStatus) {
+        self.collect_logs();
         let Some(app) = vms::app_of(&status.name) else {
+            // PID 1's table is for units that somebody may ask for: an ended download is not one.
+            if status.name.as_str().starts_with(FETCH_UNITS) && matches!(status.state, UnitState::Ended) {
+                let _ = self.supervisor.borrow_mut().remove(&status.name);
+            }
             return;
         };
-        self.collect_logs();
         let now = machine::now();
         let runtime = self.runtimes.entry(app).or_default();
         match status.state {
@@ -62,7 +71,23 @@ impl Agent {
         }
     }
 
-    pub(super) fn collect_logs(&mut self) {
+    /// Where the agent before this one had read to in this boot, so that no line is sent twice and none is lost; 0 when
+    /// there was none. In memory only: cursors begin anew with each boot.
+    pub(super) fn kept_log_cursor(&self) -> u64 {
+        fs::read_to_string(self.paths.run.join(LOG_CURSOR)).ok().and_then(|t| t.parse().ok()).unwrap_or(0)
+    }
+
+    fn collect_logs(&mut self) {
+        let before = self.log_cursor;
+        self.read_logs();
+        if self.log_cursor != before
+            && let Err(e) = fs::write(self.paths.run.join(LOG_CURSOR), self.log_cursor.to_string())
+        {
+            self.say_once("warning", &format!("the place in the log is not kept for the next agent: {e}"));
+        }
+    }
+
+    fn read_logs(&mut self) {
         let boot_ns = machine::boot_time_seconds().max(0).unsigned_abs() * 1_000_000_000;
         loop {
             let Ok(logs) = self.supervisor.borrow_mut().logs(self.log_cursor) else {

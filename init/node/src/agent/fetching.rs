@@ -18,6 +18,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 use uuid::Uuid;
 
+/// Begin of the names of download units.
+pub(super) const FETCH_UNITS: &str = "fetch-";
+
 impl Agent {
     pub(super) fn job_event(&mut self, event: JobEvent) {
         if event.key == crate::update::JOB {
@@ -27,14 +30,17 @@ impl Agent {
             }
             return;
         }
-        let Ok(id) = event.key.parse::<Uuid>() else {
+        let Some((id, number)) = parse_key(&event.key) else {
             return;
         };
         let now = machine::now();
         let retry = Duration::from_secs(self.desired.properties.download_retry_seconds.into());
         let partial = self.partial(id);
-        let Some(content) = self.contents.by_id.get_mut(&id) else {
-            if !matches!(event.report, Some(Report::Progress { .. })) {
+        let current = self.contents.by_id.get_mut(&id);
+        let another_runs = current.as_ref().is_some_and(|c| c.busy && c.job != number);
+        // A job for what is not wanted any more, or was changed meanwhile: its outcome is not that of the content now.
+        let Some(content) = current.filter(|c| c.busy && c.job == number) else {
+            if !another_runs && !matches!(event.report, Some(Report::Progress { .. })) {
                 let _ = fs::remove_file(&partial);
             }
             return;
@@ -98,6 +104,7 @@ impl Agent {
             match started {
                 Ok(()) => {
                     content.busy = true;
+                    content.job = self.fetches;
                     content.status.state = holdfast_model::observed::LoadState::Resolving;
                 }
                 Err((class, text)) => {
@@ -110,6 +117,7 @@ impl Agent {
     }
 
     pub(super) fn start_fetch(&mut self, fetch: &Fetch) -> Result<()> {
+        self.fetches += 1;
         let What::Oci { repository, reference } = fetch.what.clone() else {
             anyhow::bail!("expected a container image")
         };
@@ -136,7 +144,7 @@ impl Agent {
         };
         jobs::start(
             &mut self.supervisor.borrow_mut(),
-            &fetch.id.to_string(),
+            &key(fetch.id, self.fetches),
             &fetch_unit(fetch.id)?,
             fetch.server.clone(),
             task,
@@ -152,7 +160,7 @@ impl Agent {
     /// Halves of downloads that a former agent left: their jobs are stopped, their files removed.
     pub(super) fn remove_partials(&mut self) {
         let units = self.supervisor.borrow_mut().list().unwrap_or_default();
-        for unit in units.iter().filter(|u| u.name.as_str().starts_with("fetch-")) {
+        for unit in units.iter().filter(|u| u.name.as_str().starts_with(FETCH_UNITS)) {
             let mut supervisor = self.supervisor.borrow_mut();
             let _ = supervisor.stop(&unit.name, Some(Duration::ZERO));
             let _ = supervisor.remove(&unit.name);
@@ -179,9 +187,19 @@ impl Agent {
     }
 }
 
+/// Key of a job's reports: the content and the job's number.
+fn key(content: Uuid, number: u64) -> String {
+    format!("{content}#{number}")
+}
+
+fn parse_key(key: &str) -> Option<(Uuid, u64)> {
+    let (content, number) = key.split_once('#')?;
+    Some((content.parse().ok()?, number.parse().ok()?))
+}
+
 /// Unit of a content's fetch job.
 pub(super) fn fetch_unit(content: Uuid) -> Result<UnitName> {
-    Ok(UnitName::new(format!("fetch-{content}"))?)
+    Ok(UnitName::new(format!("{FETCH_UNITS}{content}"))?)
 }
 
 /// File of a flattened image.
@@ -196,4 +214,16 @@ fn keep_image(partial: &std::path::Path, path: &std::path::Path) -> Result<()> {
     fs::rename(partial, path).with_context(|| format!("cannot keep {}", path.display()))?;
     File::open(path.parent().unwrap_or(path))?.sync_all()?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reports_lead_back_to_their_content_and_job() {
+        let id = Uuid::from_u128(5);
+        assert_eq!(parse_key(&key(id, 7)), Some((id, 7)));
+        assert_eq!(parse_key("base-os"), None);
+    }
 }

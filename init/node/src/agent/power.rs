@@ -3,6 +3,7 @@
 use super::Agent;
 use crate::apps::Vm;
 use crate::machine;
+use holdfast_model::boot::BootFacts;
 use holdfast_model::observed::{BootReason, RebootRecord};
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ const REBOOT_PATIENCE: Duration = Duration::from_secs(30);
 
 impl Agent {
     pub(super) fn turn_update(&mut self) {
-        if !self.configured && !self.update.in_trial() {
+        if !self.configured && !self.update.busy() {
             return;
         }
         let apps_hold = self.going_down.is_some();
@@ -61,49 +62,104 @@ impl Agent {
         if (alive && waited < REBOOT_PATIENCE) || waited < Duration::from_secs(2) {
             return;
         }
+        if self.reboot_asked.is_some_and(|at| machine::now().saturating_sub(at) < REBOOT_PATIENCE) {
+            return;
+        }
         if let Err(e) = self.store.save() {
             self.say_once("error", &format!("the agent's state cannot be saved before the reboot: {e}"));
         }
-        let _ = self.device.identity().extend_phase(holdfast_format::pcr::phase::SHUTDOWN);
+        if self.reboot_asked.replace(machine::now()).is_none() {
+            let _ = self.device.identity().extend_phase(holdfast_format::pcr::phase::SHUTDOWN);
+        }
         let ordered = self.supervisor.borrow_mut().reboot(&record.text);
         if let Err(e) = ordered {
             self.say_once("error", &format!("reboot: {e}"));
         }
     }
 
-    pub(super) fn reason_of_last_boot(&mut self) -> RebootRecord {
+    /// Why the last boot ended: found out by the first agent of a boot, kept for those after it.
+    pub(super) fn note_last_boot(&mut self) {
         let boot = self.boot.facts.boot_count;
         if let Some((counted, record)) = &self.store.now.last_reboot
             && *counted == boot
         {
-            return record.clone();
+            self.last_reboot = record.clone();
+            return;
         }
         let ordered = self.store.now.ordered_reboot.take();
-        let record = if !self.boot.facts.fallback_reason.is_empty() {
-            RebootRecord {
-                reason: BootReason::Fallback,
-                text: self.boot.facts.fallback_reason.clone(),
-                time_seconds: 0,
-            }
-        } else if let Some(record) = ordered {
-            record
-        } else if boot <= 1 {
-            RebootRecord { reason: BootReason::First, text: "first boot".into(), time_seconds: 0 }
-        } else {
-            let text = self.boot.facts.previous_end.clone();
-            let reason = if text.contains("watchdog") {
-                BootReason::Watchdog
-            } else if text.contains("panic") {
-                BootReason::Kernel
-            } else if text.is_empty() {
-                BootReason::PowerFail
-            } else {
-                BootReason::Unknown
-            };
-            let text = if text.is_empty() { "power was lost, or the machine was reset".into() } else { text };
-            RebootRecord { reason, text, time_seconds: 0 }
+        self.last_reboot = last_boot(&self.boot.facts, ordered);
+        // Only this first agent: one that is restarted later in the boot may have got a newer, good config meanwhile.
+        self.after_crash = is_crash(self.last_reboot.reason);
+        self.store.now.last_reboot = Some((boot, self.last_reboot.clone()));
+    }
+
+    /// Outside of a trial the running image is the committed one: the TPM must refuse those before it from now on. Done at each
+    /// start, as the power may have gone between making the vault, or a commit, and this.
+    pub(super) fn keep_committed_epoch(&mut self) {
+        if self.update.busy() {
+            return;
+        }
+        let epoch = self.boot.facts.epoch;
+        if let Err(e) = self.device.identity().commit_epoch(epoch) {
+            self.say(
+                "warning",
+                &format!("security epoch {epoch} is not committed to the TPM: {e}; tried again after a restart"),
+            );
+        }
+    }
+}
+
+/// Why the last boot ended, from what PID 1 found and what this agent had ordered.
+fn last_boot(facts: &BootFacts, ordered: Option<RebootRecord>) -> RebootRecord {
+    let record = |reason, text: &str| RebootRecord { reason, text: text.to_owned(), time_seconds: 0 };
+    if !facts.fallback_reason.is_empty() {
+        return record(BootReason::Fallback, &facts.fallback_reason);
+    }
+    match (facts.previous_reason, ordered) {
+        // A crash on the way down is worth more than the order.
+        (Some(reason), _) if is_crash(reason) => record(reason, &facts.previous_end),
+        (_, Some(ordered)) => ordered,
+        (Some(reason), None) => record(reason, &facts.previous_end),
+        (None, None) if facts.boot_count <= 1 => record(BootReason::First, "first boot"),
+        (None, None) => record(BootReason::PowerFail, "power was lost, or the machine was reset"),
+    }
+}
+
+/// Ends that a config may have caused.
+fn is_crash(reason: BootReason) -> bool {
+    matches!(reason, BootReason::Fatal | BootReason::Watchdog | BootReason::Kernel)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_the_last_boot_is_told_from_what_is_known() {
+        let facts = |boot_count, end: Option<(BootReason, &str)>, fallback: &str| -> BootFacts {
+            serde_json::from_value(serde_json::json!({
+                "slot": holdfast_model::slot::Slot::A, "version": "1", "epoch": 0, "boot_count": boot_count,
+                "partitions": holdfast_model::boot::Partitions::default(), "tpm": false, "secure_boot": false, "watchdog": "",
+                "stages": [], "measurements": [], "previous_end": end.map_or("", |e| e.1),
+                "previous_reason": end.map(|e| e.0), "fallback_reason": fallback,
+            }))
+            .unwrap()
         };
-        self.store.now.last_reboot = Some((boot, record.clone()));
-        record
+        let order = RebootRecord { reason: BootReason::RebootCommand, text: "counter 3".into(), time_seconds: 9 };
+        let panic = Some((BootReason::Kernel, "Oops"));
+        let by_order = Some((BootReason::RebootCommand, "reboot by node"));
+        let cases = [
+            (facts(1, None, ""), None, BootReason::First, "first boot"),
+            (facts(2, None, ""), None, BootReason::PowerFail, "power was lost, or the machine was reset"),
+            (facts(2, by_order, ""), Some(order.clone()), BootReason::RebootCommand, "counter 3"),
+            (facts(2, by_order, ""), None, BootReason::RebootCommand, "reboot by node"),
+            (facts(2, panic, ""), Some(order.clone()), BootReason::Kernel, "Oops"),
+            (facts(2, panic, "trial failed"), Some(order), BootReason::Fallback, "trial failed"),
+            (facts(2, Some((BootReason::Watchdog, "no heartbeat")), ""), None, BootReason::Watchdog, "no heartbeat"),
+        ];
+        for (facts, ordered, reason, text) in cases {
+            let found = last_boot(&facts, ordered);
+            assert_eq!((found.reason, found.text.as_str()), (reason, text));
+        }
     }
 }

@@ -24,6 +24,8 @@ impl Agent {
             Some(format!("the device goes down: {}", record.text))
         } else if self.desired.maintenance {
             Some("maintenance mode".to_owned())
+        } else if self.store.now.shut_down_in_boot == Some(self.boot.facts.boot_count) {
+            Some("shut down by the controller; apps start again after a reboot of the device".to_owned())
         } else {
             None
         };
@@ -87,7 +89,7 @@ impl Agent {
                 self.store.now.acted.insert(id, acted);
                 if let Some(runtime) = self.runtimes.get_mut(&id) {
                     runtime.acted = Some(acted);
-                    runtime.ordered = true;
+                    runtime.restart_ordered();
                 }
             }
             Step::Start => {
