@@ -93,7 +93,7 @@ mod host {
     /// What the guest sends over TCP.
     pub const STREAM_BYTES: usize = 4 << 20;
 
-    const JAIL: Option<JailConfig> = Some(JailConfig { uid: 1000, gid: 1000, pid_namespace: false });
+    const JAIL: Option<JailConfig> = Some(JailConfig { uid: 1000, gid: 1000, pid_namespace: true });
 
     type Outcome = Result<String, String>;
 
@@ -482,7 +482,9 @@ mod host {
         if bytes != STREAM_BYTES {
             return Err(format!("{bytes} bytes arrived, expected {STREAM_BYTES}"));
         }
-        ControlClient::connect(CONTROL).map_err(text)?.stop(Duration::from_secs(30)).map_err(text)?;
+        // SAFETY: our own child.
+        check(unsafe { libc::kill(child.id() as i32, libc::SIGTERM) }).map_err(text)?;
+        lines.wait("guest: button")?;
         expect_code(&mut child, 0)?;
         Ok(network)
     }
@@ -513,7 +515,7 @@ mod host {
         let mut config = config("reset", FileRef::Path(path.into()), FileRef::Path("/guest-initrd".into()), words);
         config.cmdline = config.cmdline.replace("8250.nr_uarts=0 ", "");
         config.console = Some(ConsoleConfig { output: FileRef::Fd(4), input: None });
-        config.jail = JAIL;
+        config.jail = Some(JailConfig { uid: 1000, gid: 1000, pid_namespace: false });
         config.serial = Some(SerialConfig { output: FileRef::Path("/run/serial".into()) });
         let (mut child, _errors) = spawn_with(&config, vec![writer.into()])?;
         Lines::of(reader).wait("guest: rebooting")?;

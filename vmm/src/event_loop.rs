@@ -31,8 +31,9 @@ const BATCH: usize = 32;
 const WAKE: u64 = 1 << 40;
 const ENDED: u64 = 2 << 40;
 const LISTEN: u64 = 3 << 40;
+const TERMINATE: u64 = 5 << 40;
 /// Plus the connection number.
-const CONNECTION: u64 = 4 << 40;
+const CONNECTION: u64 = 6 << 40;
 
 /// Where an end is reported. The first one counts.
 #[derive(Debug)]
@@ -130,12 +131,13 @@ pub struct EventLoop {
     paused: bool,
     control: Option<ControlServer>,
     power: Arc<Power>,
+    terminate: Arc<EventFd>,
     stop_at: Option<Instant>,
     started: Instant,
 }
 
 impl EventLoop {
-    /// Watches the handle, the end and the control socket; no device yet.
+    /// Watches the handle, the end, the control socket and `terminate` (which presses the power button); no device yet.
     ///
     /// # Errors
     /// When epoll refuses.
@@ -143,6 +145,7 @@ impl EventLoop {
         handle: Arc<LoopHandle>,
         end: Arc<EndSlot>,
         power: Arc<Power>,
+        terminate: Arc<EventFd>,
         control: Option<ControlServer>,
     ) -> io::Result<Self> {
         let this = Self {
@@ -154,11 +157,13 @@ impl EventLoop {
             paused: false,
             control,
             power,
+            terminate,
             stop_at: None,
             started: Instant::now(),
         };
         this.watch(this.handle.wake.as_raw_fd(), EventSet::IN, WAKE)?;
         this.watch(this.end.eventfd.as_raw_fd(), EventSet::IN, ENDED)?;
+        this.watch(this.terminate.as_raw_fd(), EventSet::IN, TERMINATE)?;
         if let Some(control) = &this.control {
             // Level-triggered: a connection that finds all places taken waits in the backlog.
             this.watch(control.listener_fd(), EventSet::IN, LISTEN)?;
@@ -240,6 +245,10 @@ impl EventLoop {
                         let _ = self.handle.wake.read();
                     }
                     ENDED => {}
+                    TERMINATE => {
+                        let _ = self.terminate.read();
+                        self.power.press_button();
+                    }
                     LISTEN => self.accept()?,
                     data if data >= CONNECTION => self.converse((data - CONNECTION) as usize, vcpus),
                     data => self.device_ready(data),
@@ -487,8 +496,9 @@ mod tests {
         let socket = directory.path().join("control");
         let control = ControlServer::new(listen(&socket).unwrap()).unwrap();
         let (handle, end) = (LoopHandle::new().unwrap(), EndSlot::new().unwrap());
+        let terminate = Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap());
         let power = Power::new(Arc::new(NoLine));
-        let mut event_loop = EventLoop::new(handle.clone(), end.clone(), power, Some(control)).unwrap();
+        let mut event_loop = EventLoop::new(handle.clone(), end.clone(), power, terminate, Some(control)).unwrap();
         event_loop.add(Box::new(Rng::new("rng".into())));
         let buses = Arc::new(Buses { pio: Default::default(), mmio: Default::default() });
         let vcpus = VcpuSet::start(Vec::new(), &buses, &end, &Arc::new(Barrier::new(1)), false).unwrap();

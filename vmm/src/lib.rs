@@ -14,7 +14,7 @@
 //! Modules in reading order: [`config`] (what a VM is made of), [`vm`] (builds and runs it), [`memory`], [`boot`]
 //! (kernel, CPU state, ACPI), [`vcpu`], [`bus`], [`pci`], [`irq`], [`virtio`] (the device contract, then one folder per
 //! device), [`event_loop`], [`platform`] (power, serial port), [`control`] (the socket to the agent), [`jail`],
-//! [`resources`] (opens or adopts every file), [`exit`] (exit codes).
+//! [`signal`] (SIGTERM is the power button), [`resources`] (opens or adopts every file), [`exit`] (exit codes).
 
 pub mod boot;
 pub mod bus;
@@ -29,6 +29,7 @@ pub mod output;
 pub mod pci;
 pub mod platform;
 pub mod resources;
+pub mod signal;
 pub mod vcpu;
 pub mod virtio;
 pub mod vm;

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{Read, Seek, Write};
 use std::os::fd::FromRawFd;
 use std::process::ExitCode;
 
@@ -37,6 +37,8 @@ and what can be added:
 
 The kernel is an uncompressed ELF vmlinux or a bzImage. Every {\"path\": ..} may be {\"fd\": N}, a descriptor
 that the parent opened; then nothing is opened at all.
+
+SIGTERM presses the guest's power button.
 
 Exit codes:
    0 guest powered off     10 guest reset: run it again    11 guest misused a device or crashed
@@ -103,7 +105,7 @@ fn command(arguments: Vec<OsString>) -> Command {
 fn read(source: Source) -> Result<VmConfig, End> {
     let resource =
         |name: &str, e: std::io::Error| End::new(ExitClass::Resource, format!("config: cannot read {name}: {e}"));
-    let (name, file) = match source {
+    let (name, mut file) = match source {
         Source::Path(path) => {
             let name = path.to_string_lossy().into_owned();
             let file = File::open(&path).map_err(|e| resource(&name, e))?;
@@ -119,6 +121,8 @@ fn read(source: Source) -> Result<VmConfig, End> {
             (name, unsafe { File::from_raw_fd(fd) })
         }
     };
+    // A memfd is often passed with its offset at the end; a pipe has none.
+    let _ = file.rewind();
     let mut text = Vec::new();
     file.take(MAX_CONFIG_BYTES as u64 + 1).read_to_end(&mut text).map_err(|e| resource(&name, e))?;
     VmConfig::from_json(&text).map_err(|e| End::new(ExitClass::Config, e.to_string()))

@@ -26,6 +26,7 @@ use crate::pci::bus::{ConfigPorts, Ecam, PciBus, SLOTS, Window};
 use crate::pci::virtio::{BAR_SIZE, Doorbells, Machine, VirtioFunction};
 use crate::platform::{power, serial};
 use crate::resources::{self, Resources};
+use crate::signal;
 use crate::vcpu::{Buses, VcpuSet};
 use crate::virtio::Device;
 use crate::virtio::block::Block;
@@ -70,7 +71,8 @@ fn build_and_run(config: &VmConfig) -> Result<End, End> {
         .map(ControlServer::new)
         .transpose()
         .map_err(|e| End::new(ExitClass::Resource, format!("control: {e}")))?;
-    let mut event_loop = EventLoop::new(handle.clone(), end.clone(), power.clone(), control)
+    let terminate = signal::terminate_to_eventfd().map_err(|e| End::host_fault(format!("SIGTERM: {e}")))?;
+    let mut event_loop = EventLoop::new(handle.clone(), end.clone(), power.clone(), terminate, control)
         .map_err(|e| End::host_fault(format!("epoll: {e}")))?;
 
     let machine = Machine {
@@ -188,15 +190,19 @@ fn make_devices(
         let options = NetOptions { name: format!("net{n}"), mac: net.mac, mtu: net.mtu };
         let device = match vhost {
             None => Net::user(tap, options),
-            Some(file) => {
-                let vhost = VhostNet::new(file).map_err(|e| {
-                    End::new(
-                        ExitClass::Resource,
-                        format!("net{n}: cannot set up vhost-net: {e}; leave out \"vhost\" to do without"),
-                    )
-                })?;
-                Net::vhost(tap, vhost, options)
-            }
+            Some(file) => match VhostNet::new(file) {
+                Ok(vhost) => Net::vhost(tap, vhost, options),
+                // The descriptor served an earlier VM, whose memory it still belongs to. A fresh one is the cure; until
+                // then frames pass through this process, slower and still right.
+                Err(e) if e.raw_os_error() == Some(libc::EBUSY) => {
+                    eprintln!("vmm: net{n}: vhost-net descriptor was used before; frames pass through the VMM");
+                    Net::user(tap, options)
+                }
+                Err(e) => {
+                    let text = format!("net{n}: cannot set up vhost-net: {e}; leave out \"vhost\" to do without");
+                    return Err(End::new(ExitClass::Resource, text));
+                }
+            },
         };
         devices.push(Box::new(device));
     }

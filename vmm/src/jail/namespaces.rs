@@ -8,6 +8,7 @@ use super::seccomp::{self, ThreadKind};
 use super::{JailError, check, drop_privileges, step};
 use crate::config::JailConfig;
 use crate::exit::ExitClass;
+use crate::signal;
 
 /// Directories that exist on any host; one of them becomes the mount point of the empty root, seen by us only.
 const MOUNT_POINTS: [&CStr; 4] = [c"/run", c"/tmp", c"/dev", c"/proc"];
@@ -44,7 +45,10 @@ fn fork(jail: &JailConfig) -> Result<PipeReader, JailError> {
             unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
         }
     }
-    let closed = drop_privileges(jail.uid, jail.gid).and_then(|()| seccomp::close(ThreadKind::Waiter));
+    let closed = signal::pass_on_to(child)
+        .map_err(step("handle SIGTERM"))
+        .and_then(|()| drop_privileges(jail.uid, jail.gid))
+        .and_then(|()| seccomp::close(ThreadKind::Waiter));
     if let Err(e) = closed {
         eprintln!("vmm: {e}");
         // SAFETY: our own child.

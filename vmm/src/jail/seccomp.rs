@@ -60,6 +60,7 @@ const TABLE: &[(libc::c_long, &[ThreadKind], &str)] = &[
     (libc::SYS_exit, BOTH, "thread end"),
     (libc::SYS_exit_group, ALL, "process end"),
     (libc::SYS_wait4, WAITER, "the VM's end"),
+    (libc::SYS_kill, WAITER, "SIGTERM goes on to the VM"),
     (libc::SYS_close, BOTH, "control connections; eventfds; a vCPU that ends"),
     (libc::SYS_epoll_wait, DEVICE, "event loop"),
     (libc::SYS_epoll_pwait, DEVICE, "event loop"),
