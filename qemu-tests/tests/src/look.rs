@@ -64,6 +64,14 @@ impl World {
         }))
     }
 
+    /// Whether an app is reported running.
+    ///
+    /// # Errors
+    /// When the device has not registered.
+    pub fn app_runs(&self, name: &str) -> Result<bool> {
+        Ok(self.app_info(name)?.is_some_and(|app| sw_state(app.state) == "RUNNING"))
+    }
+
     /// Waits for an info of an app that fits.
     ///
     /// # Errors

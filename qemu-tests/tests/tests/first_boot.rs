@@ -1,0 +1,210 @@
+//! The whole way once: a machine that has never booted, until its app answers on the network, and what the app survives.
+//!
+//! The wrong way to see it would be to believe the device: that it attested, runs the app, or restarted it. So PCRs are compared with what is
+//! computed here from the image on disk, the app is asked over the network, and a restart shows in the app's own uptime and counter.
+
+use anyhow::{Context, Result, bail, ensure};
+use holdfast_api::proto::info::{AttestationState, BootReason, DataSecAtRestStatus, ZNetworkInstanceState};
+use holdfast_format::pcr::{self, phase};
+use holdfast_scenarios::memory::{self, Process};
+use holdfast_scenarios::webapp::{NAME, NETWORK};
+use holdfast_scenarios::world::{boot_limit, soon};
+use holdfast_scenarios::{World, offline, scenario, secs};
+use std::collections::BTreeMap;
+
+#[test]
+fn first_boot_reaches_an_app_over_secure_boot_and_tpm() {
+    scenario(World::builder("first-boot"), |world| {
+        world.power_on()?;
+        world.wait_online(boot_limit())?;
+        step(world, "online");
+        the_device_has_proved_itself(world)?;
+        let limits = xtask::budgets::limits()?;
+        host_fits_into_its_budgets(world, &limits)?;
+
+        world.deploy_webapp(boot_limit())?;
+        step(world, "the app answers");
+        network_app_log_and_metrics_are_reported(world)?;
+        vmm_fits_into_its_budget(world, &limits)?;
+        step(world, "reports and budgets are right");
+
+        the_app_does_not_notice_that_the_agent_dies(world)?;
+        step(world, "the agent came back");
+        restart_keeps_what_the_app_wrote_and_purge_does_not(world)?;
+        step(world, "restarted and purged");
+
+        the_app_comes_back_without_a_controller(world)?;
+        step(world, "back without a controller");
+        a_deleted_app_is_gone(world)
+    });
+}
+
+fn step(world: &World, what: &str) {
+    eprintln!("{:6.1} s: {what}", world.age().as_secs_f32());
+}
+
+fn the_device_has_proved_itself(world: &mut World) -> Result<()> {
+    let report = world.attestation()?;
+    ensure!(report.accepted, "the quote was refused: {}", report.reason);
+    let expected = offline::predict_pcr11(world.image(), &[phase::ENTER_PID1, phase::VAULT_OPEN, phase::READY])?;
+    assert_eq!(report.pcrs.get(&11), Some(&expected), "PCR 11 is that of the UKI on the disk and the phases since");
+    let site = hex::encode(pcr::predict_site(Some(world.site_document())));
+    assert_eq!(report.pcrs.get(&14), Some(&site), "PCR 14 is that of the SITE document");
+    for unused in [12, 13] {
+        assert_eq!(report.pcrs.get(&unused), Some(&hex::encode(pcr::ZERO)), "PCR {unused} was never extended");
+    }
+    let firmware: Vec<u32> = report.log_mismatches.iter().copied().filter(|p| *p < 8).collect();
+    ensure!(firmware.is_empty(), "the event log does not lead to PCRs {firmware:?}; {}", report.log_error);
+
+    let info = world.wait_device_info("attestation complete in the device info", soon(), |d| {
+        d.attestation_info.as_ref().is_some_and(|a| a.state() == AttestationState::Complete)
+    })?;
+    let vault = info.data_sec_at_rest_info.as_ref().context("no word about data at rest")?;
+    assert_eq!(vault.status(), DataSecAtRestStatus::DatasecAtRestEnabled, "sealed vault: {}", vault.info);
+    assert_eq!(info.last_boot_reason(), BootReason::First);
+    let running = info.sw_list.first().context("no slot reported")?;
+    assert_eq!(running.short_version, world.artefacts().version);
+    assert_eq!(running.partition_state, "active");
+    Ok(())
+}
+
+fn host_fits_into_its_budgets(world: &mut World, limits: &BTreeMap<String, u64>) -> Result<()> {
+    let processes = world.host_memory(soon())?;
+    eprintln!("idle: {}", table(&processes));
+    within(limits, "memory-host-idle", memory::total(&processes))?;
+    // The kernel names PID 1 after its file.
+    let pid1 = processes.iter().find(|p| p.name == "init").context("PID 1 is not among the processes")?;
+    within(limits, "memory-pid1", pid1.bytes())
+}
+
+fn vmm_fits_into_its_budget(world: &mut World, limits: &BTreeMap<String, u64>) -> Result<()> {
+    let processes = world.host_memory(soon())?;
+    eprintln!("with an app: {}", table(&processes));
+    let vmm = processes.iter().find(|p| p.guest_bytes > 0).context("no process holds a guest's memory")?;
+    within(limits, "memory-vmm-overhead", vmm.bytes())
+}
+
+fn within(limits: &BTreeMap<String, u64>, name: &str, bytes: u64) -> Result<()> {
+    let limit = *limits.get(name).with_context(|| format!("docs/budgets.tsv has no {name}"))?;
+    eprintln!("{name}: {} KiB of {} KiB", bytes / 1024, limit / 1024);
+    ensure!(bytes <= limit, "{name}: {bytes} bytes, budget {limit}");
+    Ok(())
+}
+
+fn table(processes: &[Process]) -> String {
+    let list: Vec<String> =
+        processes.iter().map(|p| format!("{} {}+{} KiB", p.name, p.own_bytes / 1024, p.mapped_bytes / 1024)).collect();
+    list.join(", ")
+}
+
+fn network_app_log_and_metrics_are_reported(world: &mut World) -> Result<()> {
+    world.wait_app(NAME, "an address in the report", soon(), |app| {
+        app.network.iter().any(|n| n.ip_addrs.iter().any(|ip| ip.starts_with("10.11.0.")))
+    })?;
+    let instance = world.network_instance_info(NETWORK)?.context("no report of the network instance")?;
+    assert_eq!(instance.state(), ZNetworkInstanceState::ZnetinstStateOnline);
+
+    let since = world.controller().position();
+    let page = world.http_get("/", soon())?;
+    ensure!(page.contains("Hello from Holdfast"), "the greeting comes by user data: {page}");
+    world.wait_app_log(NAME, since, "request GET / ", soon())?;
+
+    let uuid = world.uuid()?;
+    world.until("metrics of device, app and network instance", soon(), |world| {
+        let messages = world.controller().metrics(uuid)?;
+        let fits = messages.iter().any(|m| {
+            let app = m.am.iter().any(|a| a.app_name == NAME && a.cpu.as_ref().is_some_and(|c| c.total_ns > 0));
+            let network = m.nm.iter().any(|n| n.displayname == NETWORK);
+            app && network
+        });
+        Ok(fits.then_some(()))
+    })
+}
+
+fn the_app_does_not_notice_that_the_agent_dies(world: &mut World) -> Result<()> {
+    let agent = |l: &holdfast_scenarios::stages::Line| l.who == "node" && l.text.contains(" in slot ");
+    let starts = world.console().iter().filter(|l| agent(l)).count();
+    let before = uptime(world)?;
+    let since = world.controller().position();
+    world.configure(|config| {
+        config.properties.insert("debug.node.abort".into(), "once".into());
+    })?;
+    let mut asked = 0;
+    world.until("the agent to be started again", soon(), |world| {
+        // Each look asks the app too: it must answer all the time.
+        match world.http_once("/health") {
+            Ok((200, _)) => asked += 1,
+            other => bail!("the app did not answer while the agent was away: {other:?}"),
+        }
+        Ok((world.console().iter().filter(|l| agent(l)).count() > starts).then_some(()))
+    })?;
+    world.wait_contact(since, soon())?;
+    world.wait_accepted(soon())?;
+    world.wait_app_state(NAME, "RUNNING", soon())?;
+    let after = uptime(world)?;
+    ensure!(asked > 0 && after >= before, "the app was restarted with the agent: uptime {before} s, then {after} s");
+    Ok(())
+}
+
+fn restart_keeps_what_the_app_wrote_and_purge_does_not(world: &mut World) -> Result<()> {
+    let first = count(world)?;
+    let before = uptime(world)?;
+    world.configure_webapp(|app| app.restart += 1)?;
+    started_anew(world, before)?;
+    assert_eq!(count(world)?, first + 1, "a restart keeps the app's disk");
+
+    // The uptime of the purged app must be told from that of the restarted one.
+    world.until("the app to be up for a while", soon(), |world| Ok((uptime(world)? >= 2).then_some(())))?;
+    let before = uptime(world)?;
+    world.configure_webapp(|app| app.purge += 1)?;
+    started_anew(world, before)?;
+    assert_eq!(count(world)?, 1, "a purge makes the app's disk anew");
+    Ok(())
+}
+
+fn the_app_comes_back_without_a_controller(world: &mut World) -> Result<()> {
+    let counted = count(world)?;
+    world.stop_controller();
+    world.power_cycle()?;
+    world.http_get("/health", boot_limit())?;
+    assert_eq!(count(world)?, counted + 1, "the app's disk is still there");
+
+    world.start_controller()?;
+    let since = world.controller().position();
+    world.wait_contact(since, boot_limit())?;
+    world.wait_device_info("a boot after a power cut", soon(), |d| d.last_boot_reason() == BootReason::PowerFail)?;
+    ensure!(world.attestation()?.accepted, "the second boot attests like the first");
+    Ok(())
+}
+
+fn a_deleted_app_is_gone(world: &mut World) -> Result<()> {
+    world.configure_and_wait(soon(), |config| {
+        config.apps.clear();
+        config.images.clear();
+        config.network_instances.clear();
+    })?;
+    world.until("the app to be silent", soon(), |world| Ok(world.http_once("/health").is_err().then_some(())))?;
+    // An empty report is how a device says that an object is no more.
+    world.wait_app(NAME, "to be reported gone", soon(), |app| app.app_name.is_empty())?;
+    Ok(())
+}
+
+fn started_anew(world: &mut World, before: u64) -> Result<()> {
+    world.until("the app to be started anew", secs(240), |world| {
+        let Ok((200, page)) = world.http_once("/") else { return Ok(None) };
+        Ok(field(&page, "uptime_seconds").filter(|now| *now < before).map(drop))
+    })
+}
+
+fn uptime(world: &mut World) -> Result<u64> {
+    let page = world.http_get("/", soon())?;
+    field(&page, "uptime_seconds").with_context(|| format!("no uptime in {page:?}"))
+}
+
+fn count(world: &mut World) -> Result<u64> {
+    Ok(world.http_get("/count", soon())?.trim().parse()?)
+}
+
+fn field(page: &str, name: &str) -> Option<u64> {
+    page.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(':')?.trim().parse().ok())
+}
