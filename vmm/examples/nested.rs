@@ -103,7 +103,7 @@ mod host {
         }
         type Scenario = fn() -> Outcome;
         let scenarios: [(&str, Scenario); 9] = [
-            ("timers_fire_on_time", timers),
+            ("timers_fire_on_time_and_memory_above_4_gib_is_found", timers),
             ("jailed_guest_with_vhost_net_serves_and_obeys_the_power_button", jailed),
             ("stand_alone_guest_with_user_space_net_on_two_vcpus", || user_space_net(None)),
             ("jailed_guest_with_user_space_net_on_two_vcpus", || user_space_net(JAIL)),
@@ -493,9 +493,14 @@ mod host {
         let (reader, writer) = pipe()?;
         let kernel = FileRef::Path("/guest-kernel".into());
         let mut config = config("timers", kernel, FileRef::Path("/guest-initrd".into()), "nested.role=sleep");
+        config.memory_mib = 4096;
         config.console = Some(ConsoleConfig { output: FileRef::Fd(4), input: None });
         let (mut child, _errors) = spawn_with(&config, vec![writer.into()])?;
         let lines = Lines::of(reader);
+        let memory = lines.wait("guest: memory")?;
+        if memory.parse::<u64>().unwrap_or(0) < 3900 << 10 {
+            return Err(format!("guest has {memory} KiB"));
+        }
         lines.wait("guest: sleeping")?;
         let started = Instant::now();
         let inside = lines.wait("guest: slept")?;
@@ -615,6 +620,8 @@ mod guest {
                 unsafe { libc::reboot(libc::RB_AUTOBOOT) };
             }
             "sleep" => {
+                let memory = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+                say(format!("memory {}", memory.split_whitespace().nth(1).unwrap_or("")));
                 say("sleeping".into());
                 let started = Instant::now();
                 for _ in 0..10 {

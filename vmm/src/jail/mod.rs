@@ -65,11 +65,24 @@ pub(crate) fn drop_privileges(uid: u32, gid: u32) -> Result<(), JailError> {
     check(unsafe { libc::setresgid(gid, gid, gid) }).map_err(step("change group"))?;
     // SAFETY: numbers only.
     check(unsafe { libc::setresuid(uid, uid, uid) }).map_err(step("change user"))?;
+    drop_capabilities()?;
     // SAFETY: numbers only.
     check(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) }).map_err(step("set no_new_privs"))?;
     let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: reads one structure. A core file would hold the guest's memory.
     check(unsafe { libc::setrlimit(libc::RLIMIT_CORE, &none) }).map_err(step("forbid core files"))
+}
+
+/// Empties all capability sets. A change from root does so too, unless the parent has set secure bits.
+fn drop_capabilities() -> Result<(), JailError> {
+    // SAFETY: numbers only.
+    check(unsafe { libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) })
+        .map_err(step("clear ambient capabilities"))?;
+    // _LINUX_CAPABILITY_VERSION_3, this process; effective, permitted, inheritable in two halves.
+    let (header, sets) = ([0x2008_0522u32, 0], [0u32; 6]);
+    // SAFETY: reads a header of 8 bytes and sets of 24.
+    let done = unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), sets.as_ptr()) };
+    check(done as libc::c_int).map_err(step("drop capabilities"))
 }
 
 /// Forbids every file, TCP and scoped-IPC operation that Landlock knows on this kernel.
