@@ -4,6 +4,8 @@ use crate::sitecmd::{self, SiteArgs};
 use crate::{images, packages};
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use holdfast_format::gpt::Table;
+use holdfast_format::layout;
 use std::fs::{self, File, OpenOptions};
 use std::io::{IsTerminal, Read, Write};
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
@@ -49,7 +51,10 @@ pub fn run(args: &FlashArgs) -> Result<ExitCode> {
         }
     };
     let mut source = File::open(&image).with_context(|| format!("cannot open {}", image.display()))?;
-    let total = source.metadata()?.len();
+    let total = sitecmd::length(&source)?;
+    Table::read(&source, total)
+        .and_then(|(table, _)| layout::check(&table))
+        .with_context(|| format!("{}: expected a Holdfast image", image.display()))?;
     // O_EXCL on a block device: the kernel refuses while it is mounted or otherwise in use.
     let flags = if block { libc::O_EXCL } else { 0 };
     let disk = OpenOptions::new()
@@ -58,8 +63,10 @@ pub fn run(args: &FlashArgs) -> Result<ExitCode> {
         .custom_flags(flags)
         .open(&args.disk)
         .with_context(|| format!("{} is in use or not writable: unmount what is on it", args.disk.display()))?;
-    if block && sitecmd::length(&disk)? < total {
-        bail!("{} has {} bytes, the image needs {total}", args.disk.display(), sitecmd::length(&disk)?);
+    let room = sitecmd::length(&disk)?;
+    if room < total {
+        let hint = if block { String::new() } else { format!(": truncate -s {total} {}", args.disk.display()) };
+        bail!("{} has {room} bytes, the image needs {total}{hint}", args.disk.display());
     }
     confirm(args)?;
     let mut buffer = vec![0u8; 4 << 20];
@@ -108,4 +115,37 @@ fn confirm(args: &FlashArgs) -> Result<()> {
         bail!("nothing was written");
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    fn options(disk: &Path, image: &Path) -> FlashArgs {
+        FlashArgs {
+            disk: disk.to_owned(),
+            image: Some(image.to_owned()),
+            keys: None,
+            yes: true,
+            site: SiteArgs::default(),
+        }
+    }
+
+    #[test]
+    fn a_target_that_is_too_small_or_absent_and_a_source_that_is_no_image_are_refused_untouched() {
+        let folder = tempfile::tempdir().unwrap();
+        let (disk, image) = (folder.path().join("disk"), folder.path().join("image"));
+        sitecmd::tests::empty_image(&image);
+        let error = |args: &FlashArgs| format!("{:#}", run(args).unwrap_err());
+
+        assert!(error(&options(&disk, &image)).contains("expected a disk"));
+        fs::write(&disk, "what was there").unwrap();
+        let text = error(&options(&disk, &image));
+        assert!(text.contains("has 14 bytes") && text.contains("truncate -s"), "{text}");
+        fs::write(&image, "not an image").unwrap();
+        let text = error(&options(&disk, &image));
+        assert!(text.contains("image: expected a Holdfast image"), "{text}");
+        assert_eq!(fs::read_to_string(&disk).unwrap(), "what was there");
+    }
 }

@@ -8,8 +8,9 @@
 use crate::workspace::{cache, run};
 use anyhow::{Context, Result};
 use holdfast_format::keys;
+use p256::ecdsa::SigningKey;
 use std::fs;
-use std::os::unix::fs::OpenOptionsExt;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -20,7 +21,7 @@ const SNAKEOIL_CERTIFICATE: &str = "/usr/share/ovmf/PkKek-1-snakeoil.pem";
 /// The keys of one signer.
 pub struct Keys {
     /// Signs payloads and policies.
-    pub release: p256::ecdsa::SigningKey,
+    pub release: SigningKey,
     /// Its public half, PEM: what the device trusts.
     pub release_public_pem: String,
     /// PEM of the Secure Boot key.
@@ -42,14 +43,7 @@ pub fn default_folder() -> PathBuf {
 /// An unreadable or malformed key, named.
 pub fn load(folder: &Path) -> Result<Keys> {
     fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
-    let path = folder.join("release.key");
-    if !path.exists() {
-        let key = p256::ecdsa::SigningKey::random(&mut p256::elliptic_curve::rand_core::OsRng);
-        write_secret(&path, keys::private_pem(&key.to_bytes().into())?.as_bytes())?;
-        eprintln!("made a new release key: {}", path.display());
-    }
-    let pem = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    let release = keys::signing_key(&pem).with_context(|| path.display().to_string())?;
+    let release = release_key(folder)?;
     let release_public_pem = keys::public_pem(release.verifying_key())?;
     fs::write(folder.join("release.pub"), &release_public_pem)?;
 
@@ -73,18 +67,76 @@ pub fn load(folder: &Path) -> Result<Keys> {
     Ok(Keys { release, release_public_pem, secure_boot_key, secure_boot_certificate, development })
 }
 
-/// Writes a secret that only its owner reads; never over another one.
-fn write_secret(path: &Path, content: &[u8]) -> Result<()> {
-    use std::io::Write;
-    let temporary = path.with_extension(format!("new{}", std::process::id()));
-    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
-    file.write_all(content)?;
-    file.sync_all()?;
-    // Two builds at once make two keys; one of them wins for both.
-    match fs::hard_link(&temporary, path) {
-        Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => return Err(e.into()),
-        _ => {}
+/// The release key of a folder, made if it is absent.
+fn release_key(folder: &Path) -> Result<SigningKey> {
+    let path = folder.join("release.key");
+    if !path.exists() {
+        let key = SigningKey::random(&mut p256::elliptic_curve::rand_core::OsRng);
+        if write_secret(&path, keys::private_pem(&key.to_bytes().into())?.as_bytes())? {
+            eprintln!("made a new release key: {}", path.display());
+        }
     }
-    fs::remove_file(&temporary)?;
-    Ok(())
+    let pem = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    keys::signing_key(&pem).with_context(|| path.display().to_string())
+}
+
+/// Writes a secret that only its owner reads; never over another one: false when there was one, which stays.
+fn write_secret(path: &Path, content: &[u8]) -> Result<bool> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    // Made with mode 0600, removed again when anything fails.
+    let mut file = tempfile::Builder::new()
+        .prefix(".key-")
+        .tempfile_in(folder)
+        .with_context(|| format!("cannot write into {}", folder.display()))?;
+    file.write_all(content)?;
+    file.as_file().sync_all()?;
+    // Two builds at once make two keys; one of them wins for both.
+    match file.persist_noclobber(path) {
+        Ok(_) => Ok(true),
+        Err(e) if e.error.kind() == std::io::ErrorKind::AlreadyExists => Ok(false),
+        Err(e) => Err(e.error).with_context(|| format!("cannot make {}", path.display())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+    use std::sync::Barrier;
+
+    #[test]
+    fn a_key_is_made_once_and_only_its_owner_reads_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = release_key(folder.path()).unwrap();
+        assert_eq!(release_key(folder.path()).unwrap(), first);
+        let mode = fs::metadata(folder.path().join("release.key")).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "nothing else is left behind");
+    }
+
+    #[test]
+    fn builds_that_race_for_the_first_key_agree_on_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let start = Barrier::new(8);
+        let keys: Vec<SigningKey> = std::thread::scope(|scope| {
+            let racer = || {
+                start.wait();
+                release_key(folder.path()).unwrap()
+            };
+            let racers: Vec<_> = (0..8).map(|_| scope.spawn(racer)).collect();
+            racers.into_iter().map(|r| r.join().unwrap()).collect()
+        });
+        assert!(keys.iter().all(|k| *k == keys[0]));
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_damaged_key_is_named_and_not_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("release.key");
+        fs::write(&path, "no key").unwrap();
+        let error = format!("{:#}", release_key(folder.path()).unwrap_err());
+        assert!(error.contains("release.key"), "{error}");
+        assert_eq!(fs::read_to_string(&path).unwrap(), "no key");
+    }
 }

@@ -50,6 +50,10 @@ const PACKAGES: &[(&str, Need, &str)] = &[
     ("nftables", Need::Test, "witness of firewall rules"),
     ("iproute2", Need::Test, "network namespaces of tests"),
     ("iputils-ping", Need::Test, "traffic in network tests"),
+    ("isc-dhcp-client", Need::Test, "witness of our DHCP server"),
+    ("dnsmasq-base", Need::Test, "witness of our DHCP client"),
+    ("bind9-dnsutils", Need::Test, "witness of our DNS forwarder"),
+    ("procps", Need::Test, "ending witnesses"),
     ("debootstrap", Need::Test, "the nginx image"),
     ("docker-registry", Need::Test, "witness registry"),
     ("python3", Need::Test, "table checks"),
@@ -110,4 +114,35 @@ fn apt(verb: &[&str], names: &[&str]) -> Result<()> {
         bail!("apt-get {} ended with {status}", verb[0]);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn each_package_is_named_once_as_debian_writes_names_and_with_a_reason() {
+        let names: BTreeSet<&str> = PACKAGES.iter().map(|(name, _, _)| *name).collect();
+        assert_eq!(names.len(), PACKAGES.len(), "expected no package twice");
+        for (name, _, why) in PACKAGES {
+            let valid = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "+-.".contains(c);
+            assert!(name.len() >= 2 && name.chars().all(valid), "{name}");
+            assert!(!why.is_empty(), "{name}: why?");
+        }
+    }
+
+    #[test]
+    fn needs_grow_from_building_over_running_to_testing() {
+        assert!(Need::Build < Need::Run && Need::Run < Need::Test);
+        let count = |need| PACKAGES.iter().filter(|(_, n, _)| *n <= need).count();
+        assert!(
+            0 < count(Need::Build) && count(Need::Build) < count(Need::Run) && count(Need::Run) < count(Need::Test)
+        );
+    }
+
+    #[test]
+    fn what_is_not_a_package_is_not_installed() {
+        assert!(!installed("no-such-package-of-holdfast"));
+    }
 }

@@ -65,10 +65,25 @@ pub fn write(path: &Path, version: &str, kernel: &KernelArtifacts) -> Result<()>
         .with_context(|| format!("cannot write {}", path.display()))
 }
 
+/// An SPDX identifier: letters, digits, `.` and `-` only (SPDX 2.3, 7.2). Every other byte is written out in hex, so that two
+/// packages never get one identifier.
+fn id(purl: &str) -> String {
+    let mut text = "SPDXRef-".to_owned();
+    for c in purl.trim_start_matches("pkg:").chars() {
+        match c {
+            '/' | '@' => text.push('-'),
+            '.' | '-' => text.push(c),
+            c if c.is_ascii_alphanumeric() => text.push(c),
+            c => text.push_str(&format!("-{:x}-", u32::from(c))),
+        }
+    }
+    text
+}
+
 fn package(name: &str, version: &str, license: &str, purl: &str) -> Value {
     let license = if license.is_empty() { "NOASSERTION" } else { license };
     json!({
-        "SPDXID": format!("SPDXRef-{}", purl.trim_start_matches("pkg:").replace(|c: char| !c.is_ascii_alphanumeric() && c != '.' && c != '-', "-")),
+        "SPDXID": id(purl),
         "name": name, "versionInfo": version, "downloadLocation": "NOASSERTION", "filesAnalyzed": false,
         "licenseConcluded": "NOASSERTION", "licenseDeclared": license.replace('/', " OR "), "supplier": "NOASSERTION",
         "externalRefs": [{"referenceCategory": "PACKAGE-MANAGER", "referenceType": "purl", "referenceLocator": purl}],
@@ -122,4 +137,35 @@ fn crates() -> Result<BTreeSet<(String, String, String)>> {
         );
     }
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn identifiers_have_only_characters_that_spdx_allows() {
+        assert_eq!(id("pkg:cargo/ring@0.17.8"), "SPDXRef-cargo-ring-0.17.8");
+        assert_eq!(id("pkg:deb/debian/libc6@2.36-9+deb12u9"), "SPDXRef-deb-debian-libc6-2.36-9-2b-deb12u9");
+        assert_ne!(id("pkg:deb/debian/a@1+b"), id("pkg:deb/debian/a@1-b"));
+        assert_ne!(id("pkg:deb/debian/a@1_b"), id("pkg:deb/debian/a@1:b"));
+    }
+
+    #[test]
+    fn every_crate_of_the_image_has_its_own_identifier_and_a_licence() {
+        let found = crates().unwrap();
+        let has = |name: &str| found.iter().any(|(n, _, _)| n == name);
+        assert!(ROOTS.iter().all(|r| has(r)), "expected the programs of the image, found {found:?}");
+        assert!(has("rustls") && !has("proptest") && !has("xtask"), "expected what is linked in, and no more");
+        let mut ids = BTreeSet::new();
+        for (name, version, license) in &found {
+            let value = package(name, version, license, &format!("pkg:cargo/{name}@{version}"));
+            let id = value["SPDXID"].as_str().unwrap().to_owned();
+            let valid = |c: char| c.is_ascii_alphanumeric() || c == '.' || c == '-';
+            assert!(id.strip_prefix("SPDXRef-").unwrap().chars().all(valid), "{id}");
+            assert!(ids.insert(id.clone()), "expected one package with identifier {id}, found two");
+            let declared = value["licenseDeclared"].as_str().unwrap();
+            assert!(!declared.contains('/') && declared != "NOASSERTION", "{name}: licence {declared:?}");
+        }
+    }
 }

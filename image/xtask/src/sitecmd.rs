@@ -127,3 +127,102 @@ pub fn length(file: &File) -> Result<u64> {
     handle.seek(SeekFrom::Start(0))?;
     Ok(end)
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use holdfast_format::io::ReadAt;
+    use holdfast_format::site;
+
+    /// An image as small as the layout allows, with nothing but its partition table; sparse.
+    pub(crate) fn empty_image(path: &Path) {
+        let bytes = layout::image_bytes(layout::DATA_MIN);
+        let file = File::create(path).unwrap();
+        file.set_len(bytes).unwrap();
+        for copy in layout::table(bytes).unwrap().encode().unwrap() {
+            file.write_all_at(&copy.data, copy.offset).unwrap();
+        }
+    }
+
+    fn document(server: &str, root: &str) -> Site {
+        Site {
+            server: server.into(),
+            server_address: Some([192, 0, 2, 7].into()),
+            root_certs_pem: root.into(),
+            onboard_cert_pem: "c".into(),
+            onboard_key_pem: "k".into(),
+            serial: Some("SN-1".into()),
+            soft_serial: None,
+            hosts: vec![],
+            network: FirstNetwork::default(),
+        }
+    }
+
+    /// The SITE partition of an image, as a device reads it.
+    struct Partition {
+        file: File,
+        offset: u64,
+    }
+
+    impl ReadAt for Partition {
+        fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> std::io::Result<()> {
+            FileExt::read_exact_at(&self.file, buf, self.offset + offset)
+        }
+    }
+
+    fn partition(path: &Path) -> Partition {
+        let table = layout::table(layout::image_bytes(layout::DATA_MIN)).unwrap();
+        let offset = table.find(Part::Site.name()).unwrap().offset_bytes();
+        Partition { file: File::open(path).unwrap(), offset }
+    }
+
+    fn read(path: &Path) -> Option<Site> {
+        site::read(&partition(path)).unwrap().map(|found| found.site)
+    }
+
+    #[test]
+    fn a_site_is_written_into_an_image_and_read_back_and_nothing_of_an_older_one_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("image");
+        empty_image(&path);
+        assert_eq!(read(&path), None, "a fresh image belongs to nobody");
+        for site in [document("a.example:443", &"long ".repeat(3000)), document("b.example:443", "short")] {
+            write(&path, &site).unwrap();
+            assert_eq!(read(&path), Some(site));
+        }
+        let mut head = vec![0; 32 << 10];
+        partition(&path).read_exact_at(&mut head, 0).unwrap();
+        assert!(!head.windows(10).any(|w| w == b"long long "));
+    }
+
+    #[test]
+    fn what_is_no_image_of_ours_stays_as_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("photo");
+        fs::write(&path, vec![7; 100_000]).unwrap();
+        let error = format!("{:#}", write(&path, &document("a:1", "r")).unwrap_err());
+        assert!(error.contains("photo") && error.contains("expected a Holdfast image"), "{error}");
+        assert_eq!(fs::read(&path).unwrap(), vec![7; 100_000]);
+    }
+
+    #[test]
+    fn options_that_are_missing_or_malformed_are_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("f.pem");
+        fs::write(&file, "PEM").unwrap();
+        let full = SiteArgs {
+            controller: Some("c.example:443=192.0.2.1".into()),
+            root_cert: Some(file.clone()),
+            onboard_cert: Some(file.clone()),
+            onboard_key: Some(file),
+            serial: None,
+        };
+        let site = full.site().unwrap().unwrap();
+        assert_eq!((site.server.as_str(), site.server_address), ("c.example:443", Some([192, 0, 2, 1].into())));
+        assert_eq!(SiteArgs::default().site().unwrap(), None);
+        let error = |args: SiteArgs| format!("{:#}", args.site().unwrap_err());
+        assert!(error(SiteArgs { onboard_key: None, ..full.clone() }).contains("--onboard-key"));
+        assert!(error(SiteArgs { controller: Some("c:1=somewhere".into()), ..full.clone() }).contains("somewhere"));
+        assert!(error(SiteArgs { root_cert: Some("/no/such".into()), ..full }).contains("/no/such"));
+    }
+}
