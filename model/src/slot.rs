@@ -113,7 +113,7 @@ pub struct SlotStatus {
     pub status: BaseOsStatus,
     /// Finer state.
     pub sub_status: BaseOsSubStatus,
-    /// Seconds left of the trial while testing, else 0.
+    /// Seconds left of the trial while testing, percent that came while [`BaseOsStatus::Downloading`], else 0.
     pub sub_status_progress: u32,
     /// Why it failed or what is wrong; empty when all is well.
     pub reason: String,

@@ -5,7 +5,8 @@
 //! | Stable | active, UPDATED | unused |
 //! | Stable after a failure | active, UPDATED | inprogress, FAILED with the reason |
 //! | Dirty | active, UPDATED | updating, UPDATING / installing |
-//! | Staged, Armed | active, UPDATED | updating, UPDATING / rebooting |
+//! | Staged | active, UPDATED | updating, DOWNLOAD_DONE: it waits to be activated |
+//! | Armed | active, UPDATED | updating, UPDATING / rebooting |
 //! | Trial, Committing | inprogress, UPDATING / testing, seconds left | active, UPDATED |
 
 use crate::record::{Phase, Record};
@@ -57,7 +58,10 @@ pub fn status(record: &Record, running: Slot, seconds_left: Option<u32>) -> [Slo
             },
         },
         Phase::Dirty(image) => updating(&image.version, BaseOsSubStatus::Installing),
-        Phase::Staged { image, .. } | Phase::Armed(image) => updating(&image.version, BaseOsSubStatus::Rebooting),
+        Phase::Staged { image, .. } => {
+            SlotStatus { status: BaseOsStatus::DownloadDone, ..updating(&image.version, BaseOsSubStatus::None) }
+        }
+        Phase::Armed(image) => updating(&image.version, BaseOsSubStatus::Rebooting),
         Phase::Trial { image, reason } => SlotStatus {
             partition_state: PartitionState::InProgress,
             sub_status_progress: seconds_left.unwrap_or(0),
@@ -103,6 +107,11 @@ mod tests {
                 phase(Phase::Dirty(image("2"))),
                 Slot::A,
                 [("1", P::Active, S::Updated, U::None, 0), ("2", P::Updating, S::Updating, U::Installing, 0)],
+            ),
+            (
+                phase(Phase::Staged { image: image("2"), forced: false }),
+                Slot::A,
+                [("1", P::Active, S::Updated, U::None, 0), ("2", P::Updating, S::DownloadDone, U::None, 0)],
             ),
             (
                 phase(Phase::Armed(image("2"))),

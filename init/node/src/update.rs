@@ -15,7 +15,7 @@ use holdfast_model::base_os::BaseOs;
 use holdfast_model::boot::Partitions;
 use holdfast_model::desired::Desired;
 use holdfast_model::observed::{BootReason, ContentStatus, LoadState};
-use holdfast_model::slot::{Slot, SlotStatus};
+use holdfast_model::slot::{BaseOsStatus, BaseOsSubStatus, Slot, SlotStatus};
 use holdfast_slots::run::{RebootDue, run};
 use holdfast_slots::trial::{Deadlines, Health, Verdict, judge};
 use holdfast_slots::{Event, Image, Phase, Record};
@@ -47,8 +47,10 @@ struct Download {
     busy: bool,
     /// Version being fetched.
     version: String,
-    /// Percent.
+    /// Percent of the bytes that came.
     progress: u32,
+    /// All came; what was written is read back.
+    verifying: bool,
     /// Its end, not yet acted on.
     end: Option<std::result::Result<Image, (FailureClass, String)>>,
     /// Failures in a row.
@@ -143,12 +145,17 @@ impl Update {
     #[must_use]
     pub fn slots(&self) -> Vec<SlotStatus> {
         let mut list = holdfast_slots::status::status(&self.record, self.running, self.seconds_left).to_vec();
-        // A download that keeps failing is not a failed version yet, but its reason must be seen.
-        if let Some(other) = list.get_mut(1)
-            && other.reason.is_empty()
-            && !self.download.error.is_empty()
-        {
-            other.reason.clone_from(&self.download.error);
+        if let Some(other) = list.get_mut(1) {
+            // The record knows that the slot is being written, the job how far it is.
+            if self.download.busy && !self.download.verifying && other.sub_status == BaseOsSubStatus::Installing {
+                other.status = BaseOsStatus::Downloading;
+                other.sub_status = BaseOsSubStatus::None;
+                other.sub_status_progress = self.download.progress;
+            }
+            // A download that keeps failing is not a failed version yet, but its reason must be seen.
+            if other.reason.is_empty() && !self.download.error.is_empty() {
+                other.reason.clone_from(&self.download.error);
+            }
         }
         list
     }
@@ -187,12 +194,13 @@ impl Update {
     /// Takes a report of the download job in; returns what is worth saying.
     pub fn job(&mut self, report: Option<Report>) -> Vec<String> {
         let end = match report {
+            Some(Report::Progress { phase: holdfast_fetch::job::Phase::Verifying, .. }) => {
+                self.download.verifying = true;
+                return vec![];
+            }
             Some(Report::Progress { bytes, total, .. }) => {
-                self.download.progress = if total == 0 {
-                    0
-                } else {
-                    u32::try_from(bytes.saturating_mul(100) / total).unwrap_or(100).min(99)
-                };
+                let percent = bytes.saturating_mul(100).checked_div(total).unwrap_or(0).min(99);
+                self.download.progress = u32::try_from(percent).unwrap_or(99);
                 return vec![];
             }
             Some(Report::Done(Outcome::Update { version, epoch })) => Ok(Image { version, epoch }),
@@ -346,11 +354,15 @@ impl Update {
             Some(Err((class, text))) => self.failed(now, class, &text, desired, identity)?,
             None => {}
         }
-        if self.download.busy || !base.activate {
+        if self.download.busy {
             return Ok(None);
         }
         match self.record.phase.clone() {
-            Phase::Staged { image, .. } if image.version == base.version => self.event(Event::Activate, identity),
+            Phase::Staged { image, .. } if image.version == base.version => match base.activate {
+                true => self.event(Event::Activate, identity),
+                // Ready in the other slot until the controller wants it booted.
+                false => Ok(None),
+            },
             Phase::Stable | Phase::Dirty(_) | Phase::Staged { .. } => {
                 let here = self.record.image(self.running).is_some_and(|i| i.version == base.version);
                 let failed = self.record.failure.as_ref().is_some_and(|f| f.version == base.version);

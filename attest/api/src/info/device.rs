@@ -111,6 +111,7 @@ impl Report<'_> {
             long_version: slot.version.clone(),
             sw_err: self.error(text, Entity::BaseOs, &slot.slot.to_string(), &slot.version),
             download_progress: match slot.status {
+                BaseOsStatus::Downloading => slot.sub_status_progress,
                 BaseOsStatus::DownloadDone | BaseOsStatus::Updating | BaseOsStatus::Updated => 100,
                 _ => 0,
             },
@@ -126,6 +127,7 @@ impl Report<'_> {
             .into(),
             sub_status_str: slot.reason.clone(),
             sub_status: match slot.sub_status {
+                BaseOsSubStatus::None if slot.status == BaseOsStatus::Downloading => WireBaseOsSub::DownloadInprogress,
                 BaseOsSubStatus::None => WireBaseOsSub::NoneSubstatus,
                 BaseOsSubStatus::Installing => WireBaseOsSub::UpdateInitializing,
                 BaseOsSubStatus::Rebooting => WireBaseOsSub::UpdateRebooting,
