@@ -59,6 +59,23 @@ pub fn write(image: &Path, part: Part, offset: u64, data: &[u8]) -> Result<()> {
     Ok(file.write_all_at(data, place.offset_bytes() + offset)?)
 }
 
+/// Copies a partition over another one of the same size.
+///
+/// # Errors
+/// Not an image of Holdfast.
+pub fn copy_partition(image: &Path, from: Part, to: Part) -> Result<()> {
+    let ((file, from), (_, to)) = (partition(image, from)?, partition(image, to)?);
+    let (size, mut buffer) = (from.size_bytes().min(to.size_bytes()), vec![0; 1 << 20]);
+    for at in (0..size).step_by(buffer.len()) {
+        file.read_exact_at(&mut buffer, from.offset_bytes() + at)?;
+        // The file stays sparse.
+        if buffer.iter().any(|byte| *byte != 0) {
+            file.write_all_at(&buffer, to.offset_bytes() + at)?;
+        }
+    }
+    Ok(())
+}
+
 /// Where the UKI of a slot begins in its ESP, and the bytes from there to the ESP's end. The ESP holds that one file, in one piece.
 ///
 /// # Errors
@@ -86,9 +103,79 @@ pub fn predict_pcr11(image: &Path, phases: &[&str]) -> Result<String> {
 /// # Errors
 /// As [`uki`], or when there is no such section.
 pub fn spoil_uki(image: &Path, section: &str) -> Result<()> {
+    let middle = middle_of_uki_section(image, section)?;
+    let mut byte = [0];
+    read(image, Part::esp(Slot::A), middle, &mut byte)?;
+    write(image, Part::esp(Slot::A), middle, &[byte[0] ^ 1])
+}
+
+/// Where in ESP-A the middle of a section of slot A's UKI is.
+///
+/// # Errors
+/// As [`uki`], or when there is no such section.
+pub fn middle_of_uki_section(image: &Path, section: &str) -> Result<u64> {
     let (start, bytes) = uki(image, Slot::A)?;
     let parsed = pe::Pe::parse(&bytes)?;
     let data = parsed.section(section).with_context(|| format!("no section {section}"))?.data(&bytes);
-    let middle = data.as_ptr() as usize - bytes.as_ptr() as usize + data.len() / 2;
-    write(image, Part::esp(Slot::A), start + middle as u64, &[bytes[middle] ^ 1])
+    Ok(start + (data.as_ptr() as usize - bytes.as_ptr() as usize + data.len() / 2) as u64)
+}
+
+/// Flips one bit of a byte of a partition on the disk (qcow2) of a device that is off. `image` is the raw image that the device started
+/// from: partitions begin at the same places.
+///
+/// # Errors
+/// When `qemu-io` does not do it.
+pub fn flip_on_disk(disk: &Path, image: &Path, part: Part, offset: u64) -> Result<()> {
+    let at = partition(image, part)?.1.offset_bytes() + offset;
+    let found = qemu_io(disk, &format!("read -v {at} 1"))?;
+    // "0014d00000:  7f  ." : the dump's offset is in hexadecimal.
+    let byte = found.lines().find_map(|line| {
+        let (place, rest) = line.split_once(':')?;
+        (u64::from_str_radix(place, 16) == Ok(at)).then_some(())?;
+        u8::from_str_radix(rest.split_whitespace().next()?, 16).ok()
+    });
+    let byte = byte.with_context(|| format!("qemu-io: expected a dump of byte {at}, found {found:?}"))?;
+    qemu_io(disk, &format!("write -P {:#04x} {at} 1", byte ^ 1)).map(drop)
+}
+
+fn qemu_io(disk: &Path, command: &str) -> Result<String> {
+    let output = Command::new("qemu-io").args(["-f", "qcow2", "-c", command]).arg(disk).output().context("qemu-io")?;
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    // It ends well also when the command did not succeed.
+    if !output.status.success() || said.contains("failed") {
+        bail!("qemu-io {command:?} on {}: {said}{}", disk.display(), String::from_utf8_lossy(&output.stderr));
+    }
+    Ok(said)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_bit_of_an_overlay_is_flipped_and_the_image_below_stays() -> Result<()> {
+        let dir = tempfile::tempdir()?;
+        let (image, disk) = (dir.path().join("image"), dir.path().join("disk.qcow2"));
+        let file = File::create(&image)?;
+        let bytes = holdfast_format::layout::image_bytes(0);
+        file.set_len(bytes)?;
+        let table = holdfast_format::layout::table(bytes)?;
+        for extent in table.encode()? {
+            file.write_all_at(&extent.data, extent.offset)?;
+        }
+        write(&image, Part::OsB, 4097, &[0x7f])?;
+        let status = Command::new("qemu-img")
+            .args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"])
+            .args([&image, &disk])
+            .status()?;
+        assert!(status.success());
+        flip_on_disk(&disk, &image, Part::OsB, 4097)?;
+        let at = partition(&image, Part::OsB)?.1.offset_bytes() + 4096;
+        let found = qemu_io(&disk, &format!("read -v {at} 3"))?;
+        assert!(found.contains("00 7e 00"), "{found}");
+        let mut below = [0];
+        read(&image, Part::OsB, 4097, &mut below)?;
+        assert_eq!(below, [0x7f]);
+        Ok(())
+    }
 }

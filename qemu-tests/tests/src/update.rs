@@ -2,7 +2,7 @@
 
 use crate::{Artefacts, World, artefacts};
 use anyhow::{Context, Result, bail};
-use holdfast_api::proto::info::{BaseOsStatus, ZInfoDevSw};
+use holdfast_api::proto::info::{BaseOsStatus, BaseOsSubStatus, ZInfoDevSw};
 use holdfast_test_controller::config::{BaseOs, Datastore, DatastoreKind, Image};
 use std::time::Duration;
 
@@ -20,6 +20,10 @@ pub struct SlotView {
     pub state: String,
     /// `UPDATED`, `FALLBACK`, ... without prefix words; see `BaseOsStatus` of the API.
     pub status: String,
+    /// `UPDATE_TESTING`, ...; see `BaseOsSubStatus` of the API.
+    pub sub_status: String,
+    /// Seconds left of a trial.
+    pub seconds_left: u32,
     /// Words about it: progress, why it failed.
     pub text: String,
     /// Error, if any.
@@ -33,6 +37,8 @@ impl SlotView {
             version: sw.short_version.clone(),
             state: sw.partition_state.clone(),
             status: BaseOsStatus::try_from(sw.user_status).map_or("?", |s| s.as_str_name()).to_owned(),
+            sub_status: BaseOsSubStatus::try_from(sw.sub_status).map_or("?", |s| s.as_str_name()).to_owned(),
+            seconds_left: sw.sub_status_progress,
             text: sw.sub_status_str.clone(),
             error: sw.sw_err.as_ref().map(|e| e.description.clone()).unwrap_or_default(),
         }
@@ -96,6 +102,41 @@ impl World {
         let found =
             self.until(&format!("a slot {what}"), limit, |world| Ok(world.slots()?.into_iter().find(|s| fits(s))));
         found.with_context(|| format!("slots as last reported: {:?}", self.slots().unwrap_or_default()))
+    }
+
+    /// Collects what is reported of a version, each different report once and in order, until `last` fits.
+    ///
+    /// # Errors
+    /// At the deadline, with what was collected.
+    pub fn follow_version(
+        &mut self,
+        version: &str,
+        limit: Duration,
+        last: impl Fn(&SlotView) -> bool,
+    ) -> Result<Vec<SlotView>> {
+        let mut seen: Vec<SlotView> = Vec::new();
+        let end = self.until(&format!("the last report of version {version}"), limit, |world| {
+            if let Some(slot) = world.slots()?.into_iter().find(|s| s.version == version)
+                && seen.last() != Some(&slot)
+            {
+                seen.push(slot);
+            }
+            Ok(seen.last().is_some_and(&last).then_some(()))
+        });
+        end.with_context(|| format!("reports so far: {seen:#?}"))?;
+        Ok(seen)
+    }
+
+    /// Raises the counter that lets a failed version be tried again.
+    ///
+    /// # Errors
+    /// When the controller cannot keep the document.
+    pub fn retry_update(&mut self) -> Result<()> {
+        self.configure(|config| {
+            if let Some(base_os) = &mut config.base_os {
+                base_os.retry += 1;
+            }
+        })
     }
 
     /// Waits until this version runs and is committed.
