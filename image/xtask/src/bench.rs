@@ -10,7 +10,7 @@ use std::process::{Command, ExitCode};
 #[derive(Debug, Args)]
 pub struct BenchArgs {
     /// Boots to measure; the table shows minimum, median and maximum.
-    #[arg(long, default_value_t = 3)]
+    #[arg(long, value_name = "NUMBER", default_value_t = 3)]
     runs: u32,
 }
 

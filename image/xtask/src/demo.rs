@@ -10,7 +10,7 @@ use std::process::{Command, ExitCode};
 /// Options of `run`.
 #[derive(Debug, Args)]
 pub struct RunArgs {
-    /// Then carry the same device to a second version through BaseOsConfig: download, trial, commit.
+    /// Afterwards carry the same device to a second version through BaseOsConfig: download, trial, commit.
     #[arg(long)]
     update: bool,
     /// Show the device's serial console.

@@ -15,15 +15,15 @@ use std::process::ExitCode;
 /// Options of `flash`.
 #[derive(Debug, Args)]
 pub struct FlashArgs {
-    /// The whole disk, e.g. /dev/sdb (not a partition), or a file.
+    /// The whole disk, such as /dev/sdb (not a partition), or a file of its size.
     disk: PathBuf,
-    /// An image made before, instead of building one.
-    #[arg(long)]
+    /// Write this image, made before, instead of building one.
+    #[arg(long, value_name = "FILE")]
     image: Option<PathBuf>,
-    /// Folder with release.key, secureboot.key and secureboot.pem.
-    #[arg(long)]
+    /// Folder of keys to build with, as in `cargo xtask build`.
+    #[arg(long, value_name = "FOLDER", conflicts_with = "image")]
     keys: Option<PathBuf>,
-    /// Do not ask: everything on the disk is lost.
+    /// Do not ask first. Everything on the disk is lost either way.
     #[arg(long)]
     yes: bool,
     #[command(flatten)]

@@ -11,7 +11,7 @@ use xtask::{bench, demo, flash, images, packages, sitecmd, tests};
 /// `cargo xtask run` is the place to start: it installs what is missing, builds everything and shows a device
 /// coming up in QEMU. Everything it starts ends with Ctrl-C.
 #[derive(Parser)]
-#[command(name = "cargo xtask", max_term_width = 110)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", max_term_width = 110)]
 struct Cli {
     #[command(subcommand)]
     command: Task,
@@ -23,9 +23,9 @@ enum Task {
     Build(BuildArgs),
     /// Boot the device in QEMU with Secure Boot and a TPM, onboard it, deploy a sample app, show a live status.
     Run(demo::RunArgs),
-    /// Run every test, unit and scenario; ends with "N passed, N failed".
+    /// Run every test, unit and scenario; the last line is "N passed, N failed".
     Test(tests::TestArgs),
-    /// Measure: boot times, memory, sizes; prints a table with the machine and the method named.
+    /// Measure boot times, memory and sizes; print a table that names the machine and the method.
     Bench(bench::BenchArgs),
     /// Write the image to a disk of this machine, with your controller's settings in its SITE partition.
     Flash(flash::FlashArgs),
@@ -36,13 +36,14 @@ enum Task {
 #[derive(Args)]
 struct BuildArgs {
     /// Version text of the image [default: the workspace's version].
-    #[arg(long)]
+    #[arg(long, value_name = "TEXT")]
     version: Option<String>,
     /// Security epoch, 0 to 63: once committed, images of a lower one cannot open the data partition.
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, value_name = "NUMBER", default_value_t = 0)]
     epoch: u32,
-    /// Folder with release.key and, for real Secure Boot, secureboot.key and secureboot.pem.
-    #[arg(long)]
+    /// Folder with release.key and, for your own Secure Boot key, secureboot.key and secureboot.pem [default: keys in the
+    /// cache, made at first use].
+    #[arg(long, value_name = "FOLDER")]
     keys: Option<PathBuf>,
 }
 

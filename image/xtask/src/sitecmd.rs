@@ -5,7 +5,7 @@ use clap::Args;
 use holdfast_format::layout::{self, Part};
 use holdfast_format::site::{Addressing, FirstNetwork, Site};
 use std::fs::{self, File, OpenOptions};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -26,8 +26,20 @@ pub struct SiteArgs {
     #[arg(long, value_name = "FILE", requires = "controller")]
     pub onboard_key: Option<PathBuf>,
     /// Serial number that the controller expects; else that of the machine's firmware.
-    #[arg(long, requires = "controller")]
+    #[arg(long, value_name = "TEXT", requires = "controller")]
     pub serial: Option<String>,
+    /// Interface that leads to the controller until a config says more, such as eth0 [default: every Ethernet port].
+    #[arg(long, value_name = "NAME", requires = "controller")]
+    pub interface: Option<String>,
+    /// IPv4 address of that interface, instead of asking DHCP.
+    #[arg(long, value_name = "ADDRESS/PREFIX", requires = "controller")]
+    pub address: Option<String>,
+    /// Default gateway that goes with --address.
+    #[arg(long, value_name = "ADDRESS", requires = "address")]
+    pub gateway: Option<Ipv4Addr>,
+    /// Name server that goes with --address; may be given several times.
+    #[arg(long, value_name = "ADDRESS", requires = "address")]
+    pub dns: Vec<IpAddr>,
 }
 
 impl SiteArgs {
@@ -63,8 +75,19 @@ impl SiteArgs {
             serial: self.serial.clone(),
             soft_serial: None,
             hosts: Vec::new(),
-            network: FirstNetwork { interface: None, addressing: Addressing::Dhcp },
+            network: FirstNetwork { interface: self.interface.clone(), addressing: self.addressing()? },
         }))
+    }
+
+    fn addressing(&self) -> Result<Addressing> {
+        let Some(text) = &self.address else {
+            return Ok(Addressing::Dhcp);
+        };
+        let parsed = text.split_once('/').and_then(|(a, n)| Some((a.parse().ok()?, n.parse().ok()?)));
+        let Some((address, prefix_len)) = parsed.filter(|(_, n)| (1..=32).contains(n)) else {
+            bail!("--address: expected an IPv4 address and a prefix of 1 to 32, such as 192.0.2.7/24, found {text:?}");
+        };
+        Ok(Addressing::Static { address, prefix_len, gateway: self.gateway, dns: self.dns.clone() })
     }
 }
 
@@ -215,14 +238,26 @@ pub(crate) mod tests {
             root_cert: Some(file.clone()),
             onboard_cert: Some(file.clone()),
             onboard_key: Some(file),
-            serial: None,
+            address: Some("192.0.2.9/24".into()),
+            gateway: Some([192, 0, 2, 1].into()),
+            ..SiteArgs::default()
         };
         let site = full.site().unwrap().unwrap();
         assert_eq!((site.server.as_str(), site.server_address), ("c.example:443", Some([192, 0, 2, 1].into())));
+        let static_address = Addressing::Static {
+            address: [192, 0, 2, 9].into(),
+            prefix_len: 24,
+            gateway: Some([192, 0, 2, 1].into()),
+            dns: vec![],
+        };
+        assert_eq!(site.network.addressing, static_address);
         assert_eq!(SiteArgs::default().site().unwrap(), None);
         let error = |args: SiteArgs| format!("{:#}", args.site().unwrap_err());
         assert!(error(SiteArgs { onboard_key: None, ..full.clone() }).contains("--onboard-key"));
         assert!(error(SiteArgs { controller: Some("c:1=somewhere".into()), ..full.clone() }).contains("somewhere"));
+        for address in ["192.0.2.9", "192.0.2.9/33", "x/24"] {
+            assert!(error(SiteArgs { address: Some(address.into()), ..full.clone() }).contains(address));
+        }
         assert!(error(SiteArgs { root_cert: Some("/no/such".into()), ..full }).contains("/no/such"));
     }
 }

@@ -13,10 +13,10 @@ use std::time::Instant;
 /// Which tests.
 #[derive(Debug, Args)]
 pub struct TestArgs {
-    /// Only steps whose name contains this: style, unit, build, reproducible, scenario.
-    #[arg(long)]
+    /// Only this step: style, unit, build, reproducible or scenario.
+    #[arg(long, value_name = "STEP")]
     only: Option<String>,
-    /// Only tests whose name contains this (passed on to the test programs).
+    /// Only tests whose name contains this.
     filter: Option<String>,
 }
 
