@@ -114,18 +114,11 @@ impl std::str::FromStr for Prefix {
     type Err = String;
     /// Parses `address/length`.
     fn from_str(text: &str) -> Result<Self, String> {
-        let (a, l) = text
-            .split_once('/')
-            .ok_or_else(|| format!("{text:?} is not address/length"))?;
-        let address: IpAddr = a
-            .parse()
-            .map_err(|_| format!("{a:?} is not an IP address"))?;
+        let (a, l) = text.split_once('/').ok_or_else(|| format!("{text:?} is not address/length"))?;
+        let address: IpAddr = a.parse().map_err(|_| format!("{a:?} is not an IP address"))?;
         let max = if address.is_ipv4() { 32 } else { 128 };
-        let length = l
-            .parse()
-            .ok()
-            .filter(|l| *l <= max)
-            .ok_or_else(|| format!("{l:?} is not a prefix length of 0..={max}"))?;
+        let length =
+            l.parse().ok().filter(|l| *l <= max).ok_or_else(|| format!("{l:?} is not a prefix length of 0..={max}"))?;
         Ok(Self { address, length })
     }
 }
@@ -136,15 +129,11 @@ impl Prefix {
     pub fn contains(&self, ip: IpAddr) -> bool {
         match (self.address, ip) {
             (IpAddr::V4(n), IpAddr::V4(i)) => {
-                let mask = u32::MAX
-                    .checked_shl(32 - u32::from(self.length))
-                    .unwrap_or(0);
+                let mask = u32::MAX.checked_shl(32 - u32::from(self.length)).unwrap_or(0);
                 u32::from(n) & mask == u32::from(i) & mask
             }
             (IpAddr::V6(n), IpAddr::V6(i)) => {
-                let mask = u128::MAX
-                    .checked_shl(128 - u32::from(self.length))
-                    .unwrap_or(0);
+                let mask = u128::MAX.checked_shl(128 - u32::from(self.length)).unwrap_or(0);
                 u128::from(n) & mask == u128::from(i) & mask
             }
             _ => false,

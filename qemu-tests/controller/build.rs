@@ -18,12 +18,9 @@ fn main() {
 
 /// Adds every `.proto` file below `dir` to `files`.
 fn collect(dir: &Path, files: &mut Vec<PathBuf>) {
-    let entries =
-        std::fs::read_dir(dir).unwrap_or_else(|error| panic!("{}: {error}", dir.display()));
+    let entries = std::fs::read_dir(dir).unwrap_or_else(|error| panic!("{}: {error}", dir.display()));
     for entry in entries {
-        let path = entry
-            .unwrap_or_else(|error| panic!("{}: {error}", dir.display()))
-            .path();
+        let path = entry.unwrap_or_else(|error| panic!("{}: {error}", dir.display())).path();
         if path.is_dir() {
             collect(&path, files);
         } else if path.extension().is_some_and(|ext| ext == "proto") {

@@ -24,9 +24,7 @@ const TABLE_STATUS: u8 = 12;
 #[derive(Debug, thiserror::Error)]
 pub enum DmError {
     /// The control node cannot be opened.
-    #[error(
-        "device-mapper: cannot open {path}: {source} (is CONFIG_BLK_DEV_DM built into this kernel?)"
-    )]
+    #[error("device-mapper: cannot open {path}: {source} (is CONFIG_BLK_DEV_DM built into this kernel?)")]
     Open {
         /// The node.
         path: String,
@@ -73,10 +71,7 @@ impl Control {
             .write(true)
             .open(CONTROL_NODE)
             .map(Self)
-            .map_err(|source| DmError::Open {
-                path: CONTROL_NODE.into(),
-                source,
-            })
+            .map_err(|source| DmError::Open { path: CONTROL_NODE.into(), source })
     }
 
     /// Makes an empty device. `uuid` may be empty.
@@ -84,12 +79,7 @@ impl Control {
     /// # Errors
     /// EBUSY in [`DmError::Ioctl`] when the name is taken.
     pub fn create(&self, name: &str, uuid: &str) -> Result<DeviceNumber, DmError> {
-        let answer = self.call(
-            DEV_CREATE,
-            "create",
-            name,
-            wire::encode(name, uuid, 0, &[], 0)?,
-        )?;
+        let answer = self.call(DEV_CREATE, "create", name, wire::encode(name, uuid, 0, &[], 0)?)?;
         Ok(wire::device(&answer))
     }
 
@@ -99,12 +89,7 @@ impl Control {
     /// [`DmError::Ioctl`] with the kernel's reason; details are in the kernel log.
     pub fn load(&self, name: &str, readonly: bool, targets: &[Target]) -> Result<(), DmError> {
         let flags = if readonly { FLAG_READONLY } else { 0 };
-        self.call(
-            TABLE_LOAD,
-            "table load",
-            name,
-            wire::encode(name, "", flags, targets, 0)?,
-        )?;
+        self.call(TABLE_LOAD, "table load", name, wire::encode(name, "", flags, targets, 0)?)?;
         Ok(())
     }
 
@@ -113,12 +98,7 @@ impl Control {
     /// # Errors
     /// [`DmError::Ioctl`].
     pub fn resume(&self, name: &str) -> Result<DeviceNumber, DmError> {
-        let answer = self.call(
-            DEV_SUSPEND,
-            "resume",
-            name,
-            wire::encode(name, "", 0, &[], 0)?,
-        )?;
+        let answer = self.call(DEV_SUSPEND, "resume", name, wire::encode(name, "", 0, &[], 0)?)?;
         Ok(wire::device(&answer))
     }
 
@@ -127,12 +107,7 @@ impl Control {
     /// # Errors
     /// EBUSY in [`DmError::Ioctl`] while it is open or mounted, ENXIO when there is none.
     pub fn remove(&self, name: &str) -> Result<(), DmError> {
-        self.call(
-            DEV_REMOVE,
-            "remove",
-            name,
-            wire::encode(name, "", 0, &[], 0)?,
-        )?;
+        self.call(DEV_REMOVE, "remove", name, wire::encode(name, "", 0, &[], 0)?)?;
         Ok(())
     }
 
@@ -141,16 +116,9 @@ impl Control {
     /// # Errors
     /// [`DmError::Ioctl`] for anything but "no such device".
     pub fn find(&self, name: &str) -> Result<Option<DeviceNumber>, DmError> {
-        match self.call(
-            DEV_STATUS,
-            "status",
-            name,
-            wire::encode(name, "", 0, &[], 0)?,
-        ) {
+        match self.call(DEV_STATUS, "status", name, wire::encode(name, "", 0, &[], 0)?) {
             Ok(answer) => Ok(Some(wire::device(&answer))),
-            Err(DmError::Ioctl { source, .. }) if source.raw_os_error() == Some(libc::ENXIO) => {
-                Ok(None)
-            }
+            Err(DmError::Ioctl { source, .. }) if source.raw_os_error() == Some(libc::ENXIO) => Ok(None),
             Err(e) => Err(e),
         }
     }
@@ -160,19 +128,10 @@ impl Control {
     /// # Errors
     /// [`DmError::Ioctl`].
     pub fn list(&self) -> Result<Vec<Listed>, DmError> {
-        let answer = self.call(
-            LIST_DEVICES,
-            "list",
-            "",
-            wire::encode("", "", 0, &[], 60 * 1024)?,
-        )?;
+        let answer = self.call(LIST_DEVICES, "list", "", wire::encode("", "", 0, &[], 60 * 1024)?)?;
         if wire::flags(&answer) & FLAG_BUFFER_FULL != 0 {
             let source = io::Error::other("more devices than fit 60 KiB");
-            return Err(DmError::Ioctl {
-                operation: "list",
-                name: String::new(),
-                source,
-            });
+            return Err(DmError::Ioctl { operation: "list", name: String::new(), source });
         }
         Ok(wire::decode_list(&answer))
     }
@@ -203,9 +162,7 @@ impl Control {
         let made = self
             .load(name, readonly, targets)
             .and_then(|()| self.resume(name))
-            .and_then(|device| {
-                wait_for_node(name, &device.node(), Duration::from_secs(2)).map(|()| device)
-            });
+            .and_then(|device| wait_for_node(name, &device.node(), Duration::from_secs(2)).map(|()| device));
         if made.is_err() {
             // The first error is the one that tells; a device that cannot be removed shows in `list`.
             let _ = self.remove(name);
@@ -213,26 +170,15 @@ impl Control {
         made
     }
 
-    fn call(
-        &self,
-        number: u8,
-        operation: &'static str,
-        name: &str,
-        mut buffer: Vec<u8>,
-    ) -> Result<Vec<u8>, DmError> {
+    fn call(&self, number: u8, operation: &'static str, name: &str, mut buffer: Vec<u8>) -> Result<Vec<u8>, DmError> {
         // _IOWR(0xfd, number, struct dm_ioctl): the size in the request is always the header's.
-        let request =
-            (3u32 << 30) | ((wire::HEADER_SIZE as u32) << 16) | (0xfd << 8) | u32::from(number);
+        let request = (3u32 << 30) | ((wire::HEADER_SIZE as u32) << 16) | (0xfd << 8) | u32::from(number);
         // SAFETY: the buffer is writable and at least as long as its own `data_size` field says (set by
         // `wire::encode`), which is what the kernel reads and writes.
         let result = unsafe { libc::ioctl(self.0.as_raw_fd(), request as _, buffer.as_mut_ptr()) };
         if result < 0 {
             let source = io::Error::last_os_error();
-            return Err(DmError::Ioctl {
-                operation,
-                name: name.to_owned(),
-                source,
-            });
+            return Err(DmError::Ioctl { operation, name: name.to_owned(), source });
         }
         Ok(buffer)
     }
@@ -243,11 +189,7 @@ fn wait_for_node(name: &str, node: &Path, limit: Duration) -> Result<(), DmError
     let start = Instant::now();
     while !node.exists() {
         if start.elapsed() > limit {
-            return Err(DmError::NoNode {
-                name: name.to_owned(),
-                node: node.display().to_string(),
-                waited: limit,
-            });
+            return Err(DmError::NoNode { name: name.to_owned(), node: node.display().to_string(), waited: limit });
         }
         std::thread::sleep(Duration::from_millis(2));
     }
@@ -266,20 +208,9 @@ mod tests {
             return;
         };
         let name = format!("holdfast-test-{}", std::process::id());
-        let table = [Target {
-            start_sectors: 0,
-            length_sectors: 8,
-            kind: "zero".into(),
-            params: String::new(),
-        }];
+        let table = [Target { start_sectors: 0, length_sectors: 8, kind: "zero".into(), params: String::new() }];
         let device = control.activate(&name, "", true, &table).unwrap();
-        assert!(
-            control
-                .list()
-                .unwrap()
-                .iter()
-                .any(|l| l.name == name && l.device == device)
-        );
+        assert!(control.list().unwrap().iter().any(|l| l.name == name && l.device == device));
         control.remove(&name).unwrap();
         assert_eq!(control.find(&name).unwrap(), None);
     }

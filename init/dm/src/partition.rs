@@ -33,7 +33,13 @@ struct Argument {
 /// What the kernel says: EBUSY when it would overlap another, EINVAL when the offset differs.
 pub fn resize(disk: &File, number: i32, offset_bytes: u64, length_bytes: u64) -> io::Result<()> {
     let signed = |n: u64| i64::try_from(n).map_err(io::Error::other);
-    let mut partition = Partition { start: signed(offset_bytes)?, length: signed(length_bytes)?, number, device_name: [0; 64], volume_name: [0; 64] };
+    let mut partition = Partition {
+        start: signed(offset_bytes)?,
+        length: signed(length_bytes)?,
+        number,
+        device_name: [0; 64],
+        volume_name: [0; 64],
+    };
     let mut argument = Argument {
         operation: BLKPG_RESIZE_PARTITION,
         flags: 0,

@@ -52,11 +52,7 @@ pub struct Verity<'a> {
 impl Target {
     /// A read-only verity target that covers its whole data area.
     pub fn verity(v: &Verity<'_>) -> Self {
-        let salt = if v.salt.is_empty() {
-            "-".to_owned()
-        } else {
-            hex(v.salt)
-        };
+        let salt = if v.salt.is_empty() { "-".to_owned() } else { hex(v.salt) };
         let option = match v.on_corruption {
             OnCorruption::Fail => "",
             OnCorruption::Panic => " 1 panic_on_corruption",
@@ -81,31 +77,22 @@ impl Target {
     /// `device`, beginning `offset_sectors` into it. The key is the one of type `logon` that the caller
     /// has put into a keyring under `key_description`. Discards pass through: flash wear matters more
     /// on an edge machine than hiding which blocks are free.
-    pub fn crypt(
-        device: &str,
-        offset_sectors: u64,
-        length_sectors: u64,
-        key_description: &str,
-    ) -> Self {
+    pub fn crypt(device: &str, offset_sectors: u64, length_sectors: u64, key_description: &str) -> Self {
         Self {
             start_sectors: 0,
             length_sectors,
             kind: "crypt".into(),
-            params: format!(
-                "aes-xts-plain64 :64:logon:{key_description} 0 {device} {offset_sectors} 1 allow_discards"
-            ),
+            params: format!("aes-xts-plain64 :64:logon:{key_description} 0 {device} {offset_sectors} 1 allow_discards"),
         }
     }
 }
 
 fn hex(bytes: &[u8]) -> String {
-    bytes
-        .iter()
-        .fold(String::with_capacity(bytes.len() * 2), |mut s, b| {
-            // Writing to a String cannot fail.
-            let _ = write!(s, "{b:02x}");
-            s
-        })
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut s, b| {
+        // Writing to a String cannot fail.
+        let _ = write!(s, "{b:02x}");
+        s
+    })
 }
 
 #[cfg(test)]
@@ -126,10 +113,7 @@ mod tests {
         assert_eq!(t.length_sectors, 800);
         assert_eq!(
             t.params,
-            format!(
-                "1 /dev/sda3 /dev/sda3 4096 4096 100 101 sha256 {} - 1 panic_on_corruption",
-                "ab".repeat(32)
-            )
+            format!("1 /dev/sda3 /dev/sda3 4096 4096 100 101 sha256 {} - 1 panic_on_corruption", "ab".repeat(32))
         );
     }
 
@@ -137,9 +121,6 @@ mod tests {
     fn crypt_parameters_name_the_key_and_never_hold_it() {
         let t = Target::crypt("/dev/vda7", 2048, 4096, "holdfast:data");
         assert_eq!(t.kind, "crypt");
-        assert_eq!(
-            t.params,
-            "aes-xts-plain64 :64:logon:holdfast:data 0 /dev/vda7 2048 1 allow_discards"
-        );
+        assert_eq!(t.params, "aes-xts-plain64 :64:logon:holdfast:data 0 /dev/vda7 2048 1 allow_discards");
     }
 }

@@ -43,10 +43,7 @@ impl DeviceNumber {
     pub fn from_kernel(dev: u64) -> Self {
         // Both results are masked to 12 and 20 bits.
         #[allow(clippy::cast_possible_truncation)]
-        Self {
-            major: ((dev >> 8) & 0xfff) as u32,
-            minor: ((dev & 0xff) | ((dev >> 12) & 0xf_ff00)) as u32,
-        }
+        Self { major: ((dev >> 8) & 0xfff) as u32, minor: ((dev & 0xff) | ((dev >> 12) & 0xf_ff00)) as u32 }
     }
 
     /// The node that devtmpfs makes.
@@ -107,25 +104,16 @@ pub fn encode(
     for t in targets {
         check("target type", &t.kind, 15)?;
         if t.params.contains('\0') {
-            return Err(EncodeError::BadString {
-                what: "parameters",
-                value: t.params.clone(),
-                max: 4096,
-            });
+            return Err(EncodeError::BadString { what: "parameters", value: t.params.clone(), max: 4096 });
         }
         let row = b.len();
         let next = (TARGET_HEADER + t.params.len() + 1).next_multiple_of(8);
         b.resize(row + next, 0);
         b[row..row + 8].copy_from_slice(&t.start_sectors.to_ne_bytes());
         b[row + 8..row + 16].copy_from_slice(&t.length_sectors.to_ne_bytes());
-        put_u32(
-            &mut b,
-            row + 20,
-            u32::try_from(next).map_err(|_| EncodeError::TooLarge(next))?,
-        );
+        put_u32(&mut b, row + 20, u32::try_from(next).map_err(|_| EncodeError::TooLarge(next))?);
         b[row + 24..row + 24 + t.kind.len()].copy_from_slice(t.kind.as_bytes());
-        b[row + TARGET_HEADER..row + TARGET_HEADER + t.params.len()]
-            .copy_from_slice(t.params.as_bytes());
+        b[row + TARGET_HEADER..row + TARGET_HEADER + t.params.len()].copy_from_slice(t.params.as_bytes());
     }
     let total = b.len() + answer_room;
     b.resize(total, 0);
@@ -157,8 +145,7 @@ pub fn decode_list(answer: &[u8]) -> Vec<Listed> {
     let mut at = get_u32(answer, 16).unwrap_or(0) as usize;
     // `next` is at least 1 when it is not 0, so the walk ends; 4096 devices bound it all the same.
     while out.len() < 4096 {
-        let (Some(dev), Some(next)) = (get_u64(answer, at), get_u32(answer, at.saturating_add(8)))
-        else {
+        let (Some(dev), Some(next)) = (get_u64(answer, at), get_u32(answer, at.saturating_add(8))) else {
             break;
         };
         if dev == 0 {
@@ -199,11 +186,7 @@ pub fn decode_status(answer: &[u8]) -> Vec<String> {
 
 fn check(what: &'static str, value: &str, max: usize) -> Result<(), EncodeError> {
     if value.is_empty() || value.len() > max || value.contains(['\0', '/']) {
-        return Err(EncodeError::BadString {
-            what,
-            value: value.to_owned(),
-            max,
-        });
+        return Err(EncodeError::BadString { what, value: value.to_owned(), max });
     }
     Ok(())
 }
@@ -213,15 +196,11 @@ fn put_u32(b: &mut [u8], at: usize, v: u32) {
 }
 
 fn get_u32(b: &[u8], at: usize) -> Option<u32> {
-    Some(u32::from_ne_bytes(
-        b.get(at..at.checked_add(4)?)?.try_into().ok()?,
-    ))
+    Some(u32::from_ne_bytes(b.get(at..at.checked_add(4)?)?.try_into().ok()?))
 }
 
 fn get_u64(b: &[u8], at: usize) -> Option<u64> {
-    Some(u64::from_ne_bytes(
-        b.get(at..at.checked_add(8)?)?.try_into().ok()?,
-    ))
+    Some(u64::from_ne_bytes(b.get(at..at.checked_add(8)?)?.try_into().ok()?))
 }
 
 #[cfg(test)]
@@ -229,12 +208,7 @@ mod tests {
     use super::*;
 
     fn target(params: &str) -> Target {
-        Target {
-            start_sectors: 1,
-            length_sectors: 2,
-            kind: "zero".into(),
-            params: params.into(),
-        }
+        Target { start_sectors: 1, length_sectors: 2, kind: "zero".into(), params: params.into() }
     }
 
     #[test]
@@ -281,20 +255,8 @@ mod tests {
 
     #[test]
     fn device_number_decodes_large_minors() {
-        assert_eq!(
-            DeviceNumber::from_kernel(0xfd03),
-            DeviceNumber {
-                major: 253,
-                minor: 3
-            }
-        );
-        assert_eq!(
-            DeviceNumber::from_kernel(0x10_fd03),
-            DeviceNumber {
-                major: 253,
-                minor: 0x103
-            }
-        );
+        assert_eq!(DeviceNumber::from_kernel(0xfd03), DeviceNumber { major: 253, minor: 3 });
+        assert_eq!(DeviceNumber::from_kernel(0x10_fd03), DeviceNumber { major: 253, minor: 0x103 });
     }
 
     #[test]
@@ -305,10 +267,7 @@ mod tests {
         b[324..327].copy_from_slice(b"os\0");
         b[336..344].copy_from_slice(&0xfd01u64.to_ne_bytes());
         b[348..353].copy_from_slice(b"data\0");
-        let names: Vec<_> = decode_list(&b)
-            .into_iter()
-            .map(|l| (l.name, l.device.minor))
-            .collect();
+        let names: Vec<_> = decode_list(&b).into_iter().map(|l| (l.name, l.device.minor)).collect();
         assert_eq!(names, [("os".to_owned(), 0), ("data".to_owned(), 1)]);
         b[344..348].copy_from_slice(&u32::MAX.to_ne_bytes());
         assert_eq!(decode_list(&b).len(), 2);

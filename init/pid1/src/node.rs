@@ -13,7 +13,9 @@ pub const PROGRAM: &str = "/bin/node";
 /// `node`: root with all powers, because it configures networks, disks and the TPM; always started again.
 pub fn spec(name: UnitName) -> UnitSpec {
     let mut spec = UnitSpec::new(name, PROGRAM, 0);
-    spec.env = [("PATH", "/bin"), ("HOME", "/"), ("RUST_BACKTRACE", "1"), ("TSS2_LOG", "all+NONE")].map(|(k, v)| (k.into(), v.into())).into();
+    spec.env = [("PATH", "/bin"), ("HOME", "/"), ("RUST_BACKTRACE", "1"), ("TSS2_LOG", "all+NONE")]
+        .map(|(k, v)| (k.into(), v.into()))
+        .into();
     spec.restart = Restart::Always;
     spec.backoff = Backoff { first_ms: 200, max_ms: 10_000 };
     spec.stop.deadline_ms = 20_000;

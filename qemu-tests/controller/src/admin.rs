@@ -106,10 +106,7 @@ fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refusal> {
     serde_json::from_slice(body).map_err(bad)
 }
 
-async fn try_handle(
-    context: Context,
-    request: Request<Incoming>,
-) -> Result<Response<Reply>, Refusal> {
+async fn try_handle(context: Context, request: Request<Incoming>) -> Result<Response<Reply>, Refusal> {
     let method = request.method().as_str().to_owned();
     let path = request.uri().path().to_owned();
     let query = request.uri().query().unwrap_or_default().to_owned();
@@ -117,13 +114,9 @@ async fn try_handle(
     if request.headers().contains_key("origin") {
         return Err((403, "requests by web pages are refused".into()));
     }
-    let binary = request
-        .headers()
-        .get("content-type")
-        .is_some_and(|value| value.as_bytes() == b"application/x-proto-binary");
-    let body = read_body(request.into_body(), MAX_BODY)
-        .await
-        .map_err(|error| bad(format!("body: {error:?}")))?;
+    let binary =
+        request.headers().get("content-type").is_some_and(|value| value.as_bytes() == b"application/x-proto-binary");
+    let body = read_body(request.into_body(), MAX_BODY).await.map_err(|error| bad(format!("body: {error:?}")))?;
     let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
     let Some((&"api", parts)) = parts.split_first() else {
         return Err((404, format!("{path}: no such path")));
@@ -144,18 +137,12 @@ async fn try_handle(
         })),
         ("GET", ["root.pem"]) => {
             let pem = shared.read(|state| state.pki.root.cert.pem.clone());
-            Ok(reply(
-                200,
-                &[("content-type", "application/x-pem-file")],
-                pem,
-            ))
+            Ok(reply(200, &[("content-type", "application/x-pem-file")], pem))
         }
         ("GET", ["onboarding"]) => ok(shared.read(|state| value(&state.onboarding))?),
         ("POST", ["onboarding"]) => {
             let entry: Onboarding = parse(&body)?;
-            let hash = shared
-                .update(|state| state.onboard(&entry.cert_pem, entry.serials))
-                .map_err(of_state)?;
+            let hash = shared.update(|state| state.onboard(&entry.cert_pem, entry.serials)).map_err(of_state)?;
             ok(json!({ "hash": hash }))
         }
         ("GET", ["onboarding", "material"]) => ok(shared.read(|state| {
@@ -163,18 +150,11 @@ async fn try_handle(
             json!({ "cert_pem": identity.cert.pem, "key_pem": identity.key_pem })
         })),
         ("DELETE", ["onboarding", hash]) => {
-            let known = shared
-                .update(|state| state.forget_onboarding(hash))
-                .map_err(of_state)?;
-            if known {
-                ok(json!({}))
-            } else {
-                Err((404, format!("onboarding certificate {hash}: not known")))
-            }
+            let known = shared.update(|state| state.forget_onboarding(hash)).map_err(of_state)?;
+            if known { ok(json!({})) } else { Err((404, format!("onboarding certificate {hash}: not known"))) }
         }
         ("GET", ["devices"]) => {
-            let all: Vec<DeviceStatus> =
-                shared.read(|state| state.devices.values().map(DeviceStatus::of).collect());
+            let all: Vec<DeviceStatus> = shared.read(|state| state.devices.values().map(DeviceStatus::of).collect());
             ok(value(all)?)
         }
         (_, ["devices", id, rest @ ..]) => {
@@ -183,14 +163,7 @@ async fn try_handle(
         }
         ("GET", ["requests"]) => {
             let since = number(&query, "since");
-            let found: Vec<_> = shared.read(|state| {
-                state
-                    .requests
-                    .iter()
-                    .filter(|r| r.seq > since)
-                    .cloned()
-                    .collect()
-            });
+            let found: Vec<_> = shared.read(|state| state.requests.iter().filter(|r| r.seq > since).cloned().collect());
             ok(value(found)?)
         }
         ("GET", ["faults"]) => ok(shared.read(|state| value(state.faults.list()))?),
@@ -199,9 +172,7 @@ async fn try_handle(
             let id = shared.update(|state| state.faults.add(rule)).map_err(bad)?;
             ok(json!({ "id": id }))
         }
-        ("DELETE", ["faults"]) => {
-            ok(json!({ "removed": shared.update(|state| state.faults.remove(None)) }))
-        }
+        ("DELETE", ["faults"]) => ok(json!({ "removed": shared.update(|state| state.faults.remove(None)) })),
         ("DELETE", ["faults", id]) => {
             let id = id.parse().map_err(bad)?;
             match shared.update(|state| state.faults.remove(Some(id))) {
@@ -212,9 +183,7 @@ async fn try_handle(
         ("GET", ["policy"]) => ok(shared.read(|state| value(&state.policy))?),
         ("PUT", ["policy"]) => {
             let policy: Policy = parse(&body)?;
-            shared
-                .update(|state| state.set_policy(policy))
-                .map_err(of_state)?;
+            shared.update(|state| state.set_policy(policy)).map_err(of_state)?;
             ok(json!({}))
         }
         ("POST", ["rotate"]) => {
@@ -236,18 +205,9 @@ async fn try_handle(
             }
             let image: Image = parse(&body)?;
             if !image.layout.join("index.json").is_file() {
-                return Err(bad(format!(
-                    "{}: no OCI layout (index.json) there",
-                    image.layout.display()
-                )));
+                return Err(bad(format!("{}: no OCI layout (index.json) there", image.layout.display())));
             }
-            publish(
-                &context.artifacts,
-                &context.data_dir,
-                &image.repository,
-                &image.layout,
-            )
-            .map_err(own)?;
+            publish(&context.artifacts, &context.data_dir, &image.repository, &image.layout).map_err(own)?;
             ok(json!({}))
         }
         ("PUT", ["registry-auth"]) => {
@@ -269,8 +229,7 @@ fn device_id(state: &State, id: &str) -> Result<Uuid, Refusal> {
             _ => Err(bad("there are several devices: name one by its UUID")),
         };
     }
-    let uuid =
-        Uuid::try_parse(id).map_err(|_| bad(format!("device {id:?}: expected a UUID or -")))?;
+    let uuid = Uuid::try_parse(id).map_err(|_| bad(format!("device {id:?}: expected a UUID or -")))?;
     state.device(uuid).map(|_| uuid).map_err(of_state)
 }
 
@@ -301,41 +260,27 @@ fn device(
     match (method, rest) {
         ("GET", []) => ok(read(&|device| value(DeviceStatus::of(device)))?),
         ("DELETE", []) => {
-            shared
-                .update(|state| state.remove_device(uuid))
-                .map_err(of_state)?;
+            shared.update(|state| state.remove_device(uuid)).map_err(of_state)?;
             ok(json!({}))
         }
         ("GET", ["info"]) => ok(read(&|device| {
-            let all = device
-                .info
-                .values()
-                .map(|info| to_json(names::INFO, &info.message.encode_to_vec()));
+            let all = device.info.values().map(|info| to_json(names::INFO, &info.message.encode_to_vec()));
             all.collect::<Result<Value, _>>().map_err(own)
         })?),
         ("GET", ["metrics"]) => ok(read(&|device| {
-            let all = device
-                .metrics
-                .iter()
-                .map(|(_, message)| to_json(names::METRICS, &message.encode_to_vec()));
+            let all = device.metrics.iter().map(|(_, message)| to_json(names::METRICS, &message.encode_to_vec()));
             all.collect::<Result<Value, _>>().map_err(own)
         })?),
         ("GET", ["flowlog"]) => ok(read(&|device| {
-            device.flowlog.as_ref().map_or(Ok(Value::Null), |bytes| {
-                to_json(names::FLOWLOG, bytes).map_err(own)
-            })
+            device.flowlog.as_ref().map_or(Ok(Value::Null), |bytes| to_json(names::FLOWLOG, bytes).map_err(own))
         })?),
         ("GET", ["hardware"]) => ok(read(&|device| {
-            device.hardware.as_ref().map_or(Ok(Value::Null), |bytes| {
-                to_json(names::HARDWARE, bytes).map_err(own)
-            })
+            device.hardware.as_ref().map_or(Ok(Value::Null), |bytes| to_json(names::HARDWARE, bytes).map_err(own))
         })?),
         ("GET", ["config"]) => ok(read(&|device| value(&device.wanted))?),
         ("PUT", ["config"]) => {
             let document: DeviceConfig = parse(body)?;
-            shared
-                .update(|state| state.set_config(uuid, Source::Document(Box::new(document))))
-                .map_err(of_state)?;
+            shared.update(|state| state.set_config(uuid, Source::Document(Box::new(document)))).map_err(of_state)?;
             ok(json!({}))
         }
         ("GET", ["edge-dev-config"]) => ok(read(&|device| match &device.served {
@@ -348,9 +293,7 @@ fn device(
             } else {
                 from_json(names::CONFIG, std::str::from_utf8(body).map_err(bad)?).map_err(bad)?
             };
-            shared
-                .update(|state| state.set_config(uuid, Source::Raw(hex::encode(bytes))))
-                .map_err(of_state)?;
+            shared.update(|state| state.set_config(uuid, Source::Raw(hex::encode(bytes)))).map_err(of_state)?;
             ok(json!({}))
         }
         ("GET", ["logs"]) => Ok(logs(context, uuid, None, query)),
@@ -358,10 +301,7 @@ fn device(
             let app = Uuid::try_parse(app).unwrap_or_else(|_| object_id(uuid, "app", app));
             Ok(logs(context, uuid, Some(app), query))
         }
-        _ => Err((
-            404,
-            format!("{method} {}: no such path or method", rest.join("/")),
-        )),
+        _ => Err((404, format!("{method} {}: no such path or method", rest.join("/")))),
     }
 }
 
@@ -373,11 +313,7 @@ fn logs_since(state: &State, uuid: Uuid, app: Option<Uuid>, since: u64) -> Vec<L
         None => Some(&device.logs),
         Some(app) => device.app_logs.get(&app),
     };
-    all.into_iter()
-        .flatten()
-        .filter(|record| record.seq > since)
-        .cloned()
-        .collect()
+    all.into_iter().flatten().filter(|record| record.seq > since).cloned().collect()
 }
 
 fn log_text(records: &[LogRecord]) -> Bytes {
@@ -395,11 +331,7 @@ fn logs(context: &Context, uuid: Uuid, app: Option<Uuid>, query: &str) -> Respon
     let shared = context.shared.clone();
     if number(query, "follow") == 0 {
         let records = shared.read(|state| logs_since(state, uuid, app, since));
-        return reply(
-            200,
-            &[("content-type", "application/x-ndjson")],
-            log_text(&records),
-        );
+        return reply(200, &[("content-type", "application/x-ndjson")], log_text(&records));
     }
     let (sender, receiver) = mpsc::channel(4);
     tokio::spawn(async move {

@@ -22,11 +22,7 @@ pub fn shared_key(private: &SecretKey, public: &PublicKey) -> [u8; 32] {
 }
 
 /// A context that names both certificates. The device's hash is the one it sent with its certificate.
-pub fn context(
-    id: &str,
-    controller_cert_hash: &[u8; 32],
-    device_cert_hash: &[u8],
-) -> CipherContext {
+pub fn context(id: &str, controller_cert_hash: &[u8; 32], device_cert_hash: &[u8]) -> CipherContext {
     CipherContext {
         context_id: id.to_owned(),
         hash_scheme: HashAlgorithm::Sha25616bytes as i32,
@@ -38,12 +34,7 @@ pub fn context(
 }
 
 /// Encrypts one secret under `key`. `iv` must be fresh for every block.
-pub fn encrypt(
-    context_id: &str,
-    key: &[u8; 32],
-    iv: [u8; 16],
-    secret: &EncryptionBlock,
-) -> CipherBlock {
+pub fn encrypt(context_id: &str, key: &[u8; 32], iv: [u8; 16], secret: &EncryptionBlock) -> CipherBlock {
     let mut data = secret.encode_to_vec();
     let clear_text_sha256 = Sha256::digest(&data).to_vec();
     cfb_mode::Encryptor::<aes::Aes256>::new(key.into(), &iv.into()).encrypt(&mut data);
@@ -67,35 +58,19 @@ mod tests {
     fn golden_vector_of_the_reference() {
         let device = secret("device ecdh test key");
         let controller = secret("controller ecdh test key");
-        assert_eq!(
-            hex::encode(device.to_bytes()),
-            "9ce868f8eaf7fe8466c900e810e633b99e1b431ec228cfae0af0f320ac5c978b"
-        );
+        assert_eq!(hex::encode(device.to_bytes()), "9ce868f8eaf7fe8466c900e810e633b99e1b431ec228cfae0af0f320ac5c978b");
         let key = shared_key(&controller, &device.public_key());
-        assert_eq!(
-            hex::encode(key),
-            "4c744b872c75b5b85ede3597b4f1de345d0f3546c5d6dc00b42b5bb289c7ca87"
-        );
+        assert_eq!(hex::encode(key), "4c744b872c75b5b85ede3597b4f1de345d0f3546c5d6dc00b42b5bb289c7ca87");
         assert_eq!(key, shared_key(&device, &controller.public_key()));
         let iv: [u8; 16] = Sha256::digest("iv")[..16].try_into().expect("16 bytes");
         let block = encrypt(
             "ctx",
             &key,
             iv,
-            &EncryptionBlock {
-                ds_api_key: "user".into(),
-                ds_password: "secret".into(),
-                ..Default::default()
-            },
+            &EncryptionBlock { ds_api_key: "user".into(), ds_password: "secret".into(), ..Default::default() },
         );
-        assert_eq!(
-            hex::encode(&block.initial_value),
-            "0ab306823035661bb8dba21cc2535231"
-        );
-        assert_eq!(
-            hex::encode(&block.cipher_data),
-            "c743fa61c22f9cc4943a1df8d684"
-        );
+        assert_eq!(hex::encode(&block.initial_value), "0ab306823035661bb8dba21cc2535231");
+        assert_eq!(hex::encode(&block.cipher_data), "c743fa61c22f9cc4943a1df8d684");
         assert_eq!(
             hex::encode(&block.clear_text_sha256),
             "065256a76e35a22d3e35435e388fee5ca933cdf4514d72a7394fd397108cdb5c"

@@ -59,9 +59,7 @@ impl Options {
             device_addr: any,
             admin_addr: Some(any),
             artifact_addr: Some(any),
-            server_names: ["localhost", "127.0.0.1", "10.0.2.2", "controller.test"]
-                .map(str::to_owned)
-                .into(),
+            server_names: ["localhost", "127.0.0.1", "10.0.2.2", "controller.test"].map(str::to_owned).into(),
             intermediate: false,
             quirks: Quirks::default(),
         }
@@ -81,9 +79,7 @@ pub enum ControllerError {
     #[error(transparent)]
     Store(#[from] StoreError),
     /// A port.
-    #[error(
-        "{what}: cannot listen on {addr}: {cause}; end what uses it, or choose another address"
-    )]
+    #[error("{what}: cannot listen on {addr}: {cause}; end what uses it, or choose another address")]
     Listen {
         /// Which server.
         what: &'static str,
@@ -131,10 +127,7 @@ impl Controller {
     /// Starts a controller on its own thread.
     pub fn start(options: Options) -> Result<Self, ControllerError> {
         let lock = store::lock(&options.data_dir)?;
-        let pki_options = PkiOptions {
-            server_names: options.server_names.clone(),
-            intermediate: options.intermediate,
-        };
+        let pki_options = PkiOptions { server_names: options.server_names.clone(), intermediate: options.intermediate };
         let pki = Pki::load_or_create(&options.data_dir.join("pki"), &pki_options)?;
         let tls = TlsSettings::new(&pki.tls)?;
         let shared = Arc::new(Shared::new(State::load(options.data_dir.clone(), pki)?));
@@ -146,28 +139,19 @@ impl Controller {
             })?;
         }
         let artifacts = Arc::new(Artifacts::new(options.files_dir.clone()));
-        let images: Option<BTreeMap<String, PathBuf>> =
-            store::read_json(&options.data_dir.join("images.json"))?;
+        let images: Option<BTreeMap<String, PathBuf>> = store::read_json(&options.data_dir.join("images.json"))?;
         for (name, layout) in images.unwrap_or_default() {
             artifacts.publish(&name, layout);
         }
 
         let (device_listener, device_addr) = listen("device API", options.device_addr)?;
-        let admin = options
-            .admin_addr
-            .map(|addr| listen("admin API", addr))
-            .transpose()?;
-        let artifact = options
-            .artifact_addr
-            .map(|addr| listen("artifact server", addr))
-            .transpose()?;
+        let admin = options.admin_addr.map(|addr| listen("admin API", addr)).transpose()?;
+        let artifact = options.artifact_addr.map(|addr| listen("artifact server", addr)).transpose()?;
         let admin_addr = admin.as_ref().map(|(_, addr)| *addr);
         let artifact_addr = artifact.as_ref().map(|(_, addr)| *addr);
         let (stop, stopped) = watch::channel(false);
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .map_err(ControllerError::Start)?;
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(ControllerError::Start)?;
         let context = admin::Context {
             shared: shared.clone(),
             artifacts: artifacts.clone(),
@@ -177,19 +161,15 @@ impl Controller {
             artifact_addr,
         };
         let (device_tls, device_shared, quirks) = (tls.clone(), shared.clone(), options.quirks);
-        let (artifact_tls, artifact_shared, artifact_store) =
-            (tls.clone(), shared.clone(), artifacts.clone());
+        let (artifact_tls, artifact_shared, artifact_store) = (tls.clone(), shared.clone(), artifacts.clone());
         let serving = async move {
-            let tokio_listener =
-                |listener: TcpListener| tokio::net::TcpListener::from_std(listener);
+            let tokio_listener = |listener: TcpListener| tokio::net::TcpListener::from_std(listener);
             let mut servers = tokio::task::JoinSet::new();
             if let Ok(listener) = tokio_listener(device_listener) {
                 servers.spawn(http::serve(
                     listener,
                     Some(device_tls),
-                    move |connection, request| {
-                        device_api::handle(device_shared.clone(), quirks, connection, request)
-                    },
+                    move |connection, request| device_api::handle(device_shared.clone(), quirks, connection, request),
                     stopped.clone(),
                 ));
             }
@@ -206,12 +186,7 @@ impl Controller {
                     listener,
                     Some(artifact_tls),
                     move |connection, request| {
-                        artifacts::handle(
-                            artifact_shared.clone(),
-                            artifact_store.clone(),
-                            connection,
-                            request,
-                        )
+                        artifacts::handle(artifact_shared.clone(), artifact_store.clone(), connection, request)
                     },
                     stopped,
                 ));
@@ -271,19 +246,14 @@ impl Controller {
 
     /// Lets devices with this onboarding certificate and one of these serials (comma separated, `*` is any) register.
     pub fn onboard(&self, cert_pem: &str, serials: &str) -> Result<(), ControllerError> {
-        let serials = serials
-            .split(',')
-            .map(|serial| serial.trim().to_owned())
-            .collect();
-        self.shared
-            .update(|state| state.onboard(cert_pem, serials))?;
+        let serials = serials.split(',').map(|serial| serial.trim().to_owned()).collect();
+        self.shared.update(|state| state.onboard(cert_pem, serials))?;
         Ok(())
     }
 
     /// UUIDs of all devices.
     pub fn devices(&self) -> Vec<Uuid> {
-        self.shared
-            .read(|state| state.devices.keys().copied().collect())
+        self.shared.read(|state| state.devices.keys().copied().collect())
     }
 
     /// Removes a device with all it sent; its serial may register again.
@@ -293,40 +263,28 @@ impl Controller {
 
     /// Summary of a device.
     pub fn status(&self, uuid: Uuid) -> Result<DeviceStatus, ControllerError> {
-        Ok(self
-            .shared
-            .read(|state| state.device(uuid).map(DeviceStatus::of))?)
+        Ok(self.shared.read(|state| state.device(uuid).map(DeviceStatus::of))?)
     }
 
     /// Blocks until some device has registered.
     pub fn wait_device(&self, limit: Duration) -> Result<Uuid, ControllerError> {
-        self.wait("a device to register", limit, |state| {
-            state.devices.keys().next().copied()
-        })
+        self.wait("a device to register", limit, |state| state.devices.keys().next().copied())
     }
 
     /// Sets the configuration of a device.
     pub fn set_config(&self, uuid: Uuid, config: DeviceConfig) -> Result<(), ControllerError> {
-        Ok(self
-            .shared
-            .update(|state| state.set_config(uuid, Source::Document(Box::new(config))))?)
+        Ok(self.shared.update(|state| state.set_config(uuid, Source::Document(Box::new(config))))?)
     }
 
     /// Sets the configuration of a device word by word; id, version and certificate hash are filled in.
-    pub fn set_config_raw(
-        &self,
-        uuid: Uuid,
-        config: &EdgeDevConfig,
-    ) -> Result<(), ControllerError> {
+    pub fn set_config_raw(&self, uuid: Uuid, config: &EdgeDevConfig) -> Result<(), ControllerError> {
         let source = Source::Raw(hex::encode(config.encode_to_vec()));
         Ok(self.shared.update(|state| state.set_config(uuid, source))?)
     }
 
     /// The configuration that is served to a device, `None` if there is none (yet).
     pub fn served_config(&self, uuid: Uuid) -> Result<Option<EdgeDevConfig>, ControllerError> {
-        let served: Option<Served> = self
-            .shared
-            .read(|state| state.device(uuid).map(|d| d.served.clone().ok()))?;
+        let served: Option<Served> = self.shared.read(|state| state.device(uuid).map(|d| d.served.clone().ok()))?;
         served
             .map(|served| EdgeDevConfig::decode(served.bytes.as_slice()))
             .transpose()
@@ -336,11 +294,7 @@ impl Controller {
     /// Blocks until the device has asked with the hash of the present configuration, that is: has it.
     pub fn wait_config_accepted(&self, uuid: Uuid, limit: Duration) -> Result<(), ControllerError> {
         self.wait("the device to accept its configuration", limit, |state| {
-            state
-                .devices
-                .get(&uuid)
-                .filter(|device| device.has_current_config())
-                .map(|_| ())
+            state.devices.get(&uuid).filter(|device| device.has_current_config()).map(|_| ())
         })
     }
 
@@ -348,13 +302,7 @@ impl Controller {
     pub fn info(&self, uuid: Uuid) -> Result<Vec<ZInfoMsg>, ControllerError> {
         Ok(self.shared.read(|state| {
             let device = state.device(uuid)?;
-            Ok::<_, StateError>(
-                device
-                    .info
-                    .values()
-                    .map(|info| info.message.clone())
-                    .collect(),
-            )
+            Ok::<_, StateError>(device.info.values().map(|info| info.message.clone()).collect())
         })?)
     }
 
@@ -368,12 +316,7 @@ impl Controller {
     ) -> Result<ZInfoMsg, ControllerError> {
         self.wait(what, limit, |state| {
             let device = state.devices.get(&uuid)?;
-            device
-                .info
-                .values()
-                .map(|info| &info.message)
-                .find(|message| fits(message))
-                .cloned()
+            device.info.values().map(|info| &info.message).find(|message| fits(message)).cloned()
         })
     }
 
@@ -390,9 +333,7 @@ impl Controller {
         self.wait(what, limit, |state| {
             let device = state.devices.get(&uuid)?;
             let new = device.info_history.iter().filter(|info| info.seq > since);
-            new.map(|info| &info.message)
-                .find(|message| fits(message))
-                .cloned()
+            new.map(|info| &info.message).find(|message| fits(message)).cloned()
         })
     }
 
@@ -405,15 +346,10 @@ impl Controller {
         limit: Duration,
     ) -> Result<ZInfoMsg, ControllerError> {
         let id = object_id(uuid, "app", name).to_string();
-        self.wait_info(
-            uuid,
-            &format!("app {name:?} to be {state_name}"),
-            limit,
-            |message| {
-                matches!(&message.info_content, Some(InfoContent::Ainfo(app))
+        self.wait_info(uuid, &format!("app {name:?} to be {state_name}"), limit, |message| {
+            matches!(&message.info_content, Some(InfoContent::Ainfo(app))
                 if app.app_id == id && crate::status::sw_state(app.state) == state_name)
-            },
-        )
+        })
     }
 
     /// Position among everything that happened; later events have larger numbers.
@@ -423,9 +359,7 @@ impl Controller {
 
     /// Log lines of the device.
     pub fn device_logs(&self, uuid: Uuid) -> Result<Vec<LogRecord>, ControllerError> {
-        Ok(self
-            .shared
-            .read(|state| state.device(uuid).map(|d| d.logs.iter().cloned().collect()))?)
+        Ok(self.shared.read(|state| state.device(uuid).map(|d| d.logs.iter().cloned().collect()))?)
     }
 
     /// Log lines of the app `name` of the configuration document.
@@ -433,15 +367,7 @@ impl Controller {
         let app = object_id(uuid, "app", name);
         Ok(self.shared.read(|state| {
             let device = state.device(uuid)?;
-            Ok::<_, StateError>(
-                device
-                    .app_logs
-                    .get(&app)
-                    .into_iter()
-                    .flatten()
-                    .cloned()
-                    .collect(),
-            )
+            Ok::<_, StateError>(device.app_logs.get(&app).into_iter().flatten().cloned().collect())
         })?)
     }
 
@@ -456,26 +382,18 @@ impl Controller {
         let app = object_id(uuid, "app", name);
         self.wait(&format!("app {name:?} to log {text:?}"), limit, |state| {
             let lines = state.devices.get(&uuid)?.app_logs.get(&app)?;
-            lines
-                .iter()
-                .find(|record| record.line.content.contains(text))
-                .cloned()
+            lines.iter().find(|record| record.line.content.contains(text)).cloned()
         })
     }
 
     /// Last metrics messages of a device.
     pub fn metrics(&self, uuid: Uuid) -> Result<Vec<ZMetricMsg>, ControllerError> {
-        Ok(self.shared.read(|state| {
-            state
-                .device(uuid)
-                .map(|d| d.metrics.iter().map(|(_, m)| m.clone()).collect())
-        })?)
+        Ok(self.shared.read(|state| state.device(uuid).map(|d| d.metrics.iter().map(|(_, m)| m.clone()).collect()))?)
     }
 
     /// Last requests, oldest first.
     pub fn requests(&self) -> Vec<RequestRecord> {
-        self.shared
-            .read(|state| state.requests.iter().cloned().collect())
+        self.shared.read(|state| state.requests.iter().cloned().collect())
     }
 
     /// Blocks until a request after position `since` fits.
@@ -487,19 +405,13 @@ impl Controller {
         fits: impl Fn(&RequestRecord) -> bool,
     ) -> Result<RequestRecord, ControllerError> {
         self.wait(what, limit, |state| {
-            state
-                .requests
-                .iter()
-                .find(|request| request.seq > since && fits(request))
-                .cloned()
+            state.requests.iter().find(|request| request.seq > since && fits(request)).cloned()
         })
     }
 
     /// Adds a fault rule; returns its number.
     pub fn add_fault(&self, rule: Rule) -> Result<u64, ControllerError> {
-        self.shared
-            .update(|state| state.faults.add(rule))
-            .map_err(ControllerError::Fault)
+        self.shared.update(|state| state.faults.add(rule)).map_err(ControllerError::Fault)
     }
 
     /// Removes one fault rule, or all.
@@ -546,13 +458,11 @@ impl Controller {
         limit: Duration,
         look: impl FnMut(&State) -> Option<R>,
     ) -> Result<R, ControllerError> {
-        self.shared
-            .wait(limit, look)
-            .ok_or_else(|| ControllerError::Timeout {
-                what: what.to_owned(),
-                limit,
-                last_seen: self.shared.read(last_seen),
-            })
+        self.shared.wait(limit, look).ok_or_else(|| ControllerError::Timeout {
+            what: what.to_owned(),
+            limit,
+            last_seen: self.shared.read(last_seen),
+        })
     }
 }
 
@@ -567,28 +477,18 @@ impl Drop for Controller {
 
 /// What a failed wait shows: the devices, or if there is none the last requests.
 fn last_seen(state: &State) -> String {
-    let mut out: String = state
-        .devices
-        .values()
-        .map(|d: &Device| DeviceStatus::of(d).to_string())
-        .collect();
+    let mut out: String = state.devices.values().map(|d: &Device| DeviceStatus::of(d).to_string()).collect();
     out.push_str("last requests:\n");
     if state.requests.is_empty() {
         out.push_str("  none\n");
     }
     for request in state.requests.iter().rev().take(10).rev() {
-        out.push_str(&format!(
-            "  {} {}: {} {}\n",
-            request.method, request.path, request.status, request.note
-        ));
+        out.push_str(&format!("  {} {}: {} {}\n", request.method, request.path, request.status, request.note));
     }
     out
 }
 
-fn listen(
-    what: &'static str,
-    addr: SocketAddr,
-) -> Result<(TcpListener, SocketAddr), ControllerError> {
+fn listen(what: &'static str, addr: SocketAddr) -> Result<(TcpListener, SocketAddr), ControllerError> {
     let fail = |cause| ControllerError::Listen { what, addr, cause };
     let listener = TcpListener::bind(addr).map_err(fail)?;
     listener.set_nonblocking(true).map_err(fail)?;
@@ -597,11 +497,7 @@ fn listen(
 }
 
 /// Replaces a certificate and everything that depends on it.
-pub(crate) fn rotate(
-    shared: &Shared,
-    tls: &TlsSettings,
-    role: Role,
-) -> Result<(), ControllerError> {
+pub(crate) fn rotate(shared: &Shared, tls: &TlsSettings, role: Role) -> Result<(), ControllerError> {
     shared.update(|state| {
         state.pki.rotate(role)?;
         state.pki.save(&state.dir.join("pki"))?;

@@ -25,15 +25,8 @@ pub async fn handle(
     request: Request<Incoming>,
 ) -> Response<Reply> {
     let header = |name: &str| {
-        let value = request
-            .headers()
-            .get(name)
-            .and_then(|value| value.to_str().ok());
-        value
-            .unwrap_or_default()
-            .chars()
-            .take(100)
-            .collect::<String>()
+        let value = request.headers().get(name).and_then(|value| value.to_str().ok());
+        value.unwrap_or_default().chars().take(100).collect::<String>()
     };
     let path = request.uri().path().to_owned();
     let method = request.method().as_str().to_owned();
@@ -71,10 +64,7 @@ pub async fn handle(
     let (answer, sealed) = match (fault, &body) {
         (Some(Action::Status { code }), _) => (Answer::refuse(code, "fault rule"), None),
         (Some(Action::CutBefore), _) => (Answer::refuse(0, "fault rule"), None),
-        (_, Err(BodyError::TooLarge)) => (
-            Answer::refuse(413, format!("body: more than {MAX_BODY} bytes")),
-            None,
-        ),
+        (_, Err(BodyError::TooLarge)) => (Answer::refuse(413, format!("body: more than {MAX_BODY} bytes")), None),
         (_, Err(BodyError::TooSlow)) => (Answer::refuse(408, "body: too slow"), None),
         (_, Err(BodyError::Broken)) => (Answer::refuse(400, "body: broken off"), None),
         (_, Ok(body)) => {
@@ -83,13 +73,7 @@ pub async fn handle(
             } else if !route.allows(&method) {
                 (Answer::refuse(405, "no such method"), None)
             } else if method == "POST" && content_type != CONTENT_TYPE {
-                (
-                    Answer::refuse(
-                        415,
-                        format!("content type: expected {CONTENT_TYPE}, found {content_type:?}"),
-                    ),
-                    None,
-                )
+                (Answer::refuse(415, format!("content type: expected {CONTENT_TYPE}, found {content_type:?}")), None)
             } else {
                 shared.update(|state| {
                     let answer = endpoints::answer(state, quirks, route, body);
@@ -104,16 +88,11 @@ pub async fn handle(
         Some(Action::CutAfter { bytes }) => connection.cut_after(bytes),
         _ => {}
     }
-    let stored =
-        shared.update(|state| state.add_request(record(answer.status, answer.note.clone())));
+    let stored = shared.update(|state| state.add_request(record(answer.status, answer.note.clone())));
     if let Err(error) = stored {
         return reply(500, &[("x-reason", &error.to_string())], "");
     }
-    let status = if answer.status == 0 {
-        500
-    } else {
-        answer.status
-    };
+    let status = if answer.status == 0 { 500 } else { answer.status };
     // Answers with a body are always enveloped, so the reason of a refusal goes into a header.
     let mut headers = Vec::new();
     if sealed.is_some() {

@@ -46,27 +46,15 @@ pub struct Answer {
 
 impl Answer {
     pub(crate) fn empty(status: u16) -> Self {
-        Self {
-            status,
-            payload: None,
-            note: String::new(),
-        }
+        Self { status, payload: None, note: String::new() }
     }
 
     fn with(status: u16, payload: Vec<u8>) -> Self {
-        Self {
-            status,
-            payload: Some(payload),
-            note: String::new(),
-        }
+        Self { status, payload: Some(payload), note: String::new() }
     }
 
     pub(crate) fn refuse(status: u16, note: impl ToString) -> Self {
-        Self {
-            status,
-            payload: None,
-            note: note.to_string(),
-        }
+        Self { status, payload: None, note: note.to_string() }
     }
 }
 
@@ -84,19 +72,11 @@ pub struct Route {
 impl Route {
     /// Takes the path of a request apart; anything unknown is [`Endpoint::Other`].
     pub fn parse(path: &str) -> Self {
-        let other = Self {
-            endpoint: Endpoint::Other,
-            device: None,
-            app: None,
-        };
+        let other = Self { endpoint: Endpoint::Other, device: None, app: None };
         let Some(rest) = path.strip_prefix("/api/v2/edgedevice/") else {
             return other;
         };
-        let plain = |endpoint| Self {
-            endpoint,
-            device: None,
-            app: None,
-        };
+        let plain = |endpoint| Self { endpoint, device: None, app: None };
         let parts: Vec<&str> = rest.split('/').collect();
         match parts.as_slice() {
             ["ping"] => plain(Endpoint::Ping),
@@ -108,11 +88,7 @@ impl Route {
                 let Ok(uuid) = Uuid::try_parse(uuid) else {
                     return other;
                 };
-                let of = |endpoint, app| Self {
-                    endpoint,
-                    device: Some(uuid),
-                    app,
-                };
+                let of = |endpoint, app| Self { endpoint, device: Some(uuid), app };
                 match rest {
                     ["attest"] => of(Endpoint::Attest, None),
                     ["config"] => of(Endpoint::Config, None),
@@ -165,12 +141,7 @@ fn refused(status: u16, note: impl ToString) -> Failure {
     Failure::Refused(Answer::refuse(status, note))
 }
 
-fn try_answer(
-    state: &mut State,
-    quirks: Quirks,
-    route: Route,
-    body: &[u8],
-) -> Result<Answer, Failure> {
+fn try_answer(state: &mut State, quirks: Quirks, route: Route, body: &[u8]) -> Result<Answer, Failure> {
     match route.endpoint {
         Endpoint::Ping => return Ok(Answer::empty(200)),
         Endpoint::Certs => return Ok(Answer::with(200, state.pki.zcerts().encode_to_vec())),
@@ -179,40 +150,24 @@ fn try_answer(
     }
     let sealed = Sealed::parse(body).map_err(|error| refused(401, error))?;
     let uuid = *state.by_cert.get(&sealed.sender).ok_or_else(|| {
-        refused(
-            401,
-            format!(
-                "no registered device has the certificate {}",
-                hex::encode(sealed.sender)
-            ),
-        )
+        refused(401, format!("no registered device has the certificate {}", hex::encode(sealed.sender)))
     })?;
-    let payload = sealed
-        .open_from_device(&state.device(uuid)?.cert)
-        .map_err(|error| refused(401, error))?;
+    let payload = sealed.open_from_device(&state.device(uuid)?.cert).map_err(|error| refused(401, error))?;
     if let Some(named) = route.device.filter(|named| *named != uuid) {
-        return Err(refused(
-            401,
-            format!("the path names device {named}, but {uuid} signed the request"),
-        ));
+        return Err(refused(401, format!("the path names device {named}, but {uuid} signed the request")));
     }
     state.device_mut(uuid)?.last_seen_ms = now_ms();
     match route.endpoint {
         Endpoint::Uuid => {
-            UuidRequest::decode(payload.as_slice())
-                .map_err(|e| refused(400, format!("uuid: {e}")))?;
-            let response = UuidResponse {
-                uuid: uuid.to_string(),
-                ..Default::default()
-            };
+            UuidRequest::decode(payload.as_slice()).map_err(|e| refused(400, format!("uuid: {e}")))?;
+            let response = UuidResponse { uuid: uuid.to_string(), ..Default::default() };
             Ok(Answer::with(200, response.encode_to_vec()))
         }
         Endpoint::Attest => attest_step(state, uuid, &payload),
         Endpoint::Config => config(state, quirks, uuid, &payload),
         Endpoint::Info => info(state, uuid, &payload),
         Endpoint::Metrics => {
-            let message = ZMetricMsg::decode(payload.as_slice())
-                .map_err(|e| refused(400, format!("metrics: {e}")))?;
+            let message = ZMetricMsg::decode(payload.as_slice()).map_err(|e| refused(400, format!("metrics: {e}")))?;
             check_dev_id("metrics", &message.dev_id, uuid)?;
             state.add_metrics(uuid, message)?;
             Ok(Answer::empty(201))
@@ -220,20 +175,14 @@ fn try_answer(
         Endpoint::Newlogs => newlogs(state, uuid, None, &payload),
         Endpoint::AppNewlogs => newlogs(state, uuid, route.app, &payload),
         Endpoint::Flowlog => {
-            FlowMessage::decode(payload.as_slice())
-                .map_err(|e| refused(400, format!("flowlog: {e}")))?;
+            FlowMessage::decode(payload.as_slice()).map_err(|e| refused(400, format!("flowlog: {e}")))?;
             state.device_mut(uuid)?.flowlog = Some(payload);
             Ok(Answer::empty(201))
         }
         Endpoint::Hardwarehealth => {
-            ZHardwareHealth::decode(payload.as_slice())
-                .map_err(|e| refused(400, format!("hardwarehealth: {e}")))?;
+            ZHardwareHealth::decode(payload.as_slice()).map_err(|e| refused(400, format!("hardwarehealth: {e}")))?;
             state.device_mut(uuid)?.hardware = Some(payload);
-            Ok(Answer::empty(if quirks.hardwarehealth_200 {
-                200
-            } else {
-                201
-            }))
+            Ok(Answer::empty(if quirks.hardwarehealth_200 { 200 } else { 201 }))
         }
         _ => Ok(Answer::refuse(404, "no such endpoint")),
     }
@@ -243,10 +192,7 @@ fn check_dev_id(what: &str, found: &str, uuid: Uuid) -> Result<(), Failure> {
     if found.parse() == Ok(uuid) {
         Ok(())
     } else {
-        Err(refused(
-            400,
-            format!("{what}: device id: expected {uuid}, found {found:?}"),
-        ))
+        Err(refused(400, format!("{what}: device id: expected {uuid}, found {found:?}")))
     }
 }
 
@@ -257,14 +203,9 @@ fn register(state: &mut State, quirks: Quirks, body: &[u8]) -> Result<Answer, Fa
         .map_err(|error| refused(401, format!("senderCert: not base64: {error}")))?;
     let onboarding = Cert::from_pem("senderCert", &pem).map_err(|error| refused(401, error))?;
     if onboarding.der_hash() != sealed.sender {
-        return Err(refused(
-            401,
-            "senderCertHash is not the hash of the DER of senderCert",
-        ));
+        return Err(refused(401, "senderCertHash is not the hash of the DER of senderCert"));
     }
-    let key = onboarding
-        .verifying_key("senderCert")
-        .map_err(|error| refused(401, error))?;
+    let key = onboarding.verifying_key("senderCert").map_err(|error| refused(401, error))?;
     let payload = sealed.open(&key).map_err(|error| refused(401, error))?;
     let hash = hex::encode(onboarding.der_hash());
     let allowed = state
@@ -274,48 +215,24 @@ fn register(state: &mut State, quirks: Quirks, body: &[u8]) -> Result<Answer, Fa
         .serials
         .clone();
 
-    let message = ZRegisterMsg::decode(payload.as_slice())
-        .map_err(|e| refused(400, format!("register: {e}")))?;
+    let message = ZRegisterMsg::decode(payload.as_slice()).map_err(|e| refused(400, format!("register: {e}")))?;
     if !(100..=10_240).contains(&message.pem_cert.len()) {
-        return Err(refused(
-            400,
-            format!(
-                "pemCert: expected 100 to 10240 bytes, found {}",
-                message.pem_cert.len()
-            ),
-        ));
+        return Err(refused(400, format!("pemCert: expected 100 to 10240 bytes, found {}", message.pem_cert.len())));
     }
-    #[allow(
-        deprecated,
-        reason = "a device that still fills the field shall be told so"
-    )]
+    #[allow(deprecated, reason = "a device that still fills the field shall be told so")]
     let old_key = !message.on_board_key.is_empty();
     if old_key {
         return Err(refused(400, "onBoardKey: expected empty"));
     }
-    for (name, serial) in [
-        ("serial", &message.serial),
-        ("softSerial", &message.soft_serial),
-    ] {
+    for (name, serial) in [("serial", &message.serial), ("softSerial", &message.soft_serial)] {
         if serial.chars().count() > 256 {
             return Err(refused(400, format!("{name}: more than 256 characters")));
         }
     }
-    if !message
-        .soft_serial
-        .chars()
-        .all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '-')
-    {
-        return Err(refused(
-            400,
-            "softSerial: expected letters, digits, _ and -",
-        ));
+    if !message.soft_serial.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '-') {
+        return Err(refused(400, "softSerial: expected letters, digits, _ and -"));
     }
-    let permits = |serial: &str| {
-        allowed
-            .iter()
-            .any(|a| a == "*" || (!serial.is_empty() && a == serial))
-    };
+    let permits = |serial: &str| allowed.iter().any(|a| a == "*" || (!serial.is_empty() && a == serial));
     if !permits(&message.serial) && !permits(&message.soft_serial) {
         return Err(refused(
             403,
@@ -325,18 +242,12 @@ fn register(state: &mut State, quirks: Quirks, body: &[u8]) -> Result<Answer, Fa
             ),
         ));
     }
-    let pem = STANDARD
-        .decode(&message.pem_cert)
-        .map_err(|error| refused(400, format!("pemCert: not base64: {error}")))?;
+    let pem =
+        STANDARD.decode(&message.pem_cert).map_err(|error| refused(400, format!("pemCert: not base64: {error}")))?;
     let cert = Cert::from_pem("device certificate", &pem).map_err(|error| refused(400, error))?;
-    let key = cert
-        .verifying_key("device certificate")
-        .map_err(|error| refused(400, error))?;
+    let key = cert.verifying_key("device certificate").map_err(|error| refused(400, error))?;
     if !cert.is_signed_by(&key) {
-        return Err(refused(
-            400,
-            "device certificate: is not signed by its own key",
-        ));
+        return Err(refused(400, "device certificate: is not signed by its own key"));
     }
     if let Some(uuid) = state.by_cert.get(&cert.der_hash()) {
         let status = if quirks.reregister_500 { 500 } else { 200 };
@@ -349,13 +260,7 @@ fn register(state: &mut State, quirks: Quirks, body: &[u8]) -> Result<Answer, Fa
             && !(message.serial.is_empty() && message.soft_serial.is_empty())
     });
     if let Some(taken) = taken {
-        return Err(refused(
-            409,
-            format!(
-                "serial {:?} is that of device {}",
-                message.serial, taken.record.uuid
-            ),
-        ));
+        return Err(refused(409, format!("serial {:?} is that of device {}", message.serial, taken.record.uuid)));
     }
     let uuid = Uuid::new_v4();
     state.add_device(DeviceRecord {
@@ -367,30 +272,17 @@ fn register(state: &mut State, quirks: Quirks, body: &[u8]) -> Result<Answer, Fa
         registered_at_ms: now_ms(),
         proof: Default::default(),
     })?;
-    Ok(Answer {
-        status: 201,
-        payload: None,
-        note: format!("is device {uuid} now"),
-    })
+    Ok(Answer { status: 201, payload: None, note: format!("is device {uuid} now") })
 }
 
 fn attest_step(state: &mut State, uuid: Uuid, payload: &[u8]) -> Result<Answer, Failure> {
     let policy = state.policy.clone();
     let device = state.device_mut(uuid)?;
     let before = device.record.proof.clone();
-    let response = attest::answer(
-        payload,
-        &device.cert,
-        &mut device.record.proof,
-        &mut device.nonce,
-        &policy,
-    )
-    .map_err(|error| refused(400, error))?;
+    let response = attest::answer(payload, &device.cert, &mut device.record.proof, &mut device.nonce, &policy)
+        .map_err(|error| refused(400, error))?;
     let proof = &device.record.proof;
-    let note = match (
-        &proof.report,
-        ZAttestReq::decode(payload).map(|r| r.req_type),
-    ) {
+    let note = match (&proof.report, ZAttestReq::decode(payload).map(|r| r.req_type)) {
         (Some(report), Ok(3)) => report.reason.clone(),
         _ => String::new(),
     };
@@ -402,42 +294,20 @@ fn attest_step(state: &mut State, uuid: Uuid, payload: &[u8]) -> Result<Answer, 
     if new_certs {
         state.rebuild_config(uuid)?;
     }
-    Ok(Answer {
-        status: 201,
-        payload: Some(response.encode_to_vec()),
-        note,
-    })
+    Ok(Answer { status: 201, payload: Some(response.encode_to_vec()), note })
 }
 
-fn config(
-    state: &mut State,
-    quirks: Quirks,
-    uuid: Uuid,
-    payload: &[u8],
-) -> Result<Answer, Failure> {
-    let request =
-        ConfigRequest::decode(payload).map_err(|e| refused(400, format!("config: {e}")))?;
+fn config(state: &mut State, quirks: Quirks, uuid: Uuid, payload: &[u8]) -> Result<Answer, Failure> {
+    let request = ConfigRequest::decode(payload).map_err(|e| refused(400, format!("config: {e}")))?;
     let device = state.device_mut(uuid)?;
-    let token = device
-        .record
-        .proof
-        .token
-        .as_ref()
-        .is_some_and(|token| *token == hex::encode(&request.integrity_token));
+    let token = device.record.proof.token.as_ref().is_some_and(|token| *token == hex::encode(&request.integrity_token));
     let waiting = device.served.as_ref().err().cloned();
     if let (Some(reason), true) = (&waiting, quirks.config_404_first || token) {
         return Err(refused(404, reason));
     }
     if !token {
-        let note = if request.integrity_token.is_empty() {
-            "empty"
-        } else {
-            "wrong"
-        };
-        return Err(refused(
-            403,
-            format!("integrity_token is {note}: attestation is needed"),
-        ));
+        let note = if request.integrity_token.is_empty() { "empty" } else { "wrong" };
+        return Err(refused(403, format!("integrity_token is {note}: attestation is needed")));
     }
     device.applied = Some((request.config_hash.clone(), now_ms()));
     let Ok(served) = &device.served else {
@@ -459,10 +329,7 @@ fn info(state: &mut State, uuid: Uuid, payload: &[u8]) -> Result<Answer, Failure
     let key = info_key(&message).map_err(|cause| refused(400, cause))?;
     let device = state.device(uuid)?;
     if !device.info.contains_key(&key) && device.info.len() >= MAX_INFO_OBJECTS {
-        return Err(refused(
-            400,
-            format!("info: more than {MAX_INFO_OBJECTS} objects"),
-        ));
+        return Err(refused(400, format!("info: more than {MAX_INFO_OBJECTS} objects")));
     }
     state.add_info(uuid, key, message)?;
     Ok(Answer::empty(201))
@@ -474,19 +341,11 @@ pub fn info_key(message: &ZInfoMsg) -> Result<String, String> {
     let (kind, name, id) = match content {
         InfoContent::Dinfo(_) => (ZInfoTypes::ZiDevice, "device", None),
         InfoContent::Ainfo(app) => (ZInfoTypes::ZiApp, "app", Some(&app.app_id)),
-        InfoContent::Niinfo(ni) => (
-            ZInfoTypes::ZiNetworkInstance,
-            "network-instance",
-            Some(&ni.network_id),
-        ),
+        InfoContent::Niinfo(ni) => (ZInfoTypes::ZiNetworkInstance, "network-instance", Some(&ni.network_id)),
         InfoContent::Vinfo(volume) => (ZInfoTypes::ZiVolume, "volume", Some(&volume.uuid)),
         InfoContent::Cinfo(tree) => (ZInfoTypes::ZiContentTree, "content-tree", Some(&tree.uuid)),
         InfoContent::Binfo(_) => (ZInfoTypes::ZiBlobList, "blobs", None),
-        InfoContent::Amdinfo(data) => (
-            ZInfoTypes::ZiAppInstMetaData,
-            "app-metadata",
-            Some(&data.uuid),
-        ),
+        InfoContent::Amdinfo(data) => (ZInfoTypes::ZiAppInstMetaData, "app-metadata", Some(&data.uuid)),
         InfoContent::Hwinfo(_) => (ZInfoTypes::ZiHardware, "hardware", None),
         InfoContent::Evinfo(_) => (ZInfoTypes::ZiEdgeview, "edgeview", None),
         InfoContent::Locinfo(_) => (ZInfoTypes::ZiLocation, "location", None),
@@ -494,39 +353,22 @@ pub fn info_key(message: &ZInfoMsg) -> Result<String, String> {
         InfoContent::NtpSources(_) => (ZInfoTypes::ZiNtpSources, "ntp-sources", None),
         InfoContent::ClusterNode(_) => (ZInfoTypes::ZiNop, "cluster-node", None),
         InfoContent::ClusterInfo(_) => (ZInfoTypes::ZiKubeCluster, "cluster", None),
-        InfoContent::ClusterUpdateInfo(_) => (
-            ZInfoTypes::ZiKubeClusterUpdateStatus,
-            "cluster-update",
-            None,
-        ),
+        InfoContent::ClusterUpdateInfo(_) => (ZInfoTypes::ZiKubeClusterUpdateStatus, "cluster-update", None),
     };
     if kind != ZInfoTypes::ZiNop && message.ztype != kind as i32 {
-        return Err(format!(
-            "info: ztype {} does not belong to content {name}",
-            message.ztype
-        ));
+        return Err(format!("info: ztype {} does not belong to content {name}", message.ztype));
     }
     match id {
         None => Ok(name.to_owned()),
         Some(id) => {
-            let id = Uuid::try_parse(id)
-                .map_err(|_| format!("info: {name}: id: expected a UUID, found {id:?}"))?;
+            let id = Uuid::try_parse(id).map_err(|_| format!("info: {name}: id: expected a UUID, found {id:?}"))?;
             Ok(format!("{name}-{id}"))
         }
     }
 }
 
-fn newlogs(
-    state: &mut State,
-    uuid: Uuid,
-    app: Option<Uuid>,
-    payload: &[u8],
-) -> Result<Answer, Failure> {
-    let kind = if app.is_some() {
-        Kind::App
-    } else {
-        Kind::Device
-    };
+fn newlogs(state: &mut State, uuid: Uuid, app: Option<Uuid>, payload: &[u8]) -> Result<Answer, Failure> {
+    let kind = if app.is_some() { Kind::App } else { Kind::Device };
     let upload = logs::parse(kind, payload).map_err(|error| match error {
         LogError::Size(_) => refused(413, error),
         _ => refused(400, error),
@@ -537,10 +379,7 @@ fn newlogs(
     let device = state.device(uuid)?;
     let is_new = app.is_some_and(|app| !device.app_logs.contains_key(&app));
     if is_new && device.app_logs.len() >= MAX_APP_LOGS {
-        return Err(refused(
-            400,
-            format!("newlogs: logs of more than {MAX_APP_LOGS} apps"),
-        ));
+        return Err(refused(400, format!("newlogs: logs of more than {MAX_APP_LOGS} apps")));
     }
     state.add_logs(uuid, app, upload.lines)?;
     Ok(Answer::empty(201))
@@ -554,33 +393,12 @@ mod tests {
     fn paths_are_taken_apart() {
         let uuid = Uuid::from_u128(5);
         let app = Uuid::from_u128(6);
-        let of = |endpoint, app| Route {
-            endpoint,
-            device: Some(uuid),
-            app,
-        };
+        let of = |endpoint, app| Route { endpoint, device: Some(uuid), app };
         let cases = [
-            (
-                "ping".to_owned(),
-                Route {
-                    endpoint: Endpoint::Ping,
-                    device: None,
-                    app: None,
-                },
-            ),
-            (
-                "config".to_owned(),
-                Route {
-                    endpoint: Endpoint::Config,
-                    device: None,
-                    app: None,
-                },
-            ),
+            ("ping".to_owned(), Route { endpoint: Endpoint::Ping, device: None, app: None }),
+            ("config".to_owned(), Route { endpoint: Endpoint::Config, device: None, app: None }),
             (format!("id/{uuid}/config"), of(Endpoint::Config, None)),
-            (
-                format!("id/{uuid}/apps/instanceid/{app}/newlogs"),
-                of(Endpoint::AppNewlogs, Some(app)),
-            ),
+            (format!("id/{uuid}/apps/instanceid/{app}/newlogs"), of(Endpoint::AppNewlogs, Some(app))),
         ];
         for (path, route) in cases {
             assert_eq!(Route::parse(&format!("/api/v2/edgedevice/{path}")), route);
@@ -601,10 +419,7 @@ mod tests {
         let id = Uuid::from_u128(9).to_string();
         let app = |id: &str| ZInfoMsg {
             ztype: ZInfoTypes::ZiApp as i32,
-            info_content: Some(InfoContent::Ainfo(ZInfoApp {
-                app_id: id.into(),
-                ..Default::default()
-            })),
+            info_content: Some(InfoContent::Ainfo(ZInfoApp { app_id: id.into(), ..Default::default() })),
             ..Default::default()
         };
         assert_eq!(info_key(&app(&id)), Ok(format!("app-{id}")));

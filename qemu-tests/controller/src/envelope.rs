@@ -22,9 +22,7 @@ pub enum EnvelopeError {
     #[error("envelope: no protectedPayload in it (was the message sent without an envelope?)")]
     NoPayload,
     /// Wrong hash algorithm or length.
-    #[error(
-        "envelope: expected algo 2 and a senderCertHash of 32 bytes, found algo {algo} and {length} bytes"
-    )]
+    #[error("envelope: expected algo 2 and a senderCertHash of 32 bytes, found algo {algo} and {length} bytes")]
     SenderHash {
         /// Value of `algo`.
         algo: i32,
@@ -59,37 +57,24 @@ pub struct Sealed {
 impl Sealed {
     /// Reads the form of an envelope.
     pub fn parse(body: &[u8]) -> Result<Self, EnvelopeError> {
-        let container =
-            AuthContainer::decode(body).map_err(|error| EnvelopeError::Parse(error.to_string()))?;
+        let container = AuthContainer::decode(body).map_err(|error| EnvelopeError::Parse(error.to_string()))?;
         if container.cipher_context.is_some() || container.cipher_data.is_some() {
             return Err(EnvelopeError::Encrypted);
         }
-        let payload = container
-            .protected_payload
-            .ok_or(EnvelopeError::NoPayload)?
-            .payload;
+        let payload = container.protected_payload.ok_or(EnvelopeError::NoPayload)?.payload;
         let sender = <[u8; 32]>::try_from(container.sender_cert_hash.as_slice())
             .ok()
             .filter(|_| container.algo == HashAlgorithm::Sha25632bytes as i32)
-            .ok_or(EnvelopeError::SenderHash {
-                algo: container.algo,
-                length: container.sender_cert_hash.len(),
-            })?;
+            .ok_or(EnvelopeError::SenderHash { algo: container.algo, length: container.sender_cert_hash.len() })?;
         let length = container.signature_hash.len();
-        let signature = Signature::from_slice(&container.signature_hash)
-            .map_err(|_| EnvelopeError::SignatureForm(length))?;
-        Ok(Self {
-            sender,
-            sender_cert: container.sender_cert,
-            payload,
-            signature,
-        })
+        let signature =
+            Signature::from_slice(&container.signature_hash).map_err(|_| EnvelopeError::SignatureForm(length))?;
+        Ok(Self { sender, sender_cert: container.sender_cert, payload, signature })
     }
 
     /// Checks the signature and hands out the payload.
     pub fn open(self, key: &VerifyingKey) -> Result<Vec<u8>, EnvelopeError> {
-        key.verify(&self.payload, &self.signature)
-            .map_err(|_| EnvelopeError::Signature)?;
+        key.verify(&self.payload, &self.signature).map_err(|_| EnvelopeError::Signature)?;
         Ok(self.payload)
     }
 
@@ -98,9 +83,7 @@ impl Sealed {
         if !self.sender_cert.is_empty() {
             return Err(EnvelopeError::UnexpectedSenderCert);
         }
-        let key = cert
-            .verifying_key("device certificate")
-            .map_err(|_| EnvelopeError::Signature)?;
+        let key = cert.verifying_key("device certificate").map_err(|_| EnvelopeError::Signature)?;
         self.open(&key)
     }
 }
@@ -141,9 +124,7 @@ pub fn seal(payload: Vec<u8>, signer: &Identity, spoil: Spoil) -> Vec<u8> {
 #[doc(hidden)]
 pub fn fuzz_envelope(data: &[u8]) {
     if let Ok(sealed) = Sealed::parse(data) {
-        let key = VerifyingKey::from(
-            &p256::ecdsa::SigningKey::from_slice(&[7; 32]).expect("valid scalar"),
-        );
+        let key = VerifyingKey::from(&p256::ecdsa::SigningKey::from_slice(&[7; 32]).expect("valid scalar"));
         let _ = sealed.open(&key);
     }
 }
@@ -154,17 +135,13 @@ mod tests {
     use proptest::prelude::*;
 
     fn signer() -> Identity {
-        crate::pki::Pki::generate(&crate::pki::PkiOptions::default())
-            .expect("keys")
-            .signing
+        crate::pki::Pki::generate(&crate::pki::PkiOptions::default()).expect("keys").signing
     }
 
     fn as_device(signer: &Identity, payload: &[u8]) -> AuthContainer {
         let signature: Signature = signer.signing_key().sign(payload);
         AuthContainer {
-            protected_payload: Some(AuthBody {
-                payload: payload.to_vec(),
-            }),
+            protected_payload: Some(AuthBody { payload: payload.to_vec() }),
             algo: 2,
             sender_cert_hash: signer.cert.der_hash().to_vec(),
             signature_hash: signature.to_bytes().to_vec(),
@@ -178,10 +155,7 @@ mod tests {
         let container = as_device(&signer, b"hello");
         let sealed = Sealed::parse(&container.encode_to_vec()).expect("form");
         assert_eq!(sealed.sender, signer.cert.der_hash());
-        assert_eq!(
-            sealed.open_from_device(&signer.cert).expect("signature"),
-            b"hello"
-        );
+        assert_eq!(sealed.open_from_device(&signer.cert).expect("signature"), b"hello");
     }
 
     #[test]
@@ -213,46 +187,28 @@ mod tests {
     fn a_changed_payload_or_a_stray_sender_certificate_is_refused() {
         let signer = signer();
         let mut container = as_device(&signer, b"hello");
-        container.protected_payload = Some(AuthBody {
-            payload: b"hullo".to_vec(),
-        });
+        container.protected_payload = Some(AuthBody { payload: b"hullo".to_vec() });
         let sealed = Sealed::parse(&container.encode_to_vec()).expect("form");
-        assert_eq!(
-            sealed.open_from_device(&signer.cert),
-            Err(EnvelopeError::Signature)
-        );
+        assert_eq!(sealed.open_from_device(&signer.cert), Err(EnvelopeError::Signature));
         let mut container = as_device(&signer, b"hello");
         container.sender_cert = b"x".to_vec();
         let sealed = Sealed::parse(&container.encode_to_vec()).expect("form");
-        assert_eq!(
-            sealed.open_from_device(&signer.cert),
-            Err(EnvelopeError::UnexpectedSenderCert)
-        );
+        assert_eq!(sealed.open_from_device(&signer.cert), Err(EnvelopeError::UnexpectedSenderCert));
     }
 
     #[test]
     fn an_answer_names_the_signer_by_its_trimmed_pem_and_can_be_spoilt() {
         let signer = signer();
-        let read = |spoil| {
-            AuthContainer::decode(seal(b"x".to_vec(), &signer, spoil).as_slice())
-                .expect("container")
-        };
+        let read = |spoil| AuthContainer::decode(seal(b"x".to_vec(), &signer, spoil).as_slice()).expect("container");
         let good = read(Spoil::Not);
         assert_eq!(good.algo, 2);
-        assert_eq!(
-            good.sender_cert_hash,
-            crate::x509::pem_hash(&signer.cert.pem)
-        );
+        assert_eq!(good.sender_cert_hash, crate::x509::pem_hash(&signer.cert.pem));
         let key = signer.cert.verifying_key("t").expect("key");
-        let verifies = |c: &AuthContainer| {
-            Signature::from_slice(&c.signature_hash).is_ok_and(|s| key.verify(b"x", &s).is_ok())
-        };
+        let verifies =
+            |c: &AuthContainer| Signature::from_slice(&c.signature_hash).is_ok_and(|s| key.verify(b"x", &s).is_ok());
         assert!(verifies(&good));
         assert!(!verifies(&read(Spoil::Signature)));
-        assert_ne!(
-            read(Spoil::SenderHash).sender_cert_hash,
-            good.sender_cert_hash
-        );
+        assert_ne!(read(Spoil::SenderHash).sender_cert_hash, good.sender_cert_hash);
     }
 
     proptest! {

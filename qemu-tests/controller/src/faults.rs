@@ -71,10 +71,7 @@ pub const ENDPOINTS: [(Endpoint, &str); 17] = [
 
 impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = ENDPOINTS
-            .iter()
-            .find(|(e, _)| e == self)
-            .map_or("?", |(_, n)| n);
+        let name = ENDPOINTS.iter().find(|(e, _)| e == self).map_or("?", |(_, n)| n);
         f.write_str(name)
     }
 }
@@ -82,14 +79,10 @@ impl fmt::Display for Endpoint {
 impl FromStr for Endpoint {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
-        ENDPOINTS
-            .iter()
-            .find(|(_, n)| *n == text)
-            .map(|(e, _)| *e)
-            .ok_or_else(|| {
-                let names: Vec<_> = ENDPOINTS.iter().map(|(_, n)| *n).collect();
-                format!("endpoint {text:?}: expected one of {}", names.join(", "))
-            })
+        ENDPOINTS.iter().find(|(_, n)| *n == text).map(|(e, _)| *e).ok_or_else(|| {
+            let names: Vec<_> = ENDPOINTS.iter().map(|(_, n)| *n).collect();
+            format!("endpoint {text:?}: expected one of {}", names.join(", "))
+        })
     }
 }
 
@@ -143,15 +136,11 @@ impl FromStr for Action {
     /// Reads the form of the command line, such as `status=503` or `bad-signature`.
     fn from_str(text: &str) -> Result<Self, String> {
         let (name, value) = text.split_once('=').unwrap_or((text, ""));
-        let number = || {
-            value
-                .parse::<u64>()
-                .map_err(|_| format!("action {name}: expected {name}=NUMBER, found {text:?}"))
-        };
+        let number =
+            || value.parse::<u64>().map_err(|_| format!("action {name}: expected {name}=NUMBER, found {text:?}"));
         let action = match name {
             "status" => Self::Status {
-                code: u16::try_from(number()?)
-                    .map_err(|_| format!("action status: {value} is no HTTP status"))?,
+                code: u16::try_from(number()?).map_err(|_| format!("action status: {value} is no HTTP status"))?,
             },
             "bad-signature" => Self::BadSignature,
             "wrong-sender-hash" => Self::WrongSenderHash,
@@ -161,9 +150,7 @@ impl FromStr for Action {
             "delay" => Self::Delay { ms: number()? },
             "truncate" => Self::Truncate { bytes: number()? },
             "corrupt" => Self::Corrupt { offset: number()? },
-            "throttle" => Self::Throttle {
-                bytes_per_second: number()?,
-            },
+            "throttle" => Self::Throttle { bytes_per_second: number()? },
             other => {
                 return Err(format!(
                     "action {other:?}: expected status=CODE, bad-signature, wrong-sender-hash, replay, cut-before, \
@@ -183,12 +170,10 @@ impl Action {
             Self::Status { code } if !(400..=599).contains(code) => {
                 Err(format!("action status: expected 400..=599, found {code}"))
             }
-            Self::Delay { ms } if *ms > 600_000 => Err(format!(
-                "action delay: expected at most 600000 ms, found {ms}"
-            )),
-            Self::Throttle {
-                bytes_per_second: 0,
-            } => Err("action throttle: expected at least 1 byte per second".into()),
+            Self::Delay { ms } if *ms > 600_000 => Err(format!("action delay: expected at most 600000 ms, found {ms}")),
+            Self::Throttle { bytes_per_second: 0 } => {
+                Err("action throttle: expected at least 1 byte per second".into())
+            }
             _ => Ok(()),
         }
     }
@@ -223,15 +208,7 @@ pub struct Rule {
 impl Rule {
     /// A rule for one endpoint without limits.
     pub fn new(on: Endpoint, action: Action) -> Self {
-        Self {
-            on: Some(on),
-            device: None,
-            path_contains: None,
-            action,
-            skip: 0,
-            count: None,
-            seconds: None,
-        }
+        Self { on: Some(on), device: None, path_contains: None, action, skip: 0, count: None, seconds: None }
     }
 
     /// Ends after `count` uses.
@@ -286,21 +263,14 @@ impl Faults {
             return Err(format!("faults: at most {MAX_RULES} rules"));
         }
         self.next += 1;
-        self.rules.push(Active {
-            id: self.next,
-            rule,
-            used: 0,
-            seen: 0,
-            since: Some(Instant::now()),
-        });
+        self.rules.push(Active { id: self.next, rule, used: 0, seen: 0, since: Some(Instant::now()) });
         Ok(self.next)
     }
 
     /// Removes one rule, or all.
     pub fn remove(&mut self, id: Option<u64>) -> usize {
         let before = self.rules.len();
-        self.rules
-            .retain(|active| id.is_some_and(|id| id != active.id));
+        self.rules.retain(|active| id.is_some_and(|id| id != active.id));
         before - self.rules.len()
     }
 
@@ -315,15 +285,10 @@ impl Faults {
             let rule = &active.rule;
             let matches = rule.on.is_none_or(|on| on == endpoint)
                 && rule.device.is_none_or(|wanted| device == Some(wanted))
-                && rule
-                    .path_contains
-                    .as_ref()
-                    .is_none_or(|part| path.contains(part));
+                && rule.path_contains.as_ref().is_none_or(|part| path.contains(part));
             let over = rule.count.is_some_and(|count| active.used >= count)
                 || rule.seconds.is_some_and(|seconds| {
-                    active
-                        .since
-                        .is_some_and(|since| since.elapsed() >= Duration::from_secs(seconds.into()))
+                    active.since.is_some_and(|since| since.elapsed() >= Duration::from_secs(seconds.into()))
                 });
             if !matches || over {
                 continue;
@@ -345,16 +310,11 @@ mod tests {
     #[test]
     fn a_rule_skips_then_acts_then_ends() {
         let mut faults = Faults::default();
-        let rule = Rule::new(Endpoint::Config, Action::Status { code: 503 })
-            .after(1)
-            .times(2);
+        let rule = Rule::new(Endpoint::Config, Action::Status { code: 503 }).after(1).times(2);
         faults.add(rule).expect("rule");
         let mut take = |on| faults.take(on, None, "/x").is_some();
         assert!(!take(Endpoint::Info));
-        assert_eq!(
-            [0; 4].map(|_| take(Endpoint::Config)),
-            [false, true, true, false]
-        );
+        assert_eq!([0; 4].map(|_| take(Endpoint::Config)), [false, true, true, false]);
     }
 
     #[test]
@@ -367,10 +327,7 @@ mod tests {
         let id = faults.add(rule).expect("rule");
         assert_eq!(faults.take(Endpoint::Info, None, "/abc"), None);
         assert_eq!(faults.take(Endpoint::Info, Some(device), "/x"), None);
-        assert_eq!(
-            faults.take(Endpoint::Info, Some(device), "/abc"),
-            Some(Action::Replay)
-        );
+        assert_eq!(faults.take(Endpoint::Info, Some(device), "/abc"), Some(Action::Replay));
         assert_eq!(faults.remove(Some(id)), 1);
         assert_eq!(faults.take(Endpoint::Info, Some(device), "/abc"), None);
     }
@@ -386,13 +343,7 @@ mod tests {
         for (text, action) in cases {
             assert_eq!(text.parse(), Ok(action));
         }
-        for wrong in [
-            "status=200",
-            "status",
-            "explode",
-            "throttle=0",
-            "delay=700000",
-        ] {
+        for wrong in ["status=200", "status", "explode", "throttle=0", "delay=700000"] {
             assert!(Action::from_str(wrong).is_err(), "{wrong}");
         }
         for (endpoint, name) in ENDPOINTS {

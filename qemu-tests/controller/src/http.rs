@@ -36,9 +36,7 @@ pub struct Connection {
 
 impl Connection {
     fn new() -> Arc<Self> {
-        Arc::new(Self {
-            left: AtomicU64::new(u64::MAX),
-        })
+        Arc::new(Self { left: AtomicU64::new(u64::MAX) })
     }
 
     /// Closes the connection after so many more bytes went out, heads included.
@@ -54,36 +52,23 @@ struct Cuttable<S> {
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Cuttable<S> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.inner).poll_read(cx, buf)
     }
 }
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Cuttable<S> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let left = self.connection.left.load(Ordering::Relaxed);
         if left == 0 {
             // What was allowed must really be out before the connection ends.
             ready!(Pin::new(&mut self.inner).poll_flush(cx))?;
-            return Poll::Ready(Err(io::Error::new(
-                io::ErrorKind::ConnectionAborted,
-                "cut by a fault rule",
-            )));
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionAborted, "cut by a fault rule")));
         }
         let count = buf.len().min(usize::try_from(left).unwrap_or(usize::MAX));
         let written = ready!(Pin::new(&mut self.inner).poll_write(cx, &buf[..count]))?;
         if left != u64::MAX {
-            self.connection
-                .left
-                .fetch_sub(written as u64, Ordering::Relaxed);
+            self.connection.left.fetch_sub(written as u64, Ordering::Relaxed);
         }
         Poll::Ready(Ok(written))
     }
@@ -143,9 +128,7 @@ impl FileReply {
             file,
             offset,
             left: length,
-            stop_at: fault
-                .truncate
-                .map_or(0, |bytes| length.saturating_sub(bytes)),
+            stop_at: fault.truncate.map_or(0, |bytes| length.saturating_sub(bytes)),
             corrupt: fault.corrupt,
             bytes_per_second: fault.bytes_per_second,
             pause: None,
@@ -162,32 +145,21 @@ impl FileReply {
         }
         let sendable = self.left - self.stop_at;
         if sendable == 0 {
-            return Poll::Ready(Some(Err(io::Error::new(
-                io::ErrorKind::UnexpectedEof,
-                "truncated by a fault rule",
-            ))));
+            return Poll::Ready(Some(Err(io::Error::new(io::ErrorKind::UnexpectedEof, "truncated by a fault rule"))));
         }
-        let most = self
-            .bytes_per_second
-            .map_or(64 * 1024, |rate| (rate / 10).clamp(1, 64 * 1024));
+        let most = self.bytes_per_second.map_or(64 * 1024, |rate| (rate / 10).clamp(1, 64 * 1024));
         let count = sendable.min(most);
         let mut chunk = vec![0; usize::try_from(count).unwrap_or(64 * 1024)];
         if let Err(error) = self.file.read_exact(&mut chunk) {
             return Poll::Ready(Some(Err(error)));
         }
-        if let Some(at) = self
-            .corrupt
-            .and_then(|at| at.checked_sub(self.offset))
-            .filter(|at| *at < count)
-        {
+        if let Some(at) = self.corrupt.and_then(|at| at.checked_sub(self.offset)).filter(|at| *at < count) {
             chunk[usize::try_from(at).unwrap_or(0)] ^= 1;
         }
         self.offset += count;
         self.left -= count;
         if let Some(rate) = self.bytes_per_second {
-            self.pause = Some(Box::pin(tokio::time::sleep(Duration::from_secs_f64(
-                count as f64 / rate as f64,
-            ))));
+            self.pause = Some(Box::pin(tokio::time::sleep(Duration::from_secs_f64(count as f64 / rate as f64))));
         }
         Poll::Ready(Some(Ok(chunk.into())))
     }
@@ -197,18 +169,11 @@ impl Body for Reply {
     type Data = Bytes;
     type Error = io::Error;
 
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
         match &mut *self {
             Self::Full(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
-            Self::Stream(receiver) => receiver
-                .poll_recv(cx)
-                .map(|bytes| bytes.map(|b| Ok(Frame::data(b)))),
-            Self::File(file) => file
-                .poll_chunk(cx)
-                .map(|chunk| chunk.map(|c| c.map(Frame::data))),
+            Self::Stream(receiver) => receiver.poll_recv(cx).map(|bytes| bytes.map(|b| Ok(Frame::data(b)))),
+            Self::File(file) => file.poll_chunk(cx).map(|chunk| chunk.map(|c| c.map(Frame::data))),
         }
     }
 
@@ -232,8 +197,8 @@ impl Body for Reply {
 /// An answer with a status, headers and a body.
 pub fn reply(status: u16, headers: &[(&str, &str)], body: impl Into<Bytes>) -> Response<Reply> {
     let body: Bytes = body.into();
-    let mut builder = Response::builder()
-        .status(StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR));
+    let mut builder =
+        Response::builder().status(StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR));
     for (name, value) in headers {
         // A value with a control character in it is left out rather than sent.
         if let Ok(value) = hyper::header::HeaderValue::from_str(value) {
@@ -241,9 +206,7 @@ pub fn reply(status: u16, headers: &[(&str, &str)], body: impl Into<Bytes>) -> R
         }
     }
     let body = Reply::Full((!body.is_empty()).then_some(body));
-    builder
-        .body(body)
-        .unwrap_or_else(|_| Response::new(Reply::Full(None)))
+    builder.body(body).unwrap_or_else(|_| Response::new(Reply::Full(None)))
 }
 
 /// Why a body was not read.
@@ -262,9 +225,7 @@ pub async fn read_body(body: Incoming, limit: usize) -> Result<Bytes, BodyError>
     match tokio::time::timeout(BODY, Limited::new(body, limit).collect()).await {
         Err(_) => Err(BodyError::TooSlow),
         Ok(Ok(collected)) => Ok(collected.to_bytes()),
-        Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => {
-            Err(BodyError::TooLarge)
-        }
+        Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => Err(BodyError::TooLarge),
         Ok(Err(_)) => Err(BodyError::Broken),
     }
 }
@@ -286,12 +247,7 @@ impl TlsSettings {
     }
 
     fn current(&self) -> TlsAcceptor {
-        TlsAcceptor::from(
-            self.0
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .clone(),
-        )
+        TlsAcceptor::from(self.0.lock().unwrap_or_else(PoisonError::into_inner).clone())
     }
 
     fn config(identity: &crate::pki::Identity) -> Result<Arc<rustls::ServerConfig>, rustls::Error> {
@@ -300,9 +256,7 @@ impl TlsSettings {
             .with_safe_default_protocol_versions()?
             .with_no_client_auth()
             .with_single_cert(
-                vec![rustls_pki_types::CertificateDer::from(
-                    identity.cert.der.clone(),
-                )],
+                vec![rustls_pki_types::CertificateDer::from(identity.cert.der.clone())],
                 rustls_pki_types::PrivatePkcs8KeyDer::from(identity.key_der()).into(),
             )?;
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
@@ -311,12 +265,8 @@ impl TlsSettings {
 }
 
 /// Serves until `stop` becomes true or goes away. Connections still open then are closed.
-pub async fn serve<H, F>(
-    listener: TcpListener,
-    tls: Option<TlsSettings>,
-    handler: H,
-    mut stop: watch::Receiver<bool>,
-) where
+pub async fn serve<H, F>(listener: TcpListener, tls: Option<TlsSettings>, handler: H, mut stop: watch::Receiver<bool>)
+where
     H: Fn(Arc<Connection>, Request<Incoming>) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Response<Reply>> + Send + 'static,
 {
@@ -354,9 +304,7 @@ where
         None => run(stream, handler).await,
         Some(tls) => {
             // A failed handshake is the client's to report.
-            if let Ok(Ok(stream)) =
-                tokio::time::timeout(HANDSHAKE, tls.current().accept(stream)).await
-            {
+            if let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE, tls.current().accept(stream)).await {
                 run(stream, handler).await;
             }
         }
@@ -370,10 +318,7 @@ where
     F: Future<Output = Response<Reply>> + Send + 'static,
 {
     let connection = Connection::new();
-    let io = TokioIo::new(Cuttable {
-        inner: stream,
-        connection: connection.clone(),
-    });
+    let io = TokioIo::new(Cuttable { inner: stream, connection: connection.clone() });
     let service = service_fn(|request| {
         let answer = handler(connection.clone(), request);
         async move { Ok::<_, Infallible>(answer.await) }

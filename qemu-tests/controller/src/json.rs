@@ -36,27 +36,18 @@ pub mod names {
 /// Shows encoded bytes of message `name` as JSON with the field names of the `.proto` files.
 pub fn to_json(name: &'static str, bytes: &[u8]) -> Result<serde_json::Value, JsonError> {
     let fail = |cause: String| JsonError { name, cause };
-    let descriptor = POOL
-        .get_message_by_name(name)
-        .ok_or_else(|| fail("no such message".into()))?;
+    let descriptor = POOL.get_message_by_name(name).ok_or_else(|| fail("no such message".into()))?;
     let message = DynamicMessage::decode(descriptor, bytes).map_err(|e| fail(e.to_string()))?;
-    let options = SerializeOptions::new()
-        .use_proto_field_name(true)
-        .stringify_64_bit_integers(false);
-    message
-        .serialize_with_options(serde_json::value::Serializer, &options)
-        .map_err(|e| fail(e.to_string()))
+    let options = SerializeOptions::new().use_proto_field_name(true).stringify_64_bit_integers(false);
+    message.serialize_with_options(serde_json::value::Serializer, &options).map_err(|e| fail(e.to_string()))
 }
 
 /// Reads JSON as encoded bytes of message `name`.
 pub fn from_json(name: &'static str, json: &str) -> Result<Vec<u8>, JsonError> {
     let fail = |cause: String| JsonError { name, cause };
-    let descriptor = POOL
-        .get_message_by_name(name)
-        .ok_or_else(|| fail("no such message".into()))?;
+    let descriptor = POOL.get_message_by_name(name).ok_or_else(|| fail("no such message".into()))?;
     let mut reader = serde_json::Deserializer::from_str(json);
-    let message =
-        DynamicMessage::deserialize(descriptor, &mut reader).map_err(|e| fail(e.to_string()))?;
+    let message = DynamicMessage::deserialize(descriptor, &mut reader).map_err(|e| fail(e.to_string()))?;
     reader.end().map_err(|e| fail(e.to_string()))?;
     Ok(message.encode_to_vec())
 }
@@ -69,10 +60,7 @@ mod tests {
     #[test]
     fn a_configuration_goes_to_json_and_back() {
         let config = EdgeDevConfig {
-            config_items: vec![ConfigItem {
-                key: "k".into(),
-                value: "v".into(),
-            }],
+            config_items: vec![ConfigItem { key: "k".into(), value: "v".into() }],
             controller_epoch: 7,
             ..Default::default()
         };
@@ -80,10 +68,7 @@ mod tests {
         assert_eq!(json["configItems"][0]["key"], "k");
         assert_eq!(json["controller_epoch"], 7);
         let bytes = from_json(names::CONFIG, &json.to_string()).expect("bytes");
-        assert_eq!(
-            EdgeDevConfig::decode(bytes.as_slice()).expect("config"),
-            config
-        );
+        assert_eq!(EdgeDevConfig::decode(bytes.as_slice()).expect("config"), config);
         assert!(from_json(names::CONFIG, r#"{"nonsense":1}"#).is_err());
     }
 }

@@ -121,11 +121,7 @@ pub fn parse(kind: Kind, payload: &[u8]) -> Result<Upload, LogError> {
     let gzip = |cause: String| LogError::Gzip(cause);
     let mut decoder = flate2::bufread::GzDecoder::new(payload);
     let mut text = Vec::new();
-    decoder
-        .by_ref()
-        .take(MAX_UNPACKED + 1)
-        .read_to_end(&mut text)
-        .map_err(|error| gzip(error.to_string()))?;
+    decoder.by_ref().take(MAX_UNPACKED + 1).read_to_end(&mut text).map_err(|error| gzip(error.to_string()))?;
     if text.len() as u64 > MAX_UNPACKED {
         return Err(gzip(format!("more than {MAX_UNPACKED} bytes unpacked")));
     }
@@ -137,10 +133,7 @@ pub fn parse(kind: Kind, payload: &[u8]) -> Result<Upload, LogError> {
         (Kind::Device, None) => return Err(LogError::Comment("none".into())),
         (Kind::Device, Some(bytes)) => {
             let text = latin1(bytes);
-            Some(
-                serde_json::from_str(&text)
-                    .map_err(|error| LogError::Comment(format!("{text:?} ({error})")))?,
-            )
+            Some(serde_json::from_str(&text).map_err(|error| LogError::Comment(format!("{text:?} ({error})")))?)
         }
     };
     let app_name = match (kind, header.filename()) {
@@ -157,24 +150,14 @@ pub fn parse(kind: Kind, payload: &[u8]) -> Result<Upload, LogError> {
         .enumerate()
         .filter(|(_, line)| !line.is_empty())
         .map(|(index, line)| {
-            let wrong = |cause: String| LogError::Line {
-                line: index + 1,
-                cause,
-            };
+            let wrong = |cause: String| LogError::Line { line: index + 1, cause };
             if line.len() > MAX_LINE {
-                return Err(wrong(format!(
-                    "at most {MAX_LINE} bytes, found {}",
-                    line.len()
-                )));
+                return Err(wrong(format!("at most {MAX_LINE} bytes, found {}", line.len())));
             }
             serde_json::from_slice(line).map_err(|error| wrong(error.to_string()))
         })
         .collect::<Result<_, _>>()?;
-    Ok(Upload {
-        comment,
-        app_name,
-        lines,
-    })
+    Ok(Upload { comment, app_name, lines })
 }
 
 /// Fuzz entry: uploads of any bytes.
@@ -190,7 +173,8 @@ mod tests {
     use flate2::{Compression, GzBuilder};
     use std::io::Write;
 
-    const LINE: &str = r#"{"severity":"info","source":"node","iid":"7","content":"hi","msgid":3,"timestamp":{"seconds":5,"nanos":6}}"#;
+    const LINE: &str =
+        r#"{"severity":"info","source":"node","iid":"7","content":"hi","msgid":3,"timestamp":{"seconds":5,"nanos":6}}"#;
 
     fn gz(builder: GzBuilder, text: &str) -> Vec<u8> {
         let mut encoder = builder.write(Vec::new(), Compression::fast());
@@ -204,13 +188,11 @@ mod tests {
 
     #[test]
     fn device_and_app_uploads_are_read() {
-        let upload =
-            parse(Kind::Device, &gz(device(), &format!("{LINE}\n{LINE}\n"))).expect("device log");
+        let upload = parse(Kind::Device, &gz(device(), &format!("{LINE}\n{LINE}\n"))).expect("device log");
         assert_eq!(upload.lines.len(), 2);
         assert_eq!(upload.lines[0].content, "hi");
         assert_eq!(upload.comment.expect("comment").image, "IMGA");
-        let upload =
-            parse(Kind::App, &gz(GzBuilder::new().filename("web"), LINE)).expect("app log");
+        let upload = parse(Kind::App, &gz(GzBuilder::new().filename("web"), LINE)).expect("app log");
         assert_eq!(upload.app_name.as_deref(), Some("web"));
     }
 
@@ -220,42 +202,18 @@ mod tests {
         let canonical_time = LINE.replace(r#"{"seconds":5,"nanos":6}"#, "\"2026-01-01T00:00:00Z\"");
         let misspelt = LINE.replace("severity", "level");
         let long = LINE.replace("hi", &"x".repeat(MAX_LINE));
-        for line in [
-            canonical_id.as_str(),
-            &canonical_time,
-            &misspelt,
-            &long,
-            "no json",
-        ] {
+        for line in [canonical_id.as_str(), &canonical_time, &misspelt, &long, "no json"] {
             let error = parse(Kind::Device, &gz(device(), line)).expect_err(line);
             assert!(matches!(error, LogError::Line { line: 1, .. }), "{error}");
         }
-        assert!(matches!(
-            parse(Kind::Device, &gz(GzBuilder::new(), LINE)),
-            Err(LogError::Comment(_))
-        ));
-        assert!(matches!(
-            parse(Kind::Device, &gz(GzBuilder::new().comment("plain"), LINE)),
-            Err(LogError::Comment(_))
-        ));
-        assert_eq!(
-            parse(Kind::App, &gz(GzBuilder::new(), LINE)),
-            Err(LogError::Name)
-        );
-        assert!(matches!(
-            parse(Kind::Device, b"not gzip"),
-            Err(LogError::Gzip(_))
-        ));
+        assert!(matches!(parse(Kind::Device, &gz(GzBuilder::new(), LINE)), Err(LogError::Comment(_))));
+        assert!(matches!(parse(Kind::Device, &gz(GzBuilder::new().comment("plain"), LINE)), Err(LogError::Comment(_))));
+        assert_eq!(parse(Kind::App, &gz(GzBuilder::new(), LINE)), Err(LogError::Name));
+        assert!(matches!(parse(Kind::Device, b"not gzip"), Err(LogError::Gzip(_))));
         let mut twice = gz(device(), LINE);
         twice.extend(gz(device(), LINE));
-        assert!(matches!(
-            parse(Kind::Device, &twice),
-            Err(LogError::Gzip(_))
-        ));
-        assert!(matches!(
-            parse(Kind::Device, &vec![0; MAX_UPLOAD + 1]),
-            Err(LogError::Size(_))
-        ));
+        assert!(matches!(parse(Kind::Device, &twice), Err(LogError::Gzip(_))));
+        assert!(matches!(parse(Kind::Device, &vec![0; MAX_UPLOAD + 1]), Err(LogError::Size(_))));
     }
 
     #[test]

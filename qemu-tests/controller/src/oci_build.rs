@@ -71,10 +71,7 @@ pub struct BuildImageError {
 }
 
 fn at<'a, E: ToString>(path: &'a Path) -> impl FnOnce(E) -> BuildImageError + 'a {
-    move |error| BuildImageError {
-        path: path.to_owned(),
-        cause: error.to_string(),
-    }
+    move |error| BuildImageError { path: path.to_owned(), cause: error.to_string() }
 }
 
 /// Builds an image whose file system is the folder `root`; `tag` names it in the layout.
@@ -92,17 +89,8 @@ pub fn from_dir(
 }
 
 /// Builds an image whose file system is the given tar stream, byte by byte.
-pub fn from_tar(
-    mut tar: impl Read,
-    config: &ImageConfig,
-    tag: &str,
-    layout: &Path,
-) -> Result<Built, BuildImageError> {
-    build(layout, config, tag, |layer| {
-        io::copy(&mut tar, layer.get_mut())
-            .map_err(at(layout))
-            .map(|_| ())
-    })
+pub fn from_tar(mut tar: impl Read, config: &ImageConfig, tag: &str, layout: &Path) -> Result<Built, BuildImageError> {
+    build(layout, config, tag, |layer| io::copy(&mut tar, layer.get_mut()).map_err(at(layout)).map(|_| ()))
 }
 
 /// One file of an image that is given in memory.
@@ -124,24 +112,15 @@ pub fn from_files(
     build(layout, config, tag, |layer| {
         let mut dirs = std::collections::BTreeSet::new();
         for path in files.keys() {
-            dirs.extend(
-                Path::new(path)
-                    .ancestors()
-                    .skip(1)
-                    .filter(|p| !p.as_os_str().is_empty()),
-            );
+            dirs.extend(Path::new(path).ancestors().skip(1).filter(|p| !p.as_os_str().is_empty()));
         }
         for dir in dirs {
             let mut header = header(EntryType::Directory, 0o755, 0);
-            layer
-                .append_data(&mut header, dir, io::empty())
-                .map_err(at(dir))?;
+            layer.append_data(&mut header, dir, io::empty()).map_err(at(dir))?;
         }
         for (path, entry) in files {
             let mut header = header(EntryType::Regular, entry.mode, entry.content.len() as u64);
-            layer
-                .append_data(&mut header, path, entry.content.as_slice())
-                .map_err(at(Path::new(path)))?;
+            layer.append_data(&mut header, path, entry.content.as_slice()).map_err(at(Path::new(path)))?;
         }
         Ok(())
     })
@@ -158,11 +137,7 @@ struct Hashing<W> {
 
 impl<W: Write> Hashing<W> {
     fn new(inner: W) -> Self {
-        Self {
-            inner,
-            hash: Sha256::new(),
-            bytes: 0,
-        }
+        Self { inner, hash: Sha256::new(), bytes: 0 }
     }
 }
 
@@ -206,10 +181,8 @@ fn build(
     let temporary = blobs.join("layer.new");
     let file = File::create(&temporary).map_err(at(&temporary))?;
     // A gzip header with time zero and no name; the operating system byte is fixed for the same bytes everywhere.
-    let gzip = GzBuilder::new()
-        .mtime(0)
-        .operating_system(255)
-        .write(Hashing::new(BufWriter::new(file)), Compression::new(6));
+    let gzip =
+        GzBuilder::new().mtime(0).operating_system(255).write(Hashing::new(BufWriter::new(file)), Compression::new(6));
     let mut layer = tar::Builder::new(Hashing::new(gzip));
     fill(&mut layer)?;
     let plain = layer.into_inner().map_err(at(&temporary))?;
@@ -231,24 +204,12 @@ fn build(
             run.insert(name.into(), value);
         }
     };
-    set(
-        "Entrypoint",
-        json!(config.entrypoint),
-        !config.entrypoint.is_empty(),
-    );
+    set("Entrypoint", json!(config.entrypoint), !config.entrypoint.is_empty());
     set("Cmd", json!(config.cmd), !config.cmd.is_empty());
     set("Env", json!(config.env), !config.env.is_empty());
     set("User", json!(config.user), !config.user.is_empty());
-    set(
-        "WorkingDir",
-        json!(config.working_dir),
-        !config.working_dir.is_empty(),
-    );
-    let ports: BTreeMap<_, _> = config
-        .exposed_ports
-        .iter()
-        .map(|port| (port, json!({})))
-        .collect();
+    set("WorkingDir", json!(config.working_dir), !config.working_dir.is_empty());
+    let ports: BTreeMap<_, _> = config.exposed_ports.iter().map(|port| (port, json!({}))).collect();
     set("ExposedPorts", json!(ports), !ports.is_empty());
     set("Labels", json!(config.labels), !config.labels.is_empty());
     let image = json!({
@@ -280,10 +241,7 @@ fn build(
             "annotations": { REF_NAME: tag },
         }],
     });
-    for (name, text) in [
-        ("oci-layout", json!({ "imageLayoutVersion": "1.0.0" })),
-        ("index.json", index),
-    ] {
+    for (name, text) in [("oci-layout", json!({ "imageLayoutVersion": "1.0.0" })), ("index.json", index)] {
         let path = layout.join(name);
         std::fs::write(&path, text.to_string()).map_err(at(&path))?;
     }
@@ -337,20 +295,13 @@ fn add_dir(
             // A socket lives as long as its server and means nothing in an image.
             continue;
         };
-        let mut header = header(
-            entry_type,
-            data.mode(),
-            if kind.is_file() { data.len() } else { 0 },
-        );
+        let mut header = header(entry_type, data.mode(), if kind.is_file() { data.len() } else { 0 });
         if owners == Owners::Keep {
             header.set_uid(u64::from(data.uid()));
             header.set_gid(u64::from(data.gid()));
         }
         if kind.is_char_device() || kind.is_block_device() {
-            let (major, minor) = (
-                data.rdev() >> 8 & 0xfff,
-                data.rdev() & 0xff | data.rdev() >> 12 & 0xfff00,
-            );
+            let (major, minor) = (data.rdev() >> 8 & 0xfff, data.rdev() & 0xff | data.rdev() >> 12 & 0xfff00);
             let number = |n: u64| u32::try_from(n).unwrap_or(0);
             header.set_device_major(number(major)).map_err(at(&path))?;
             header.set_device_minor(number(minor)).map_err(at(&path))?;
@@ -359,27 +310,19 @@ fn add_dir(
             if let Some(first) = links.get(&(data.dev(), data.ino())) {
                 header.set_entry_type(EntryType::Link);
                 header.set_size(0);
-                layer
-                    .append_link(&mut header, &relative, first)
-                    .map_err(at(&path))?;
+                layer.append_link(&mut header, &relative, first).map_err(at(&path))?;
                 continue;
             }
             links.insert((data.dev(), data.ino()), relative.clone());
         }
         if kind.is_symlink() {
             let target = std::fs::read_link(&path).map_err(at(&path))?;
-            layer
-                .append_link(&mut header, &relative, target)
-                .map_err(at(&path))?;
+            layer.append_link(&mut header, &relative, target).map_err(at(&path))?;
         } else if kind.is_file() {
             let file = File::open(&path).map_err(at(&path))?;
-            layer
-                .append_data(&mut header, &relative, file)
-                .map_err(at(&path))?;
+            layer.append_data(&mut header, &relative, file).map_err(at(&path))?;
         } else {
-            layer
-                .append_data(&mut header, &relative, io::empty())
-                .map_err(at(&path))?;
+            layer.append_data(&mut header, &relative, io::empty()).map_err(at(&path))?;
         }
         if kind.is_dir() {
             add_dir(layer, root, &relative, owners, links)?;
@@ -402,11 +345,7 @@ mod tests {
     }
 
     fn config() -> ImageConfig {
-        ImageConfig {
-            entrypoint: vec!["/bin/app".into()],
-            env: vec!["A=b".into()],
-            ..ImageConfig::default()
-        }
+        ImageConfig { entrypoint: vec!["/bin/app".into()], env: vec!["A=b".into()], ..ImageConfig::default() }
     }
 
     #[test]
@@ -435,11 +374,7 @@ mod tests {
                 let entry = entry.expect("entry");
                 assert_eq!(entry.header().mtime().expect("mtime"), 0);
                 let name = entry.path().expect("path").display().to_string();
-                (
-                    name,
-                    entry.header().entry_type(),
-                    entry.header().uid().expect("uid"),
-                )
+                (name, entry.header().entry_type(), entry.header().uid().expect("uid"))
             })
             .collect();
         let expected = [
@@ -449,14 +384,8 @@ mod tests {
             ("bin/sub", EntryType::Directory),
             ("bin/sym", EntryType::Symlink),
         ];
-        let expected: Vec<_> = expected
-            .iter()
-            .map(|(name, kind)| ((*name).to_owned(), *kind, 0))
-            .collect();
-        let trimmed: Vec<_> = entries
-            .into_iter()
-            .map(|(n, k, u)| (n.trim_end_matches('/').to_owned(), k, u))
-            .collect();
+        let expected: Vec<_> = expected.iter().map(|(name, kind)| ((*name).to_owned(), *kind, 0)).collect();
+        let trimmed: Vec<_> = entries.into_iter().map(|(n, k, u)| (n.trim_end_matches('/').to_owned(), k, u)).collect();
         assert_eq!(trimmed, expected);
     }
 }

@@ -9,8 +9,8 @@ use holdfast_api::proto::common::HashAlgorithm;
 use p256::SecretKey;
 use p256::pkcs8::{DecodePrivateKey, EncodePrivateKey, LineEnding};
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyPair, KeyUsagePurpose, date_time_ymd,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, date_time_ymd,
 };
 use std::path::Path;
 
@@ -26,9 +26,7 @@ pub enum PkiError {
         cause: String,
     },
     /// A stored file is damaged.
-    #[error(
-        "{name}: stored certificate or key is damaged: {cause}; remove the pki folder to make new ones"
-    )]
+    #[error("{name}: stored certificate or key is damaged: {cause}; remove the pki folder to make new ones")]
     Damaged {
         /// Which identity.
         name: &'static str,
@@ -51,10 +49,7 @@ pub struct PkiOptions {
 
 impl Default for PkiOptions {
     fn default() -> Self {
-        Self {
-            server_names: vec!["localhost".into(), "127.0.0.1".into()],
-            intermediate: false,
-        }
+        Self { server_names: vec!["localhost".into(), "127.0.0.1".into()], intermediate: false }
     }
 }
 
@@ -79,16 +74,11 @@ impl Identity {
         let damaged = |cause: String| PkiError::Damaged { name, cause };
         let cert = Cert::from_pem(name, cert_pem.as_bytes()).map_err(|e| damaged(e.to_string()))?;
         let key = SecretKey::from_pkcs8_pem(key_pem).map_err(|e| damaged(e.to_string()))?;
-        let matching =
-            cert.public_key(name).map_err(|e| damaged(e.to_string()))? == key.public_key();
+        let matching = cert.public_key(name).map_err(|e| damaged(e.to_string()))? == key.public_key();
         if !matching {
             return Err(damaged("key and certificate do not belong together".into()));
         }
-        Ok(Self {
-            cert,
-            key_pem: key_pem.to_owned(),
-            key,
-        })
+        Ok(Self { cert, key_pem: key_pem.to_owned(), key })
     }
 
     /// The key for ECDSA.
@@ -103,11 +93,7 @@ impl Identity {
 
     /// The key as PKCS#8 DER, for TLS.
     pub fn key_der(&self) -> Vec<u8> {
-        self.key
-            .to_pkcs8_der()
-            .expect("a P-256 key always encodes as PKCS#8")
-            .as_bytes()
-            .to_vec()
+        self.key.to_pkcs8_der().expect("a P-256 key always encodes as PKCS#8").as_bytes().to_vec()
     }
 }
 
@@ -156,39 +142,20 @@ pub struct Pki {
 const KEY_BEGINS: &str = "-----BEGIN PRIVATE KEY-----";
 const ROOT_NAME: &str = "Holdfast test controller root";
 const INTERMEDIATE_NAME: &str = "Holdfast test controller intermediate";
-const FILES: [&str; 6] = [
-    "root",
-    "intermediate",
-    "tls",
-    "signing",
-    "ecdh",
-    "onboarding",
-];
+const FILES: [&str; 6] = ["root", "intermediate", "tls", "signing", "ecdh", "onboarding"];
 
 impl Pki {
     /// Makes everything anew, in memory.
     pub fn generate(options: &PkiOptions) -> Result<Self, PkiError> {
         let root = make_ca("root", ROOT_NAME, None)?;
-        let intermediate = options
-            .intermediate
-            .then(|| make_ca("intermediate", INTERMEDIATE_NAME, Some(&root)))
-            .transpose()?;
-        let leaf_issuer = intermediate
-            .as_ref()
-            .map_or_else(|| CaRef::root(&root), CaRef::intermediate);
+        let intermediate =
+            options.intermediate.then(|| make_ca("intermediate", INTERMEDIATE_NAME, Some(&root))).transpose()?;
+        let leaf_issuer = intermediate.as_ref().map_or_else(|| CaRef::root(&root), CaRef::intermediate);
         let signing = make_leaf(Role::Signing, &options.server_names, &leaf_issuer)?;
         let ecdh = make_leaf(Role::Ecdh, &options.server_names, &leaf_issuer)?;
         let tls = make_leaf(Role::Tls, &options.server_names, &CaRef::root(&root))?;
         let onboarding = make_onboarding()?;
-        Ok(Self {
-            root,
-            intermediate,
-            tls,
-            signing,
-            ecdh,
-            onboarding,
-            server_names: options.server_names.clone(),
-        })
+        Ok(Self { root, intermediate, tls, signing, ecdh, onboarding, server_names: options.server_names.clone() })
     }
 
     /// Loads the certificates from `dir`, or makes and stores them. The TLS leaf is made again when the wanted server
@@ -209,14 +176,9 @@ impl Pki {
         let names = read_optional(&dir.join("server-names"))?;
         let wanted = options.server_names.join("\n");
         // The list of names is written last: without it the first start did not finish, and all is made anew.
-        if let (Some(names), Some(root), Some(tls), Some(signing), Some(ecdh), Some(onboarding)) = (
-            names,
-            load("root")?,
-            load("tls")?,
-            load("signing")?,
-            load("ecdh")?,
-            load("onboarding")?,
-        ) {
+        if let (Some(names), Some(root), Some(tls), Some(signing), Some(ecdh), Some(onboarding)) =
+            (names, load("root")?, load("tls")?, load("signing")?, load("ecdh")?, load("onboarding")?)
+        {
             let mut pki = Self {
                 root,
                 intermediate: load("intermediate")?,
@@ -253,10 +215,7 @@ impl Pki {
                 replace(&dir.join(format!("{name}.pem")), both.as_bytes())?;
             }
         }
-        replace(
-            &dir.join("server-names"),
-            self.server_names.join("\n").as_bytes(),
-        )?;
+        replace(&dir.join("server-names"), self.server_names.join("\n").as_bytes())?;
         Ok(())
     }
 
@@ -292,10 +251,7 @@ impl Pki {
             entry(&self.ecdh, ZCertType::CertTypeControllerEcdhExchange),
         ];
         if let Some(intermediate) = &self.intermediate {
-            certs.push(entry(
-                intermediate,
-                ZCertType::CertTypeControllerIntermediate,
-            ));
+            certs.push(entry(intermediate, ZCertType::CertTypeControllerIntermediate));
         }
         ZControllerCert { certs }
     }
@@ -316,17 +272,11 @@ struct CaRef<'a> {
 
 impl<'a> CaRef<'a> {
     fn root(identity: &'a Identity) -> Self {
-        Self {
-            common_name: ROOT_NAME,
-            identity,
-        }
+        Self { common_name: ROOT_NAME, identity }
     }
 
     fn intermediate(identity: &'a Identity) -> Self {
-        Self {
-            common_name: INTERMEDIATE_NAME,
-            identity,
-        }
+        Self { common_name: INTERMEDIATE_NAME, identity }
     }
 }
 
@@ -334,9 +284,7 @@ fn new_key(name: &'static str) -> Result<(KeyPair, String), PkiError> {
     let make = |cause: String| PkiError::Make { name, cause };
     let pair = KeyPair::generate().map_err(|e| make(e.to_string()))?;
     let key = SecretKey::from_pkcs8_der(&pair.serialize_der()).map_err(|e| make(e.to_string()))?;
-    let pem = key
-        .to_pkcs8_pem(LineEnding::LF)
-        .map_err(|e| make(e.to_string()))?;
+    let pem = key.to_pkcs8_pem(LineEnding::LF).map_err(|e| make(e.to_string()))?;
     Ok((pair, pem.to_string()))
 }
 
@@ -344,9 +292,7 @@ fn new_key(name: &'static str) -> Result<(KeyPair, String), PkiError> {
 fn params(common_name: &str) -> CertificateParams {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
-    params
-        .distinguished_name
-        .push(DnType::CommonName, common_name);
+    params.distinguished_name.push(DnType::CommonName, common_name);
     params.not_before = date_time_ymd(2020, 1, 1);
     params.not_after = date_time_ymd(2049, 12, 31);
     params
@@ -359,23 +305,14 @@ fn ca_params(common_name: &str) -> CertificateParams {
     params
 }
 
-fn make_ca(
-    name: &'static str,
-    common_name: &'static str,
-    issuer: Option<&Identity>,
-) -> Result<Identity, PkiError> {
+fn make_ca(name: &'static str, common_name: &'static str, issuer: Option<&Identity>) -> Result<Identity, PkiError> {
     let (pair, key_pem) = new_key(name)?;
     let params = ca_params(common_name);
     let cert = match issuer {
         None => params.self_signed(&pair),
-        Some(root) => with_issuer(name, &CaRef::root(root), |issuer| {
-            params.signed_by(&pair, issuer)
-        })?,
+        Some(root) => with_issuer(name, &CaRef::root(root), |issuer| params.signed_by(&pair, issuer))?,
     }
-    .map_err(|e| PkiError::Make {
-        name,
-        cause: e.to_string(),
-    })?;
+    .map_err(|e| PkiError::Make { name, cause: e.to_string() })?;
     Identity::new(name, &cert.pem(), &key_pem)
 }
 
@@ -384,10 +321,7 @@ fn with_issuer<T>(
     ca: &CaRef<'_>,
     f: impl FnOnce(&Issuer<'_, KeyPair>) -> T,
 ) -> Result<T, PkiError> {
-    let pair = KeyPair::from_pem(&ca.identity.key_pem).map_err(|e| PkiError::Make {
-        name,
-        cause: e.to_string(),
-    })?;
+    let pair = KeyPair::from_pem(&ca.identity.key_pem).map_err(|e| PkiError::Make { name, cause: e.to_string() })?;
     Ok(f(&Issuer::new(ca_params(ca.common_name), pair)))
 }
 
@@ -402,9 +336,8 @@ fn make_leaf(role: Role, server_names: &[String], ca: &CaRef<'_>) -> Result<Iden
     let mut params = params(common_name);
     match role {
         Role::Tls => {
-            params.subject_alt_names = CertificateParams::new(server_names.to_vec())
-                .map_err(|e| make(e.to_string()))?
-                .subject_alt_names;
+            params.subject_alt_names =
+                CertificateParams::new(server_names.to_vec()).map_err(|e| make(e.to_string()))?.subject_alt_names;
             params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
             params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         }
@@ -412,20 +345,15 @@ fn make_leaf(role: Role, server_names: &[String], ca: &CaRef<'_>) -> Result<Iden
         Role::Ecdh => params.key_usages = vec![KeyUsagePurpose::KeyAgreement],
     }
     params.use_authority_key_identifier_extension = true;
-    let cert = with_issuer(name, ca, |issuer| params.signed_by(&pair, issuer))?
-        .map_err(|e| make(e.to_string()))?;
+    let cert = with_issuer(name, ca, |issuer| params.signed_by(&pair, issuer))?.map_err(|e| make(e.to_string()))?;
     Identity::new(name, &cert.pem(), &key_pem)
 }
 
 fn make_onboarding() -> Result<Identity, PkiError> {
     let name = "onboarding";
     let (pair, key_pem) = new_key(name)?;
-    let cert = params("Holdfast onboarding")
-        .self_signed(&pair)
-        .map_err(|e| PkiError::Make {
-            name,
-            cause: e.to_string(),
-        })?;
+    let cert =
+        params("Holdfast onboarding").self_signed(&pair).map_err(|e| PkiError::Make { name, cause: e.to_string() })?;
     Identity::new(name, &cert.pem(), &key_pem)
 }
 
@@ -451,11 +379,7 @@ mod tests {
     #[test]
     fn leaves_are_signed_by_the_root_or_the_intermediate() {
         for intermediate in [false, true] {
-            let pki = Pki::generate(&PkiOptions {
-                intermediate,
-                ..PkiOptions::default()
-            })
-            .expect("made");
+            let pki = Pki::generate(&PkiOptions { intermediate, ..PkiOptions::default() }).expect("made");
             let root = pki.root.cert.verifying_key("root").expect("key");
             let issuer = pki.intermediate.as_ref().map_or(root, |i| {
                 assert!(i.cert.is_signed_by(&root));

@@ -8,9 +8,7 @@ use crate::config::{self, BuildError};
 use crate::faults::{Endpoint, Faults};
 use crate::logs::LogLine;
 use crate::pki::Pki;
-use crate::records::{
-    DeviceRecord, Info, LogRecord, Onboarding, RequestRecord, Served, Source, Wanted,
-};
+use crate::records::{DeviceRecord, Info, LogRecord, Onboarding, RequestRecord, Served, Source, Wanted};
 use crate::store::{self, StoreError};
 use crate::x509::{Cert, CertError};
 use holdfast_api::proto::certs::ZCertType;
@@ -149,11 +147,7 @@ pub struct State {
 
 /// Milliseconds since 1970.
 pub fn now_ms() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| {
-            u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
-        })
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
 
 impl State {
@@ -173,15 +167,11 @@ impl State {
         };
         let folder = state.dir.join("onboarding");
         for name in store::list(&folder)? {
-            if let (Some(hash), Some(entry)) = (
-                name.strip_suffix(".json"),
-                store::read_json(&folder.join(&name))?,
-            ) {
+            if let (Some(hash), Some(entry)) = (name.strip_suffix(".json"), store::read_json(&folder.join(&name))?) {
                 state.onboarding.insert(hash.to_owned(), entry);
             }
         }
-        let requests: Vec<RequestRecord> =
-            store::tail(&state.dir.join("requests.log"), MAX_REQUESTS)?;
+        let requests: Vec<RequestRecord> = store::tail(&state.dir.join("requests.log"), MAX_REQUESTS)?;
         state.seq = requests.last().map_or(0, |request| request.seq);
         state.requests = requests.into();
         for name in store::list(&state.dir.join("devices"))? {
@@ -203,56 +193,32 @@ impl State {
             device.served = Ok(Served::new(bytes));
         }
         for name in store::list(&dir.join("info"))? {
-            let (Some(key), Some(bytes)) = (
-                name.strip_suffix(".pb"),
-                store::read_optional(&dir.join("info").join(&name))?,
-            ) else {
+            let (Some(key), Some(bytes)) =
+                (name.strip_suffix(".pb"), store::read_optional(&dir.join("info").join(&name))?)
+            else {
                 continue;
             };
             if let Ok(message) = ZInfoMsg::decode(bytes.as_slice()) {
-                device.info.insert(
-                    key.to_owned(),
-                    Info {
-                        seq: 0,
-                        key: key.to_owned(),
-                        message,
-                    },
-                );
+                device.info.insert(key.to_owned(), Info { seq: 0, key: key.to_owned(), message });
             }
         }
         for name in store::list(&dir.join("metrics"))? {
             let seq = name.strip_suffix(".pb").and_then(|n| n.parse().ok());
             let bytes = store::read_optional(&dir.join("metrics").join(&name))?;
-            if let (Some(seq), Some(Ok(message))) =
-                (seq, bytes.map(|b| ZMetricMsg::decode(b.as_slice())))
-            {
+            if let (Some(seq), Some(Ok(message))) = (seq, bytes.map(|b| ZMetricMsg::decode(b.as_slice()))) {
                 device.metrics.push_back((seq, message));
             }
         }
-        device
-            .metrics
-            .make_contiguous()
-            .sort_by_key(|(seq, _)| *seq);
+        device.metrics.make_contiguous().sort_by_key(|(seq, _)| *seq);
         device.logs = store::tail(&dir.join("device.log"), MAX_LOG_LINES)?.into();
         for name in store::list(&dir)? {
-            let app = name
-                .strip_prefix("app-")
-                .and_then(|n| n.strip_suffix(".log"));
+            let app = name.strip_prefix("app-").and_then(|n| n.strip_suffix(".log"));
             if let Some(Ok(app)) = app.map(str::parse) {
-                device
-                    .app_logs
-                    .insert(app, store::tail(&dir.join(&name), MAX_LOG_LINES)?.into());
+                device.app_logs.insert(app, store::tail(&dir.join(&name), MAX_LOG_LINES)?.into());
             }
         }
-        let logged = device
-            .logs
-            .iter()
-            .chain(device.app_logs.values().flatten())
-            .map(|l| l.seq);
-        let last = logged
-            .chain(device.metrics.iter().map(|(seq, _)| *seq))
-            .max()
-            .unwrap_or(0);
+        let logged = device.logs.iter().chain(device.app_logs.values().flatten()).map(|l| l.seq);
+        let last = logged.chain(device.metrics.iter().map(|(seq, _)| *seq)).max().unwrap_or(0);
         self.seq = self.seq.max(last);
         self.by_cert.insert(device.cert.der_hash(), uuid);
         self.devices.insert(uuid, device);
@@ -280,14 +246,8 @@ impl State {
         let cert = Cert::from_pem("onboarding certificate", cert_pem.as_bytes())?;
         cert.verifying_key("onboarding certificate")?;
         let hash = hex::encode(cert.der_hash());
-        let entry = Onboarding {
-            cert_pem: cert_pem.to_owned(),
-            serials,
-        };
-        store::replace_json(
-            &self.dir.join("onboarding").join(format!("{hash}.json")),
-            &entry,
-        )?;
+        let entry = Onboarding { cert_pem: cert_pem.to_owned(), serials };
+        store::replace_json(&self.dir.join("onboarding").join(format!("{hash}.json")), &entry)?;
         self.onboarding.insert(hash.clone(), entry);
         Ok(hash)
     }
@@ -319,10 +279,7 @@ impl State {
 
     /// Removes a device with all it sent.
     pub fn remove_device(&mut self, uuid: Uuid) -> Result<(), StateError> {
-        let device = self
-            .devices
-            .remove(&uuid)
-            .ok_or_else(|| StateError::NoDevice(uuid.to_string()))?;
+        let device = self.devices.remove(&uuid).ok_or_else(|| StateError::NoDevice(uuid.to_string()))?;
         self.by_cert.remove(&device.cert.der_hash());
         self.previous.retain(|(owner, _), _| *owner != Some(uuid));
         store::remove_dir(&self.device_dir(uuid))?;
@@ -331,16 +288,12 @@ impl State {
 
     /// One device.
     pub fn device(&self, uuid: Uuid) -> Result<&Device, StateError> {
-        self.devices
-            .get(&uuid)
-            .ok_or_else(|| StateError::NoDevice(uuid.to_string()))
+        self.devices.get(&uuid).ok_or_else(|| StateError::NoDevice(uuid.to_string()))
     }
 
     /// One device, to be changed.
     pub fn device_mut(&mut self, uuid: Uuid) -> Result<&mut Device, StateError> {
-        self.devices
-            .get_mut(&uuid)
-            .ok_or_else(|| StateError::NoDevice(uuid.to_string()))
+        self.devices.get_mut(&uuid).ok_or_else(|| StateError::NoDevice(uuid.to_string()))
     }
 
     /// Sets the configuration of a device. What lacks only the device's own certificate is accepted and served later.
@@ -353,9 +306,7 @@ impl State {
         };
         let served = match self.make_config(device, &wanted) {
             Ok(served) => Ok(served),
-            Err(error @ StateError::Config(BuildError::NoDeviceKey { .. })) => {
-                Err(error.to_string())
-            }
+            Err(error @ StateError::Config(BuildError::NoDeviceKey { .. })) => Err(error.to_string()),
             Err(error) => return Err(error),
         };
         let dir = self.device_dir(uuid);
@@ -372,9 +323,7 @@ impl State {
         let Some(wanted) = &device.wanted else {
             return Ok(());
         };
-        let served = self
-            .make_config(device, wanted)
-            .map_err(|error| error.to_string());
+        let served = self.make_config(device, wanted).map_err(|error| error.to_string());
         self.device_mut(uuid)?.served = served;
         self.save_served(uuid)
     }
@@ -392,21 +341,11 @@ impl State {
         let message = match &wanted.source {
             Source::Document(document) => {
                 let ecdh = ZCertType::CertTypeDeviceEcdhExchange as i32;
-                let device_key = match device
-                    .record
-                    .proof
-                    .certs
-                    .iter()
-                    .find(|cert| cert.kind == ecdh)
-                {
+                let device_key = match device.record.proof.certs.iter().find(|cert| cert.kind == ecdh) {
                     None => None,
                     Some(cert) => {
-                        let read = Cert::from_pem(
-                            "device's key-agreement certificate",
-                            cert.pem.as_bytes(),
-                        )?;
-                        let hash =
-                            hex::decode(&cert.hash).map_err(|e| StateError::Raw(e.to_string()))?;
+                        let read = Cert::from_pem("device's key-agreement certificate", cert.pem.as_bytes())?;
+                        let hash = hex::decode(&cert.hash).map_err(|e| StateError::Raw(e.to_string()))?;
                         Some((read.public_key("device's key-agreement certificate")?, hash))
                     }
                 };
@@ -423,10 +362,9 @@ impl State {
                 )?
             }
             Source::Raw(text) => {
-                let bytes =
-                    hex::decode(text).map_err(|error| StateError::Raw(error.to_string()))?;
-                let mut message = EdgeDevConfig::decode(bytes.as_slice())
-                    .map_err(|error| StateError::Raw(error.to_string()))?;
+                let bytes = hex::decode(text).map_err(|error| StateError::Raw(error.to_string()))?;
+                let mut message =
+                    EdgeDevConfig::decode(bytes.as_slice()).map_err(|error| StateError::Raw(error.to_string()))?;
                 let id = message.id.get_or_insert_default();
                 id.uuid = device.record.uuid.to_string();
                 id.version = wanted.revision.to_string();
@@ -444,19 +382,10 @@ impl State {
     }
 
     /// Keeps an info message; the last of each object is durable.
-    pub fn add_info(
-        &mut self,
-        uuid: Uuid,
-        key: String,
-        message: ZInfoMsg,
-    ) -> Result<(), StateError> {
+    pub fn add_info(&mut self, uuid: Uuid, key: String, message: ZInfoMsg) -> Result<(), StateError> {
         let path = self.device_dir(uuid).join("info").join(format!("{key}.pb"));
         store::replace(&path, &message.encode_to_vec())?;
-        let info = Info {
-            seq: self.next_seq(),
-            key: key.clone(),
-            message,
-        };
+        let info = Info { seq: self.next_seq(), key: key.clone(), message };
         let device = self.device_mut(uuid)?;
         push_bounded(&mut device.info_history, info.clone(), MAX_INFO_HISTORY);
         device.info.insert(key, info);
@@ -479,19 +408,8 @@ impl State {
     }
 
     /// Keeps log lines of the device or of one app.
-    pub fn add_logs(
-        &mut self,
-        uuid: Uuid,
-        app: Option<Uuid>,
-        lines: Vec<LogLine>,
-    ) -> Result<(), StateError> {
-        let records: Vec<LogRecord> = lines
-            .into_iter()
-            .map(|line| LogRecord {
-                seq: self.next_seq(),
-                line,
-            })
-            .collect();
+    pub fn add_logs(&mut self, uuid: Uuid, app: Option<Uuid>, lines: Vec<LogLine>) -> Result<(), StateError> {
+        let records: Vec<LogRecord> = lines.into_iter().map(|line| LogRecord { seq: self.next_seq(), line }).collect();
         let name = app.map_or_else(|| "device.log".to_owned(), |app| format!("app-{app}.log"));
         store::append(&self.device_dir(uuid).join(name), &records)?;
         let device = self.device_mut(uuid)?;
@@ -508,10 +426,7 @@ impl State {
     /// Keeps a request.
     pub fn add_request(&mut self, mut request: RequestRecord) -> Result<(), StateError> {
         request.seq = self.next_seq();
-        store::append(
-            &self.dir.join("requests.log"),
-            std::slice::from_ref(&request),
-        )?;
+        store::append(&self.dir.join("requests.log"), std::slice::from_ref(&request))?;
         push_bounded(&mut self.requests, request, MAX_REQUESTS);
         Ok(())
     }
@@ -542,11 +457,7 @@ pub struct Shared {
 impl Shared {
     /// Wraps a state.
     pub fn new(state: State) -> Self {
-        Self {
-            state: Mutex::new(state),
-            changed: Condvar::new(),
-            generation: tokio::sync::watch::Sender::new(0),
-        }
+        Self { state: Mutex::new(state), changed: Condvar::new(), generation: tokio::sync::watch::Sender::new(0) }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -576,11 +487,7 @@ impl Shared {
                 return Some(found);
             }
             let left = deadline.checked_duration_since(Instant::now())?;
-            state = self
-                .changed
-                .wait_timeout(state, left)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
+            state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 

@@ -5,8 +5,7 @@ use crate::records::Info;
 use crate::state::Device;
 use holdfast_api::proto::info::z_info_msg::InfoContent;
 use holdfast_api::proto::info::{
-    AttestationState, BaseOsStatus, BootReason, ErrorInfo, ZDeviceState, ZInfoDevice,
-    ZNetworkInstanceState, ZSwState,
+    AttestationState, BaseOsStatus, BootReason, ErrorInfo, ZDeviceState, ZInfoDevice, ZNetworkInstanceState, ZSwState,
 };
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -57,13 +56,10 @@ pub struct Object {
 impl DeviceStatus {
     /// Summarises a device.
     pub fn of(device: &Device) -> Self {
-        let reported = device
-            .info
-            .values()
-            .find_map(|info| match &info.message.info_content {
-                Some(InfoContent::Dinfo(dinfo)) => Some(device_lines(dinfo)),
-                _ => None,
-            });
+        let reported = device.info.values().find_map(|info| match &info.message.info_content {
+            Some(InfoContent::Dinfo(dinfo)) => Some(device_lines(dinfo)),
+            _ => None,
+        });
         Self {
             uuid: device.record.uuid,
             serial: device.record.serial.clone(),
@@ -80,9 +76,7 @@ impl DeviceStatus {
 
     /// The reported app of this name.
     pub fn app(&self, name: &str) -> Option<&Object> {
-        self.objects
-            .iter()
-            .find(|object| object.kind == "app" && object.name == name)
+        self.objects.iter().find(|object| object.kind == "app" && object.name == name)
     }
 }
 
@@ -95,11 +89,7 @@ impl fmt::Display for DeviceStatus {
                 f,
                 "  configuration: revision {}, {}",
                 self.config_revision,
-                if self.config_accepted {
-                    "accepted"
-                } else {
-                    "not accepted yet"
-                }
+                if self.config_accepted { "accepted" } else { "not accepted yet" }
             )?,
         }
         match &self.attestation {
@@ -107,11 +97,7 @@ impl fmt::Display for DeviceStatus {
             Some(report) => writeln!(
                 f,
                 "  attestation: {}: {}",
-                if report.accepted {
-                    "accepted"
-                } else {
-                    "refused"
-                },
+                if report.accepted { "accepted" } else { "refused" },
                 report.reason
             )?,
         }
@@ -139,26 +125,12 @@ impl fmt::Display for Object {
 }
 
 fn device_lines(dinfo: &ZInfoDevice) -> Vec<String> {
-    let mut lines = vec![format!(
-        "state: {}",
-        name(
-            ZDeviceState::try_from(dinfo.state).map(|s| s.as_str_name()),
-            dinfo.state
-        )
-    )];
+    let mut lines =
+        vec![format!("state: {}", name(ZDeviceState::try_from(dinfo.state).map(|s| s.as_str_name()), dinfo.state))];
     if let Some(attestation) = &dinfo.attestation_info {
         let state = AttestationState::try_from(attestation.state).map(|s| s.as_str_name());
-        lines.push(format!(
-            "attestation state: {}",
-            name(state, attestation.state)
-        ));
-        lines.extend(
-            attestation
-                .error
-                .iter()
-                .flat_map(error)
-                .map(|e| format!("attestation error: {e}")),
-        );
+        lines.push(format!("attestation state: {}", name(state, attestation.state)));
+        lines.extend(attestation.error.iter().flat_map(error).map(|e| format!("attestation error: {e}")));
     }
     for software in &dinfo.sw_list {
         let status = BaseOsStatus::try_from(software.user_status).map(|s| s.as_str_name());
@@ -178,16 +150,9 @@ fn device_lines(dinfo: &ZInfoDevice) -> Vec<String> {
         lines.push(line);
     }
     let reason = BootReason::try_from(dinfo.last_boot_reason).map(|s| s.as_str_name());
-    lines.push(format!(
-        "last boot: {} {:?}",
-        name(reason, dinfo.last_boot_reason),
-        dinfo.last_reboot_reason
-    ));
+    lines.push(format!("last boot: {} {:?}", name(reason, dinfo.last_boot_reason), dinfo.last_reboot_reason));
     if dinfo.maintenance_mode {
-        lines.push(format!(
-            "maintenance mode: {:?}",
-            dinfo.maintenance_mode_reasons
-        ));
+        lines.push(format!("maintenance mode: {:?}", dinfo.maintenance_mode_reasons));
     }
     lines
 }
@@ -216,48 +181,27 @@ fn object(info: &Info) -> Option<Object> {
     };
     let out = match info.message.info_content.as_ref()? {
         InfoContent::Ainfo(app) => Object {
-            addresses: app
-                .network
-                .iter()
-                .flat_map(|n| n.ip_addrs.clone())
-                .collect(),
+            addresses: app.network.iter().flat_map(|n| n.ip_addrs.clone()).collect(),
             errors: app.app_err.iter().filter_map(error).collect(),
             ..new("app", &app.app_id, &app.app_name, sw_state(app.state))
         },
         InfoContent::Niinfo(ni) => Object {
-            addresses: ni
-                .ip_assignments
-                .iter()
-                .flat_map(|a| a.ip_address.clone())
-                .collect(),
+            addresses: ni.ip_assignments.iter().flat_map(|a| a.ip_address.clone()).collect(),
             errors: ni.network_err.iter().filter_map(error).collect(),
             ..new(
                 "network-instance",
                 &ni.network_id,
                 &ni.displayname,
-                name(
-                    ZNetworkInstanceState::try_from(ni.state).map(|s| s.as_str_name()),
-                    ni.state,
-                ),
+                name(ZNetworkInstanceState::try_from(ni.state).map(|s| s.as_str_name()), ni.state),
             )
         },
         InfoContent::Vinfo(volume) => Object {
             errors: volume.volume_err.iter().filter_map(error).collect(),
-            ..new(
-                "volume",
-                &volume.uuid,
-                &volume.display_name,
-                sw_state(volume.state),
-            )
+            ..new("volume", &volume.uuid, &volume.display_name, sw_state(volume.state))
         },
         InfoContent::Cinfo(tree) => Object {
             errors: tree.err.iter().filter_map(error).collect(),
-            ..new(
-                "image",
-                &tree.uuid,
-                &tree.display_name,
-                sw_state(tree.state),
-            )
+            ..new("image", &tree.uuid, &tree.display_name, sw_state(tree.state))
         },
         _ => return None,
     };

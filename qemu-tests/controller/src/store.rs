@@ -39,11 +39,7 @@ pub struct StoreError {
 }
 
 fn fail(path: &Path, action: &'static str, cause: impl ToString) -> StoreError {
-    StoreError {
-        path: path.to_owned(),
-        action,
-        cause: cause.to_string(),
-    }
+    StoreError { path: path.to_owned(), action, cause: cause.to_string() }
 }
 
 /// Takes a data folder for one controller; it is free again when the file is dropped.
@@ -51,13 +47,7 @@ pub fn lock(dir: &Path) -> Result<File, StoreError> {
     std::fs::create_dir_all(dir).map_err(|e| fail(dir, "create folder", e))?;
     let path = dir.join("lock");
     let file = File::create(&path).map_err(|e| fail(&path, "create", e))?;
-    file.try_lock().map_err(|e| {
-        fail(
-            &path,
-            "lock",
-            format!("{e}; does another controller use this folder?"),
-        )
-    })?;
+    file.try_lock().map_err(|e| fail(&path, "lock", format!("{e}; does another controller use this folder?")))?;
     Ok(file)
 }
 
@@ -72,21 +62,14 @@ pub fn read_optional(path: &Path) -> Result<Option<Vec<u8>>, StoreError> {
 
 /// Replaces a file: the old content or the new one is there, whatever happens. Folders are made as needed.
 pub fn replace(path: &Path, content: &[u8]) -> Result<(), StoreError> {
-    let dir = path
-        .parent()
-        .ok_or_else(|| fail(path, "write", "no parent folder"))?;
+    let dir = path.parent().ok_or_else(|| fail(path, "write", "no parent folder"))?;
     std::fs::create_dir_all(dir).map_err(|e| fail(dir, "create folder", e))?;
     let mut name = path.file_name().unwrap_or_default().to_os_string();
     name.push(".new");
     let temporary = dir.join(name);
     let write = || -> std::io::Result<()> {
         // Keys and tokens are among them: for the owner only.
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&temporary)?;
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
         file.write_all(content)?;
         file.sync_data()?;
         std::fs::rename(&temporary, path)?;
@@ -103,27 +86,19 @@ pub fn replace_json(path: &Path, value: &impl Serialize) -> Result<(), StoreErro
 
 /// Reads a JSON value, `None` if there is no file.
 pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, StoreError> {
-    read_optional(path)?
-        .map(|bytes| serde_json::from_slice(&bytes).map_err(|e| fail(path, "parse", e)))
-        .transpose()
+    read_optional(path)?.map(|bytes| serde_json::from_slice(&bytes).map_err(|e| fail(path, "parse", e))).transpose()
 }
 
 /// Appends lines of JSON.
 pub fn append<T: Serialize>(path: &Path, lines: &[T]) -> Result<(), StoreError> {
-    let dir = path
-        .parent()
-        .ok_or_else(|| fail(path, "append", "no parent folder"))?;
+    let dir = path.parent().ok_or_else(|| fail(path, "append", "no parent folder"))?;
     std::fs::create_dir_all(dir).map_err(|e| fail(dir, "create folder", e))?;
     let mut text = Vec::new();
     for line in lines {
         serde_json::to_writer(&mut text, line).map_err(|e| fail(path, "encode", e))?;
         text.push(b'\n');
     }
-    let mut file = OpenOptions::new()
-        .create(true)
-        .append(true)
-        .open(path)
-        .map_err(|e| fail(path, "open", e))?;
+    let mut file = OpenOptions::new().create(true).append(true).open(path).map_err(|e| fail(path, "open", e))?;
     file.write_all(&text).map_err(|e| fail(path, "append", e))?;
     let size = file.metadata().map_err(|e| fail(path, "size", e))?.len();
     if size > MAX_LOG_FILE {
@@ -177,9 +152,7 @@ pub fn list(dir: &Path) -> Result<Vec<String>, StoreError> {
 /// Removes a file; it is no error if there is none.
 pub fn remove(path: &Path) -> Result<(), StoreError> {
     match std::fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(fail(path, "remove", error))
-        }
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(fail(path, "remove", error)),
         _ => Ok(()),
     }
 }
@@ -187,9 +160,7 @@ pub fn remove(path: &Path) -> Result<(), StoreError> {
 /// Removes a folder with all it holds; it is no error if there is none.
 pub fn remove_dir(path: &Path) -> Result<(), StoreError> {
     match std::fs::remove_dir_all(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(fail(path, "remove", error))
-        }
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(fail(path, "remove", error)),
         _ => Ok(()),
     }
 }
@@ -215,11 +186,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("tempdir");
         let path = dir.path().join("x.log");
         append(&path, &[1, 2, 3]).expect("append");
-        std::fs::OpenOptions::new()
-            .append(true)
-            .open(&path)
-            .and_then(|mut f| f.write_all(b"{\"to"))
-            .expect("append");
+        std::fs::OpenOptions::new().append(true).open(&path).and_then(|mut f| f.write_all(b"{\"to")).expect("append");
         assert_eq!(tail::<u32>(&path, 2).expect("tail"), [2, 3]);
     }
 }

@@ -69,26 +69,16 @@ struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     fn new(what: &'static str, data: &'a [u8]) -> Self {
-        Self {
-            what,
-            data,
-            offset: 0,
-        }
+        Self { what, data, offset: 0 }
     }
 
     fn malformed(&self) -> QuoteError {
-        QuoteError::Malformed {
-            what: self.what,
-            offset: self.offset,
-        }
+        QuoteError::Malformed { what: self.what, offset: self.offset }
     }
 
     fn take(&mut self, count: usize) -> Result<&'a [u8], QuoteError> {
-        let end = self
-            .offset
-            .checked_add(count)
-            .filter(|end| *end <= self.data.len())
-            .ok_or_else(|| self.malformed())?;
+        let end =
+            self.offset.checked_add(count).filter(|end| *end <= self.data.len()).ok_or_else(|| self.malformed())?;
         let bytes = &self.data[self.offset..end];
         self.offset = end;
         Ok(bytes)
@@ -96,9 +86,7 @@ impl<'a> Reader<'a> {
 
     fn array<const N: usize>(&mut self) -> Result<[u8; N], QuoteError> {
         let bytes = self.take(N)?;
-        Ok(bytes
-            .try_into()
-            .expect("take returns as many bytes as asked"))
+        Ok(bytes.try_into().expect("take returns as many bytes as asked"))
     }
 
     fn be16(&mut self) -> Result<u16, QuoteError> {
@@ -129,11 +117,7 @@ impl<'a> Reader<'a> {
 }
 
 fn field(field: &'static str, expected: impl ToString, found: impl ToString) -> QuoteError {
-    QuoteError::Field {
-        field,
-        expected: expected.to_string(),
-        found: found.to_string(),
-    }
+    QuoteError::Field { field, expected: expected.to_string(), found: found.to_string() }
 }
 
 impl Quote {
@@ -146,11 +130,7 @@ impl Quote {
         }
         let kind = r.be16()?;
         if kind != ST_ATTEST_QUOTE {
-            return Err(field(
-                "type",
-                format!("{ST_ATTEST_QUOTE:#x}"),
-                format!("{kind:#x}"),
-            ));
+            return Err(field("type", format!("{ST_ATTEST_QUOTE:#x}"), format!("{kind:#x}")));
         }
         let _qualified_signer = r.sized()?;
         let extra_data = r.sized()?.to_vec();
@@ -165,43 +145,26 @@ impl Quote {
         }
         let bank = r.be16()?;
         if bank != ALG_SHA256 {
-            return Err(field(
-                "PCR bank",
-                format!("{ALG_SHA256:#x}"),
-                format!("{bank:#x}"),
-            ));
+            return Err(field("PCR bank", format!("{ALG_SHA256:#x}"), format!("{bank:#x}")));
         }
         let [size] = r.array()?;
         let bitmap = r.take(usize::from(size))?;
         let pcrs = (0u32..)
-            .zip(
-                bitmap
-                    .iter()
-                    .flat_map(|byte| (0..8).map(move |bit| byte >> bit & 1 == 1)),
-            )
+            .zip(bitmap.iter().flat_map(|byte| (0..8).map(move |bit| byte >> bit & 1 == 1)))
             .filter_map(|(index, set)| set.then_some(index))
             .collect();
         let pcr_digest = r.sized()?.to_vec();
         if !r.done() {
             return Err(r.malformed());
         }
-        Ok(Self {
-            extra_data,
-            pcrs,
-            pcr_digest,
-            reset_count,
-        })
+        Ok(Self { extra_data, pcrs, pcr_digest, reset_count })
     }
 
     /// Checks that `values` are exactly the selected PCRs and give the quoted digest.
     pub fn check_values(&self, values: &BTreeMap<u32, Pcr>) -> Result<(), QuoteError> {
         let sent: Vec<u32> = values.keys().copied().collect();
         if sent != self.pcrs {
-            return Err(field(
-                "PCR values",
-                format!("{:?}", self.pcrs),
-                format!("{sent:?}"),
-            ));
+            return Err(field("PCR values", format!("{:?}", self.pcrs), format!("{sent:?}")));
         }
         let mut hash = Sha256::new();
         for value in values.values() {
@@ -244,9 +207,7 @@ pub fn replay_gzip(data: &[u8]) -> Result<Replay, QuoteError> {
         .read_to_end(&mut log)
         .map_err(|error| QuoteError::Gzip(error.to_string()))?;
     if log.len() as u64 > MAX_EVENT_LOG {
-        return Err(QuoteError::Gzip(format!(
-            "more than {MAX_EVENT_LOG} bytes unpacked"
-        )));
+        return Err(QuoteError::Gzip(format!("more than {MAX_EVENT_LOG} bytes unpacked")));
     }
     replay(&log)
 }
@@ -310,11 +271,7 @@ pub fn replay(log: &[u8]) -> Result<Replay, QuoteError> {
         }
         let digest = sha256.ok_or_else(|| r.malformed())?;
         let value = out.pcrs.entry(pcr).or_insert([0; 32]);
-        *value = Sha256::new()
-            .chain_update(*value)
-            .chain_update(digest)
-            .finalize()
-            .into();
+        *value = Sha256::new().chain_update(*value).chain_update(digest).finalize().into();
     }
     Ok(out)
 }
@@ -369,10 +326,7 @@ pub(crate) mod tests {
         assert_eq!(quote.check_values(&other), Err(QuoteError::Digest));
         other = sixteen();
         other.remove(&15);
-        assert!(matches!(
-            quote.check_values(&other),
-            Err(QuoteError::Field { .. })
-        ));
+        assert!(matches!(quote.check_values(&other), Err(QuoteError::Field { .. })));
     }
 
     #[test]
@@ -416,12 +370,7 @@ pub(crate) mod tests {
 
     #[test]
     fn an_event_log_replays_to_pcr_values() {
-        let log = event_log(&[
-            (0, 3, b"StartupLocality\0\x03"),
-            (0, 8, b"a"),
-            (7, 1, b"b"),
-            (7, 1, b"c"),
-        ]);
+        let log = event_log(&[(0, 3, b"StartupLocality\0\x03"), (0, 8, b"a"), (7, 1, b"b"), (7, 1, b"c")]);
         let replay = replay(&log).expect("log");
         assert_eq!(replay.events, 4);
         let extend = |old: Pcr, data: &[u8]| -> Pcr {

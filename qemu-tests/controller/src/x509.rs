@@ -47,35 +47,25 @@ pub struct Cert {
 impl Cert {
     /// Reads the first certificate of a PEM text; `what` names it in errors.
     pub fn from_pem(what: &str, pem: &[u8]) -> Result<Self, CertError> {
-        let text = std::str::from_utf8(pem).map_err(|error| CertError::Pem {
-            what: what.into(),
-            cause: error.to_string(),
-        })?;
-        let (_, block) = parse_x509_pem(pem).map_err(|error| CertError::Pem {
-            what: what.into(),
-            cause: error.to_string(),
-        })?;
+        let text =
+            std::str::from_utf8(pem).map_err(|error| CertError::Pem { what: what.into(), cause: error.to_string() })?;
+        let (_, block) =
+            parse_x509_pem(pem).map_err(|error| CertError::Pem { what: what.into(), cause: error.to_string() })?;
         if block.label != "CERTIFICATE" {
             return Err(CertError::Pem {
                 what: what.into(),
                 cause: format!("expected label CERTIFICATE, found {}", block.label),
             });
         }
-        let (rest, _) =
-            X509Certificate::from_der(&block.contents).map_err(|error| CertError::Der {
-                what: what.into(),
-                cause: error.to_string(),
-            })?;
+        let (rest, _) = X509Certificate::from_der(&block.contents)
+            .map_err(|error| CertError::Der { what: what.into(), cause: error.to_string() })?;
         if !rest.is_empty() {
             return Err(CertError::Der {
                 what: what.into(),
                 cause: format!("{} bytes after the certificate", rest.len()),
             });
         }
-        Ok(Self {
-            der: block.contents,
-            pem: text.to_owned(),
-        })
+        Ok(Self { der: block.contents, pem: text.to_owned() })
     }
 
     /// SHA-256 of the DER: how an envelope names a device or onboarding certificate.
@@ -85,14 +75,9 @@ impl Cert {
 
     /// The P-256 key, for signatures.
     pub fn verifying_key(&self, what: &str) -> Result<VerifyingKey, CertError> {
-        let found = |found: String| CertError::Key {
-            what: what.into(),
-            found,
-        };
-        let (_, cert) = X509Certificate::from_der(&self.der).map_err(|error| CertError::Der {
-            what: what.into(),
-            cause: error.to_string(),
-        })?;
+        let found = |found: String| CertError::Key { what: what.into(), found };
+        let (_, cert) = X509Certificate::from_der(&self.der)
+            .map_err(|error| CertError::Der { what: what.into(), cause: error.to_string() })?;
         let info = cert.public_key();
         VerifyingKey::from_sec1_bytes(&info.subject_public_key.data)
             .map_err(|_| found(info.algorithm.algorithm.to_id_string()))
@@ -111,15 +96,12 @@ impl Cert {
         let Ok(signature) = Signature::from_der(&cert.signature_value.data) else {
             return false;
         };
-        key.verify(cert.tbs_certificate.as_ref(), &signature)
-            .is_ok()
+        key.verify(cert.tbs_certificate.as_ref(), &signature).is_ok()
     }
 
     /// The subject's name in text form, for people.
     pub fn subject(&self) -> String {
-        X509Certificate::from_der(&self.der)
-            .map(|(_, cert)| cert.subject().to_string())
-            .unwrap_or_default()
+        X509Certificate::from_der(&self.der).map(|(_, cert)| cert.subject().to_string()).unwrap_or_default()
     }
 }
 

@@ -50,9 +50,7 @@ fn main() -> ExitCode {
     say(&format!(
         "webapp {} listening on {}",
         env!("CARGO_PKG_VERSION"),
-        listener
-            .local_addr()
-            .map_or_else(|_| port.to_string(), |addr| addr.to_string())
+        listener.local_addr().map_or_else(|_| port.to_string(), |addr| addr.to_string())
     ));
     loop {
         match listener.accept() {
@@ -92,11 +90,7 @@ struct Answer {
 
 impl Answer {
     fn new(status: u16, text: impl Into<String>) -> Self {
-        Self {
-            status,
-            text: text.into(),
-            exit: None,
-        }
+        Self { status, text: text.into(), exit: None }
     }
 }
 
@@ -122,21 +116,17 @@ impl App {
             return;
         }
         let app = Arc::clone(&self);
-        let spawned = std::thread::Builder::new()
-            .stack_size(256 * 1024)
-            .spawn(move || {
-                app.serve(stream);
-                app.connections.fetch_sub(1, Ordering::Relaxed);
-            });
+        let spawned = std::thread::Builder::new().stack_size(256 * 1024).spawn(move || {
+            app.serve(stream);
+            app.connections.fetch_sub(1, Ordering::Relaxed);
+        });
         if spawned.is_err() {
             self.connections.fetch_sub(1, Ordering::Relaxed);
         }
     }
 
     fn serve(&self, mut stream: TcpStream) {
-        let peer = stream
-            .peer_addr()
-            .map_or_else(|_| "?".into(), |addr| addr.to_string());
+        let peer = stream.peer_addr().map_or_else(|_| "?".into(), |addr| addr.to_string());
         let Ok(head) = read_head(&mut stream) else {
             return;
         };
@@ -157,14 +147,8 @@ impl App {
             answer.status,
             answer.text.len()
         );
-        let body = if line.starts_with("HEAD ") {
-            ""
-        } else {
-            answer.text.as_str()
-        };
-        let _ = stream
-            .write_all(head.as_bytes())
-            .and_then(|()| stream.write_all(body.as_bytes()));
+        let body = if line.starts_with("HEAD ") { "" } else { answer.text.as_str() };
+        let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body.as_bytes()));
         let _ = stream.shutdown(std::net::Shutdown::Write);
         if let Some(code) = answer.exit {
             say(&format!("exit as asked with code {code}"));
@@ -187,25 +171,14 @@ impl App {
             },
             "/count" => match self.count() {
                 Ok(count) => Answer::new(200, format!("{count}\n")),
-                Err(error) => {
-                    Answer::new(500, format!("{}: {error}\n", self.counter_path.display()))
-                }
+                Err(error) => Answer::new(500, format!("{}: {error}\n", self.counter_path.display())),
             },
             "/exit" => match parameter(query, "code").map(|code| code.parse::<u8>()) {
-                None => Answer {
-                    exit: Some(0),
-                    ..Answer::new(200, "bye\n")
-                },
-                Some(Ok(code)) => Answer {
-                    exit: Some(code),
-                    ..Answer::new(200, "bye\n")
-                },
+                None => Answer { exit: Some(0), ..Answer::new(200, "bye\n") },
+                Some(Ok(code)) => Answer { exit: Some(code), ..Answer::new(200, "bye\n") },
                 Some(Err(_)) => Answer::new(400, "code: expected 0 to 255\n"),
             },
-            _ => Answer::new(
-                404,
-                "no such page; there are /, /health, /env?name=, /count, /exit?code=\n",
-            ),
+            _ => Answer::new(404, "no such page; there are /, /health, /env?name=, /count, /exit?code=\n"),
         }
     }
 
@@ -270,9 +243,7 @@ fn parse_head(head: &[u8]) -> Option<(&str, &str)> {
     let mut words = line.split(' ');
     match (words.next(), words.next(), words.next(), words.next()) {
         (Some(method), Some(target), Some(version), None)
-            if version.starts_with("HTTP/1.")
-                && target.starts_with('/')
-                && !target.chars().any(char::is_control) =>
+            if version.starts_with("HTTP/1.") && target.starts_with('/') && !target.chars().any(char::is_control) =>
         {
             Some((method, target))
         }
@@ -281,11 +252,7 @@ fn parse_head(head: &[u8]) -> Option<(&str, &str)> {
 }
 
 fn parameter<'a>(query: &'a str, name: &str) -> Option<&'a str> {
-    query
-        .split('&')
-        .filter_map(|pair| pair.split_once('='))
-        .find(|(key, _)| *key == name)
-        .map(|(_, value)| value)
+    query.split('&').filter_map(|pair| pair.split_once('=')).find(|(key, _)| *key == name).map(|(_, value)| value)
 }
 
 #[cfg(test)]
@@ -322,10 +289,7 @@ mod tests {
 
     #[test]
     fn only_whole_request_lines_are_understood() {
-        assert_eq!(
-            parse_head(b"GET /a?b HTTP/1.1\r\nhost: x\r\n\r\n"),
-            Some(("GET", "/a?b"))
-        );
+        assert_eq!(parse_head(b"GET /a?b HTTP/1.1\r\nhost: x\r\n\r\n"), Some(("GET", "/a?b")));
         for bad in [
             &b"GET /\r\n\r\n"[..],
             b"GET x HTTP/1.1\r\n",

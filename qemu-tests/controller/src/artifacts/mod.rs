@@ -64,10 +64,7 @@ struct Inner {
 impl Artifacts {
     /// Serves the files below `files`, if given, and no images yet.
     pub fn new(files: Option<PathBuf>) -> Self {
-        Self {
-            files,
-            inner: Mutex::default(),
-        }
+        Self { files, inner: Mutex::default() }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -102,22 +99,13 @@ pub(crate) struct Found {
 
 pub(crate) enum Content {
     Text(String),
-    File {
-        file: File,
-        offset: u64,
-        length: u64,
-    },
+    File { file: File, offset: u64, length: u64 },
 }
 
 impl Found {
     pub(crate) fn text(status: u16, note: impl ToString) -> Self {
         let note = note.to_string();
-        Self {
-            status,
-            headers: Vec::new(),
-            content: Content::Text(note.clone()),
-            note,
-        }
+        Self { status, headers: Vec::new(), content: Content::Text(note.clone()), note }
     }
 }
 
@@ -136,9 +124,7 @@ pub async fn handle(
     }
     let found = match fault {
         Some(Action::Status { code }) => Found::text(code, "fault rule"),
-        _ if !matches!(*request.method(), Method::GET | Method::HEAD) => {
-            Found::text(405, "only GET and HEAD")
-        }
+        _ if !matches!(*request.method(), Method::GET | Method::HEAD) => Found::text(405, "only GET and HEAD"),
         _ => find(&artifacts, endpoint, &path, &request),
     };
     match fault {
@@ -154,11 +140,7 @@ pub async fn handle(
         method: request.method().as_str().to_owned(),
         path: path.chars().take(300).collect(),
         request_id: String::new(),
-        status: if fault == Some(Action::CutBefore) {
-            0
-        } else {
-            found.status
-        },
+        status: if fault == Some(Action::CutBefore) { 0 } else { found.status },
         bytes: 0,
         note: found.note.clone(),
         fault,
@@ -183,42 +165,27 @@ fn endpoint_of(path: &str) -> Endpoint {
     }
 }
 
-fn find(
-    artifacts: &Artifacts,
-    endpoint: Endpoint,
-    path: &str,
-    request: &Request<Incoming>,
-) -> Found {
+fn find(artifacts: &Artifacts, endpoint: Endpoint, path: &str, request: &Request<Incoming>) -> Found {
     let header = |name: &str| request.headers().get(name).and_then(|v| v.to_str().ok());
     let authorization = header("authorization");
     match endpoint {
         Endpoint::File => file(artifacts, path, header("range")),
         Endpoint::Token => token(artifacts, authorization),
         _ if path == "/v2" || path.starts_with("/v2/") => {
-            if let Some(refusal) = unauthorized(
-                artifacts,
-                authorization,
-                header("host").unwrap_or("localhost"),
-                path,
-            ) {
+            if let Some(refusal) = unauthorized(artifacts, authorization, header("host").unwrap_or("localhost"), path) {
                 return refusal;
             }
             registry::find(&artifacts.images(), path, header("range"))
         }
-        _ => Found::text(
-            404,
-            "no such path; files are below /files/, images below /v2/",
-        ),
+        _ => Found::text(404, "no such path; files are below /files/, images below /v2/"),
     }
 }
 
 /// The file that a URL path names below `root`, if the path is tame.
 fn below(root: &Path, relative: &str) -> Option<PathBuf> {
     let relative = Path::new(relative);
-    let tame = !relative.as_os_str().is_empty()
-        && relative
-            .components()
-            .all(|part| matches!(part, Component::Normal(_)));
+    let tame =
+        !relative.as_os_str().is_empty() && relative.components().all(|part| matches!(part, Component::Normal(_)));
     tame.then(|| root.join(relative))
 }
 
@@ -271,31 +238,17 @@ pub(crate) fn open(path: &Path, range: Option<&str>, content_type: &str) -> Foun
     let (status, offset, length) = match range.map(|range| parse_range(range, size)) {
         None | Some(Range::Ignore) => (200, 0, size),
         Some(Range::Part { offset, length }) => {
-            headers.push((
-                "content-range",
-                format!("bytes {offset}-{}/{size}", offset + length - 1),
-            ));
+            headers.push(("content-range", format!("bytes {offset}-{}/{size}", offset + length - 1)));
             (206, offset, length)
         }
         Some(Range::Unsatisfiable) => {
             let mut found = Found::text(416, "range outside of the file");
-            found
-                .headers
-                .push(("content-range", format!("bytes */{size}")));
+            found.headers.push(("content-range", format!("bytes */{size}")));
             return found;
         }
     };
     let note = format!("{length} bytes from {offset} of {size}");
-    Found {
-        status,
-        headers,
-        content: Content::File {
-            file,
-            offset,
-            length,
-        },
-        note,
-    }
+    Found { status, headers, content: Content::File { file, offset, length }, note }
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -306,20 +259,14 @@ enum Range {
 }
 
 fn parse_range(text: &str, size: u64) -> Range {
-    let Some((first, last)) = text
-        .strip_prefix("bytes=")
-        .and_then(|spec| spec.split_once('-'))
-    else {
+    let Some((first, last)) = text.strip_prefix("bytes=").and_then(|spec| spec.split_once('-')) else {
         return Range::Ignore;
     };
     let part = |offset: u64, end: u64| {
         if offset >= size || end < offset {
             Range::Unsatisfiable
         } else {
-            Range::Part {
-                offset,
-                length: end.min(size - 1) - offset + 1,
-            }
+            Range::Part { offset, length: end.min(size - 1) - offset + 1 }
         }
     };
     match (first.parse::<u64>(), last.parse::<u64>()) {
@@ -338,16 +285,9 @@ fn basic(authorization: Option<&str>, user: &str, password: &str) -> bool {
         .is_some_and(|value| value == format!("{user}:{password}").into_bytes())
 }
 
-fn unauthorized(
-    artifacts: &Artifacts,
-    authorization: Option<&str>,
-    host: &str,
-    path: &str,
-) -> Option<Found> {
+fn unauthorized(artifacts: &Artifacts, authorization: Option<&str>, host: &str, path: &str) -> Option<Found> {
     let mut inner = artifacts.lock();
-    inner
-        .tokens
-        .retain(|_, since| since.elapsed() < TOKEN_LIFETIME);
+    inner.tokens.retain(|_, since| since.elapsed() < TOKEN_LIFETIME);
     let challenge = match &inner.auth {
         Auth::None => return None,
         Auth::Basic { user, password } => {
@@ -362,9 +302,7 @@ fn unauthorized(
                 return None;
             }
             let name = registry::repository_of(path).unwrap_or_default();
-            format!(
-                "Bearer realm=\"https://{host}/token\",service=\"holdfast\",scope=\"repository:{name}:pull\""
-            )
+            format!("Bearer realm=\"https://{host}/token\",service=\"holdfast\",scope=\"repository:{name}:pull\"")
         }
     };
     let mut found = registry::error(401, "UNAUTHORIZED", "authentication is needed");
@@ -398,37 +336,18 @@ fn token(artifacts: &Artifacts, authorization: Option<&str>) -> Found {
 }
 
 fn finish(found: Found, fault: Option<Action>, head: bool) -> Response<Reply> {
-    let mut headers: Vec<(&str, &str)> = found
-        .headers
-        .iter()
-        .map(|(name, value)| (*name, value.as_str()))
-        .collect();
+    let mut headers: Vec<(&str, &str)> = found.headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
     let spoil = match fault {
-        Some(Action::Truncate { bytes }) => FileFault {
-            truncate: Some(bytes),
-            ..Default::default()
-        },
-        Some(Action::Corrupt { offset }) => FileFault {
-            corrupt: Some(offset),
-            ..Default::default()
-        },
-        Some(Action::Throttle { bytes_per_second }) => FileFault {
-            bytes_per_second: Some(bytes_per_second),
-            ..Default::default()
-        },
+        Some(Action::Truncate { bytes }) => FileFault { truncate: Some(bytes), ..Default::default() },
+        Some(Action::Corrupt { offset }) => FileFault { corrupt: Some(offset), ..Default::default() },
+        Some(Action::Throttle { bytes_per_second }) => {
+            FileFault { bytes_per_second: Some(bytes_per_second), ..Default::default() }
+        }
         _ => FileFault::default(),
     };
     match found.content {
-        Content::Text(text) => reply(
-            found.status,
-            &headers,
-            if head { String::new() } else { text },
-        ),
-        Content::File {
-            file,
-            offset,
-            length,
-        } => {
+        Content::Text(text) => reply(found.status, &headers, if head { String::new() } else { text }),
+        Content::File { file, offset, length } => {
             let length_text = length.to_string();
             headers.push(("content-length", &length_text));
             let mut response = reply(found.status, &headers, "");

@@ -47,10 +47,7 @@ pub(super) fn error(status: u16, code: &str, message: &str) -> Found {
 /// Repository in a path such as `/v2/demo/webapp/manifests/1`.
 pub(super) fn repository_of(path: &str) -> Option<&str> {
     let rest = path.strip_prefix("/v2/")?;
-    ["/manifests/", "/blobs/", "/tags/"]
-        .iter()
-        .find_map(|middle| rest.split_once(middle))
-        .map(|(name, _)| name)
+    ["/manifests/", "/blobs/", "/tags/"].iter().find_map(|middle| rest.split_once(middle)).map(|(name, _)| name)
 }
 
 /// Finds what a path below `/v2` names.
@@ -70,23 +67,13 @@ pub(super) fn find(images: &BTreeMap<String, PathBuf>, path: &str, range: Option
         return error(404, "UNSUPPORTED", "no such path");
     };
     let Some(layout) = images.get(name) else {
-        return error(
-            404,
-            "NAME_UNKNOWN",
-            &format!("repository {name} is not known"),
-        );
+        return error(404, "NAME_UNKNOWN", &format!("repository {name} is not known"));
     };
     let rest = &path["/v2/".len() + name.len()..];
     if let Some(reference) = rest.strip_prefix("/manifests/") {
         manifest(layout, reference)
     } else if let Some(digest) = rest.strip_prefix("/blobs/") {
-        blob(
-            layout,
-            digest,
-            range,
-            "application/octet-stream",
-            "BLOB_UNKNOWN",
-        )
+        blob(layout, digest, range, "application/octet-stream", "BLOB_UNKNOWN")
     } else if rest == "/tags/list" {
         tags(layout, name)
     } else {
@@ -107,43 +94,23 @@ fn manifest(layout: &Path, reference: &str) -> Found {
         Ok(index) => index,
         Err(found) => return found,
     };
-    let known = index
-        .manifests
-        .iter()
-        .find(|manifest| manifest.digest == reference || manifest.tag() == Some(reference));
+    let known =
+        index.manifests.iter().find(|manifest| manifest.digest == reference || manifest.tag() == Some(reference));
     let (digest, media_type) = match known {
         Some(descriptor) => (descriptor.digest.as_str(), descriptor.media_type.as_str()),
         // A manifest that an index of the layout points to is only named by its digest.
         None if reference.starts_with("sha256:") => (reference, MANIFEST),
         None => {
-            return error(
-                404,
-                "MANIFEST_UNKNOWN",
-                &format!("tag {reference} is not known"),
-            );
+            return error(404, "MANIFEST_UNKNOWN", &format!("tag {reference} is not known"));
         }
     };
-    let media_type = if media_type.is_empty() {
-        MANIFEST
-    } else {
-        media_type
-    };
+    let media_type = if media_type.is_empty() { MANIFEST } else { media_type };
     blob(layout, digest, None, media_type, "MANIFEST_UNKNOWN")
 }
 
-fn blob(
-    layout: &Path,
-    digest: &str,
-    range: Option<&str>,
-    media_type: &str,
-    unknown: &str,
-) -> Found {
+fn blob(layout: &Path, digest: &str, range: Option<&str>, media_type: &str, unknown: &str) -> Found {
     let hex = digest.strip_prefix("sha256:").unwrap_or_default();
-    if hex.len() != 64
-        || !hex
-            .bytes()
-            .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
-    {
+    if hex.len() != 64 || !hex.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)) {
         return error(
             400,
             "DIGEST_INVALID",
@@ -154,9 +121,7 @@ fn blob(
     if found.status == 404 {
         return error(404, unknown, &format!("{digest} is not known"));
     }
-    found
-        .headers
-        .push(("docker-content-digest", digest.to_owned()));
+    found.headers.push(("docker-content-digest", digest.to_owned()));
     found
 }
 

@@ -12,13 +12,7 @@ use uuid::Uuid;
 #[command(name = "holdfast-controller", version, max_term_width = 100)]
 pub struct Args {
     /// Address of the admin API: where `serve` listens and where the other commands ask
-    #[arg(
-        long,
-        global = true,
-        env = "HOLDFAST_ADMIN",
-        default_value = "127.0.0.1:8081",
-        value_name = "ADDR:PORT"
-    )]
+    #[arg(long, global = true, env = "HOLDFAST_ADMIN", default_value = "127.0.0.1:8081", value_name = "ADDR:PORT")]
     pub admin: SocketAddr,
     #[command(subcommand)]
     pub command: Command,
@@ -114,8 +108,7 @@ pub struct Device {
 impl Device {
     /// How the admin API names it.
     pub fn id(&self) -> String {
-        self.device
-            .map_or_else(|| "-".to_owned(), |uuid| uuid.to_string())
+        self.device.map_or_else(|| "-".to_owned(), |uuid| uuid.to_string())
     }
 }
 

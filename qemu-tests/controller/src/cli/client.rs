@@ -22,9 +22,7 @@ pub struct Client {
 
 impl Client {
     pub fn new(admin: SocketAddr) -> Result<Self, Failure> {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         Ok(Self { admin, runtime })
     }
 
@@ -48,13 +46,7 @@ impl Client {
         self.send("DELETE", path, "application/json", Bytes::new())
     }
 
-    fn send(
-        &self,
-        method: &str,
-        path: &str,
-        content_type: &str,
-        body: Bytes,
-    ) -> Result<Bytes, Failure> {
+    fn send(&self, method: &str, path: &str, content_type: &str, body: Bytes) -> Result<Bytes, Failure> {
         self.runtime.block_on(async {
             let answer = self.open(method, path, content_type, body).await?;
             let collected = tokio::time::timeout(LIMIT, answer.collect())
@@ -65,15 +57,9 @@ impl Client {
     }
 
     /// Calls `each` for every piece of an answer that may never end.
-    pub fn stream(
-        &self,
-        path: &str,
-        mut each: impl FnMut(&[u8]) -> Result<(), Failure>,
-    ) -> Result<(), Failure> {
+    pub fn stream(&self, path: &str, mut each: impl FnMut(&[u8]) -> Result<(), Failure>) -> Result<(), Failure> {
         self.runtime.block_on(async {
-            let mut answer = self
-                .open("GET", path, "application/json", Bytes::new())
-                .await?;
+            let mut answer = self.open("GET", path, "application/json", Bytes::new()).await?;
             while let Some(frame) = answer.frame().await {
                 if let Some(data) = frame?.data_ref() {
                     each(data)?;
@@ -83,24 +69,12 @@ impl Client {
         })
     }
 
-    async fn open(
-        &self,
-        method: &str,
-        path: &str,
-        content_type: &str,
-        body: Bytes,
-    ) -> Result<Incoming, Failure> {
+    async fn open(&self, method: &str, path: &str, content_type: &str, body: Bytes) -> Result<Incoming, Failure> {
         let asked = async {
-            let stream = tokio::net::TcpStream::connect(self.admin)
-                .await
-                .map_err(|error| {
-                    format!(
-                        "admin API at {}: {error}; is `holdfast-controller serve` running there?",
-                        self.admin
-                    )
-                })?;
-            let (mut sender, connection) =
-                hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+            let stream = tokio::net::TcpStream::connect(self.admin).await.map_err(|error| {
+                format!("admin API at {}: {error}; is `holdfast-controller serve` running there?", self.admin)
+            })?;
+            let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
             tokio::spawn(connection);
             let request = Request::builder()
                 .method(method)

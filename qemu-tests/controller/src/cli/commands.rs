@@ -2,9 +2,7 @@
 
 use crate::args::{Command, Config, Devices, Faults, Image, Logs, Policy};
 use crate::client::{Client, Failure};
-use holdfast_test_controller::config::{
-    self, App, Datastore, DatastoreKind, DeviceConfig, NetworkInstance,
-};
+use holdfast_test_controller::config::{self, App, Datastore, DatastoreKind, DeviceConfig, NetworkInstance};
 use holdfast_test_controller::faults::{Active, Rule};
 use holdfast_test_controller::oci_build::{self, ImageConfig, Owners};
 use holdfast_test_controller::records::{LogRecord, RequestRecord};
@@ -25,19 +23,12 @@ pub fn run(command: Command, admin: SocketAddr) -> Result<(), Failure> {
                 Some(path) => read_text(&path)?,
                 None => text_of(&client.json("/api/onboarding/material")?, "cert_pem"),
             };
-            print(&client.post(
-                "/api/onboarding",
-                &json!({ "cert_pem": cert_pem, "serials": serial }),
-            )?)
+            print(&client.post("/api/onboarding", &json!({ "cert_pem": cert_pem, "serials": serial }))?)
         }
         Command::Devices(Devices::List) => {
             let devices: Vec<DeviceStatus> = serde_json::from_slice(&client.get("/api/devices")?)?;
             for device in devices {
-                let config = if device.config_accepted {
-                    "accepted"
-                } else {
-                    "waiting"
-                };
+                let config = if device.config_accepted { "accepted" } else { "waiting" };
                 line(&format!(
                     "{} serial {:?} config revision {} {config}",
                     device.uuid, device.serial, device.config_revision
@@ -46,34 +37,20 @@ pub fn run(command: Command, admin: SocketAddr) -> Result<(), Failure> {
             Ok(())
         }
         Command::Devices(Devices::Show(device)) => {
-            let status: DeviceStatus =
-                serde_json::from_slice(&client.get(&format!("/api/devices/{}", device.id()))?)?;
+            let status: DeviceStatus = serde_json::from_slice(&client.get(&format!("/api/devices/{}", device.id()))?)?;
             line(status.to_string().trim_end())
         }
-        Command::Devices(Devices::Remove(device)) => {
-            print(&client.delete(&format!("/api/devices/{}", device.id()))?)
-        }
+        Command::Devices(Devices::Remove(device)) => print(&client.delete(&format!("/api/devices/{}", device.id()))?),
         Command::Config(command) => config_command(&client, command),
         Command::Info(device) => print(&client.get(&format!("/api/devices/{}/info", device.id()))?),
-        Command::Metrics(device) => {
-            print(&client.get(&format!("/api/devices/{}/metrics", device.id()))?)
-        }
+        Command::Metrics(device) => print(&client.get(&format!("/api/devices/{}/metrics", device.id()))?),
         Command::Logs(options) => logs(&client, &options),
         Command::Requests { on } => {
-            let requests: Vec<RequestRecord> =
-                serde_json::from_slice(&client.get("/api/requests")?)?;
-            for request in requests
-                .iter()
-                .filter(|request| on.is_none_or(|on| on == request.endpoint))
-            {
+            let requests: Vec<RequestRecord> = serde_json::from_slice(&client.get("/api/requests")?)?;
+            for request in requests.iter().filter(|request| on.is_none_or(|on| on == request.endpoint)) {
                 line(&format!(
                     "{:>6} {} {} {} {} bytes {}",
-                    request.seq,
-                    request.method,
-                    request.path,
-                    request.status,
-                    request.bytes,
-                    request.note
+                    request.seq, request.method, request.path, request.status, request.bytes, request.note
                 ))?;
             }
             Ok(())
@@ -90,17 +67,7 @@ pub fn run(command: Command, admin: SocketAddr) -> Result<(), Failure> {
 /// `image`: building needs no running controller.
 pub fn image(command: Image, admin: SocketAddr) -> Result<(), Failure> {
     match command {
-        Image::Build {
-            root,
-            keep_owners,
-            entrypoint,
-            env,
-            user,
-            workdir,
-            expose,
-            tag,
-            out,
-        } => {
+        Image::Build { root, keep_owners, entrypoint, env, user, workdir, expose, tag, out } => {
             let config = ImageConfig {
                 entrypoint,
                 env,
@@ -109,20 +76,13 @@ pub fn image(command: Image, admin: SocketAddr) -> Result<(), Failure> {
                 exposed_ports: expose,
                 ..ImageConfig::default()
             };
-            let owners = if keep_owners {
-                Owners::Keep
-            } else {
-                Owners::Root
-            };
+            let owners = if keep_owners { Owners::Keep } else { Owners::Root };
             let built = oci_build::from_dir(&root, owners, &config, &tag, &out)?;
             line(&built.manifest_digest)
         }
         Image::Publish { repository, layout } => {
             let layout = std::path::absolute(layout)?;
-            print(&Client::new(admin)?.post(
-                "/api/images",
-                &json!({ "repository": repository, "layout": layout }),
-            )?)
+            print(&Client::new(admin)?.post("/api/images", &json!({ "repository": repository, "layout": layout }))?)
         }
         Image::List => print(&Client::new(admin)?.get("/api/images")?),
     }
@@ -148,19 +108,14 @@ fn material(client: &Client, out: &Path) -> Result<(), Failure> {
 fn config_command(client: &Client, command: Config) -> Result<(), Failure> {
     match command {
         Config::Set { file, wire, device } => {
-            let bytes =
-                std::fs::read(&file).map_err(|error| format!("{}: {error}", file.display()))?;
+            let bytes = std::fs::read(&file).map_err(|error| format!("{}: {error}", file.display()))?;
             let binary = file.extension().is_some_and(|extension| extension == "pb");
             let (path, content_type) = match (wire, binary) {
                 (false, _) => ("config", "application/json"),
                 (true, false) => ("edge-dev-config", "application/json"),
                 (true, true) => ("edge-dev-config", "application/x-proto-binary"),
             };
-            print(&client.put(
-                &format!("/api/devices/{}/{path}", device.id()),
-                content_type,
-                bytes,
-            )?)
+            print(&client.put(&format!("/api/devices/{}/{path}", device.id()), content_type, bytes)?)
         }
         Config::Get { wire, device } => {
             let path = if wire { "edge-dev-config" } else { "config" };
@@ -175,17 +130,8 @@ fn example() -> DeviceConfig {
     let mut app = App::container("web", "webapp", "local", &[(8080, 80)]);
     app.env.insert("GREETING".into(), "hello".into());
     DeviceConfig {
-        datastores: vec![Datastore::new(
-            "registry",
-            DatastoreKind::Registry,
-            "10.0.2.2:8444",
-            &[],
-        )],
-        images: vec![config::Image::container(
-            "webapp",
-            "registry",
-            "demo/webapp:1",
-        )],
+        datastores: vec![Datastore::new("registry", DatastoreKind::Registry, "10.0.2.2:8444", &[])],
+        images: vec![config::Image::container("webapp", "registry", "demo/webapp:1")],
         network_instances: vec![NetworkInstance::local("local", "eth0", "10.11.12.0/24")],
         apps: vec![app],
         ..DeviceConfig::quick()
@@ -199,11 +145,7 @@ fn logs(client: &Client, options: &Logs) -> Result<(), Failure> {
         Some(app) => format!("/api/devices/{id}/apps/{app}/logs"),
     };
     let mut rest = Vec::new();
-    let path = if options.follow {
-        format!("{path}?follow=1")
-    } else {
-        path
-    };
+    let path = if options.follow { format!("{path}?follow=1") } else { path };
     client.stream(&path, |piece| {
         rest.extend_from_slice(piece);
         while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
@@ -213,10 +155,7 @@ fn logs(client: &Client, options: &Logs) -> Result<(), Failure> {
             } else {
                 let record: LogRecord = serde_json::from_slice(&text)?;
                 let entry = record.line;
-                line(&format!(
-                    "{} {} {}: {}",
-                    entry.timestamp.seconds, entry.severity, entry.source, entry.content
-                ))?;
+                line(&format!("{} {} {}: {}", entry.timestamp.seconds, entry.severity, entry.source, entry.content))?;
             }
         }
         Ok(())
@@ -228,33 +167,12 @@ fn faults(client: &Client, command: Faults) -> Result<(), Failure> {
         Faults::List => {
             let rules: Vec<Active> = serde_json::from_slice(&client.get("/api/faults")?)?;
             for active in rules {
-                line(&format!(
-                    "{} used {} times: {}",
-                    active.id,
-                    active.used,
-                    serde_json::to_string(&active.rule)?
-                ))?;
+                line(&format!("{} used {} times: {}", active.id, active.used, serde_json::to_string(&active.rule)?))?;
             }
             Ok(())
         }
-        Faults::Add {
-            on,
-            action,
-            count,
-            seconds,
-            skip,
-            path,
-            device,
-        } => {
-            let rule = Rule {
-                on,
-                device: device.device,
-                path_contains: path,
-                action,
-                skip,
-                count,
-                seconds,
-            };
+        Faults::Add { on, action, count, seconds, skip, path, device } => {
+            let rule = Rule { on, device: device.device, path_contains: path, action, skip, count, seconds };
             print(&client.post("/api/faults", &serde_json::to_value(rule)?)?)
         }
         Faults::Remove { id: None } => print(&client.delete("/api/faults")?),

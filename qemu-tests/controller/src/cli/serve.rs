@@ -12,11 +12,7 @@ pub fn run(args: Serve, admin: SocketAddr) -> Result<(), Failure> {
         return Err(format!("--files {}: no such folder", files.display()).into());
     }
     let quirks = if args.adam {
-        Quirks {
-            reregister_500: true,
-            hardwarehealth_200: true,
-            config_404_first: true,
-        }
+        Quirks { reregister_500: true, hardwarehealth_200: true, config_404_first: true }
     } else {
         Quirks::default()
     };
@@ -31,29 +27,20 @@ pub fn run(args: Serve, admin: SocketAddr) -> Result<(), Failure> {
         quirks,
     })?;
     for image in &args.images {
-        let (repository, layout) = image
-            .split_once('=')
-            .ok_or_else(|| format!("--image {image}: expected REPOSITORY=DIR"))?;
+        let (repository, layout) =
+            image.split_once('=').ok_or_else(|| format!("--image {image}: expected REPOSITORY=DIR"))?;
         controller.publish_image(repository, &std::path::absolute(Path::new(layout))?)?;
     }
-    println!(
-        "device API   https://{}/api/v2/edgedevice/",
-        controller.device_addr()
-    );
+    println!("device API   https://{}/api/v2/edgedevice/", controller.device_addr());
     if let Some(addr) = controller.artifact_addr() {
         println!("artifacts    https://{addr}/files/ and https://{addr}/v2/");
     }
     println!("admin API    http://{admin}/api/");
     println!("state        {}", controller.data_dir().display());
-    println!(
-        "Ctrl-C ends it. In another terminal: holdfast-controller --admin {admin} devices list"
-    );
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
+    println!("Ctrl-C ends it. In another terminal: holdfast-controller --admin {admin} devices list");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let mut terminate =
-            tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+        let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
         tokio::select! {
             result = tokio::signal::ctrl_c() => result,
             _ = terminate.recv() => Ok(()),

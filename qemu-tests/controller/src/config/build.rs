@@ -74,72 +74,44 @@ pub fn object_id(device: Uuid, kind: &str, name: &str) -> Uuid {
 const CONTEXT: &str = "context";
 
 /// Makes the wire form.
-pub fn build(
-    config: &DeviceConfig,
-    context: &Context<'_>,
-) -> Result<wire::EdgeDevConfig, BuildError> {
+pub fn build(config: &DeviceConfig, context: &Context<'_>) -> Result<wire::EdgeDevConfig, BuildError> {
     let builder = Builder { config, context };
     let volumes = builder.volumes();
     let names = |kind: &'static str, names: Vec<&String>| -> Result<(), BuildError> {
         let mut seen = HashSet::new();
         match names.into_iter().find(|name| !seen.insert(name.as_str())) {
-            Some(name) => Err(BuildError::Twice {
-                kind,
-                name: name.clone(),
-            }),
+            Some(name) => Err(BuildError::Twice { kind, name: name.clone() }),
             None => Ok(()),
         }
     };
     names("port", config.ports.iter().map(|p| &p.label).collect())?;
     names("network", config.networks.iter().map(|n| &n.name).collect())?;
-    names(
-        "datastore",
-        config.datastores.iter().map(|d| &d.name).collect(),
-    )?;
+    names("datastore", config.datastores.iter().map(|d| &d.name).collect())?;
     names("image", config.images.iter().map(|i| &i.name).collect())?;
     names("volume", volumes.iter().map(|v| &v.name).collect())?;
-    names(
-        "network instance",
-        config.network_instances.iter().map(|n| &n.name).collect(),
-    )?;
+    names("network instance", config.network_instances.iter().map(|n| &n.name).collect())?;
     names("app", config.apps.iter().map(|a| &a.name).collect())?;
 
-    let encrypts =
-        config.apps.iter().any(|a| a.encrypt) || config.datastores.iter().any(|d| d.encrypt);
+    let encrypts = config.apps.iter().any(|a| a.encrypt) || config.datastores.iter().any(|d| d.encrypt);
     let counter = |counter: u32| {
-        (counter > 0).then(|| wire::DeviceOpsCmd {
-            counter,
-            desired_state: true,
-            ops_time: String::new(),
-        })
+        (counter > 0).then(|| wire::DeviceOpsCmd { counter, desired_state: true, ops_time: String::new() })
     };
     Ok(wire::EdgeDevConfig {
-        id: Some(wire::UuiDandVersion {
-            uuid: context.device.to_string(),
-            version: context.revision.to_string(),
-        }),
+        id: Some(wire::UuiDandVersion { uuid: context.device.to_string(), version: context.revision.to_string() }),
         apps: builder.each(&config.apps, |a| builder.app(a, &volumes))?,
         networks: builder.each(&config.networks, |n| builder.network(n))?,
         datastores: builder.each(&config.datastores, |d| builder.datastore(d))?,
         config_items: config
             .properties
             .iter()
-            .map(|(key, value)| wire::ConfigItem {
-                key: key.clone(),
-                value: value.clone(),
-            })
+            .map(|(key, value)| wire::ConfigItem { key: key.clone(), value: value.clone() })
             .collect(),
         system_adapter_list: builder.each(&config.ports, |p| builder.system_adapter(p))?,
         device_io_list: config.ports.iter().map(ports::physical_io).collect(),
-        network_instances: builder
-            .each(&config.network_instances, |n| builder.network_instance(n))?,
+        network_instances: builder.each(&config.network_instances, |n| builder.network_instance(n))?,
         cipher_contexts: match &context.device_key {
             Some((_, hash)) if encrypts => {
-                vec![cipher::context(
-                    &builder.context_id(),
-                    &crate::x509::pem_hash(&context.ecdh.cert.pem),
-                    hash,
-                )]
+                vec![cipher::context(&builder.context_id(), &crate::x509::pem_hash(&context.ecdh.cert.pem), hash)]
             }
             _ => Vec::new(),
         },
@@ -148,11 +120,7 @@ pub fn build(
         controllercert_confighash: context.certs_hash.clone(),
         maintenance_mode: config.maintenance,
         controller_epoch: config.epoch,
-        baseos: config
-            .base_os
-            .as_ref()
-            .map(|b| builder.base_os(b))
-            .transpose()?,
+        baseos: config.base_os.as_ref().map(|b| builder.base_os(b)).transpose()?,
         reboot: counter(config.reboot),
         shutdown: counter(config.shutdown),
         device_name: config.device_name.clone(),
@@ -211,33 +179,18 @@ impl Builder<'_> {
         if names.any(|known| known == name) {
             Ok(self.id(kind, name))
         } else {
-            Err(BuildError::Missing {
-                object: object.into(),
-                kind,
-                name: name.into(),
-            })
+            Err(BuildError::Missing { object: object.into(), kind, name: name.into() })
         }
     }
 
     /// One context per pair of certificates: a new certificate on either side gives a new id.
     pub(super) fn context_id(&self) -> String {
-        let device = self
-            .context
-            .device_key
-            .as_ref()
-            .map_or(&[][..], |(_, hash)| hash);
+        let device = self.context.device_key.as_ref().map_or(&[][..], |(_, hash)| hash);
         let controller = crate::x509::pem_hash(&self.context.ecdh.cert.pem);
-        self.id(
-            CONTEXT,
-            &format!("{}/{}", hex::encode(device), hex::encode(&controller[..16])),
-        )
+        self.id(CONTEXT, &format!("{}/{}", hex::encode(device), hex::encode(&controller[..16])))
     }
 
-    pub(super) fn encrypt(
-        &self,
-        object: String,
-        secret: &EncryptionBlock,
-    ) -> Result<CipherBlock, BuildError> {
+    pub(super) fn encrypt(&self, object: String, secret: &EncryptionBlock) -> Result<CipherBlock, BuildError> {
         let Some((public, _)) = &self.context.device_key else {
             return Err(BuildError::NoDeviceKey { object });
         };
@@ -248,10 +201,7 @@ impl Builder<'_> {
     }
 
     pub(super) fn object(&self, kind: &str, name: &str) -> wire::UuiDandVersion {
-        wire::UuiDandVersion {
-            uuid: self.id(kind, name),
-            version: "1".into(),
-        }
+        wire::UuiDandVersion { uuid: self.id(kind, name), version: "1".into() }
     }
 }
 

@@ -87,10 +87,7 @@ impl DeviceConfig {
             ("timer.download.retry", "60"),
             ("newlog.allow.fastupload", "true"),
         ];
-        Self {
-            properties: properties.map(|(k, v)| (k.to_owned(), v.to_owned())).into(),
-            ..Self::default()
-        }
+        Self { properties: properties.map(|(k, v)| (k.to_owned(), v.to_owned())).into(), ..Self::default() }
     }
 }
 
@@ -546,18 +543,12 @@ fn one() -> u32 {
 impl App {
     /// A container app of one image with one interface on `network`, allowed everything, and port maps.
     pub fn container(name: &str, image: &str, network: &str, port_maps: &[(u16, u16)]) -> Self {
-        let mut rules = vec![FirewallRule::Allow {
-            ip: "0.0.0.0/0".into(),
-        }];
-        rules.extend(
-            port_maps
-                .iter()
-                .map(|(port, app_port)| FirewallRule::PortMap {
-                    protocol: Protocol::Tcp,
-                    port: *port,
-                    app_port: *app_port,
-                }),
-        );
+        let mut rules = vec![FirewallRule::Allow { ip: "0.0.0.0/0".into() }];
+        rules.extend(port_maps.iter().map(|(port, app_port)| FirewallRule::PortMap {
+            protocol: Protocol::Tcp,
+            port: *port,
+            app_port: *app_port,
+        }));
         Self {
             name: name.into(),
             image: Some(image.into()),

@@ -17,16 +17,9 @@ impl Builder<'_> {
             });
         }
         if !network.dhcp && network.subnet.is_empty() {
-            return Err(BuildError::Value {
-                object: object(),
-                cause: "a static network needs a subnet".into(),
-            });
+            return Err(BuildError::Value { object: object(), cause: "a static network needs a subnet".into() });
         }
-        let dhcp = if network.dhcp {
-            DhcpType::Client
-        } else {
-            DhcpType::Static
-        };
+        let dhcp = if network.dhcp { DhcpType::Client } else { DhcpType::Static };
         Ok(wire::NetworkConfig {
             id: self.id("network", &network.name),
             r#type: NetworkType::V4 as i32,
@@ -54,12 +47,7 @@ impl Builder<'_> {
         let network_uuid = if port.network.is_empty() {
             String::new()
         } else {
-            self.find(
-                &object(),
-                "network",
-                &port.network,
-                self.config.networks.iter().map(|n| &n.name),
-            )?
+            self.find(&object(), "network", &port.network, self.config.networks.iter().map(|n| &n.name))?
         };
         Ok(wire::SystemAdapter {
             name: port.label.clone(),
@@ -72,10 +60,7 @@ impl Builder<'_> {
         })
     }
 
-    pub(super) fn network_instance(
-        &self,
-        ni: &NetworkInstance,
-    ) -> Result<wire::NetworkInstanceConfig, BuildError> {
+    pub(super) fn network_instance(&self, ni: &NetworkInstance) -> Result<wire::NetworkInstanceConfig, BuildError> {
         let object = format!("network instance {:?}", ni.name);
         let port = if ni.port.is_empty() {
             None
@@ -83,59 +68,37 @@ impl Builder<'_> {
             let known = ["uplink", "freeuplink", "all"].contains(&ni.port.as_str())
                 || self.config.ports.iter().any(|p| p.label == ni.port);
             if !known {
-                return Err(BuildError::Missing {
-                    object,
-                    kind: "port",
-                    name: ni.port.clone(),
-                });
+                return Err(BuildError::Missing { object, kind: "port", name: ni.port.clone() });
             }
-            Some(wire::Adapter {
-                r#type: PhyIoType::PhyIoNetEth as i32,
-                name: ni.port.clone(),
-                ..Default::default()
-            })
+            Some(wire::Adapter { r#type: PhyIoType::PhyIoNetEth as i32, name: ni.port.clone(), ..Default::default() })
         };
         let local = ni.kind == NetworkInstanceKind::Local;
         if local && ni.subnet.is_empty() {
-            return Err(BuildError::Value {
-                object,
-                cause: "a local network needs a subnet".into(),
-            });
+            return Err(BuildError::Value { object, cause: "a local network needs a subnet".into() });
         }
-        let kind = if local {
-            wire::ZNetworkInstType::ZnetInstLocal
-        } else {
-            wire::ZNetworkInstType::ZnetInstSwitch
-        };
+        let kind = if local { wire::ZNetworkInstType::ZnetInstLocal } else { wire::ZNetworkInstType::ZnetInstSwitch };
         Ok(wire::NetworkInstanceConfig {
             uuidandversion: Some(self.object("network-instance", &ni.name)),
             displayname: ni.name.clone(),
             inst_type: kind as i32,
             activate: true,
             port,
-            ip_type: if local {
-                wire::AddressType::Ipv4 as i32
-            } else {
-                wire::AddressType::First as i32
-            },
+            ip_type: if local { wire::AddressType::Ipv4 as i32 } else { wire::AddressType::First as i32 },
             ip: local.then(|| Ipspec {
                 dhcp: DhcpType::Client as i32,
                 subnet: ni.subnet.clone(),
                 gateway: ni.gateway.clone(),
                 dns: ni.dns.clone(),
-                dhcp_range: ni.dhcp_range.as_ref().map(|(start, end)| IpRange {
-                    start: start.clone(),
-                    end: end.clone(),
-                }),
+                dhcp_range: ni
+                    .dhcp_range
+                    .as_ref()
+                    .map(|(start, end)| IpRange { start: start.clone(), end: end.clone() }),
                 ..Default::default()
             }),
             dns: ni
                 .hosts
                 .iter()
-                .map(|(name, addresses)| ZnetStaticDnsEntry {
-                    host_name: name.clone(),
-                    address: addresses.clone(),
-                })
+                .map(|(name, addresses)| ZnetStaticDnsEntry { host_name: name.clone(), address: addresses.clone() })
                 .collect(),
             mtu: ni.mtu,
             ..Default::default()
@@ -152,11 +115,7 @@ pub(super) fn physical_io(port: &Port) -> wire::PhysicalIo {
         Usage::Disabled => PhyIoMemberUsage::PhyIoUsageDisabled,
         Usage::ManagementOnly => PhyIoMemberUsage::PhyIoUsageMgmtOnly,
     };
-    let ifname = if port.ifname.is_empty() {
-        &port.label
-    } else {
-        &port.ifname
-    };
+    let ifname = if port.ifname.is_empty() { &port.label } else { &port.ifname };
     let mut phyaddrs = std::collections::HashMap::from([("Ifname".to_owned(), ifname.clone())]);
     if !port.pci.is_empty() {
         phyaddrs.insert("PciLong".into(), port.pci.clone());
@@ -168,9 +127,7 @@ pub(super) fn physical_io(port: &Port) -> wire::PhysicalIo {
         logicallabel: port.label.clone(),
         assigngrp: port.label.clone(),
         usage: usage as i32,
-        usage_policy: Some(wire::PhyIoUsagePolicy {
-            free_uplink: port.cost == 0,
-        }),
+        usage_policy: Some(wire::PhyIoUsagePolicy { free_uplink: port.cost == 0 }),
         ..Default::default()
     }
 }

@@ -17,11 +17,7 @@ impl Builder<'_> {
             d_type: kind as i32,
             fqdn: store.address.clone(),
             dpath: store.path.clone(),
-            ds_cert_pem: store
-                .ca_pem
-                .iter()
-                .map(|pem| pem.as_bytes().to_vec())
-                .collect(),
+            ds_cert_pem: store.ca_pem.iter().map(|pem| pem.as_bytes().to_vec()).collect(),
             ..Default::default()
         };
         if store.encrypt {
@@ -40,15 +36,9 @@ impl Builder<'_> {
 
     pub(super) fn content_tree(&self, image: &Image) -> Result<wire::ContentTree, BuildError> {
         let object = format!("image {:?}", image.name);
-        let datastore = self.find(
-            &object,
-            "datastore",
-            &image.datastore,
-            self.config.datastores.iter().map(|d| &d.name),
-        )?;
-        if !image.sha256.is_empty()
-            && (image.sha256.len() != 64 || hex::decode(&image.sha256).is_err())
-        {
+        let datastore =
+            self.find(&object, "datastore", &image.datastore, self.config.datastores.iter().map(|d| &d.name))?;
+        if !image.sha256.is_empty() && (image.sha256.len() != 64 || hex::decode(&image.sha256).is_err()) {
             return Err(BuildError::Value {
                 object,
                 cause: format!("sha256: expected 64 hex digits, found {:?}", image.sha256),
@@ -87,10 +77,7 @@ impl Builder<'_> {
                 )?,
             },
             None if volume.size_bytes <= 0 => {
-                return Err(BuildError::Value {
-                    object,
-                    cause: "a blank volume needs size_bytes".into(),
-                });
+                return Err(BuildError::Value { object, cause: "a blank volume needs size_bytes".into() });
             }
             None => wire::VolumeContentOrigin {
                 r#type: wire::VolumeContentOriginType::VcotBlank as i32,
@@ -110,12 +97,8 @@ impl Builder<'_> {
     }
 
     pub(super) fn base_os(&self, base_os: &BaseOs) -> Result<wire::BaseOs, BuildError> {
-        let content_tree_uuid = self.find(
-            "base_os",
-            "image",
-            &base_os.image,
-            self.config.images.iter().map(|i| &i.name),
-        )?;
+        let content_tree_uuid =
+            self.find("base_os", "image", &base_os.image, self.config.images.iter().map(|i| &i.name))?;
         Ok(wire::BaseOs {
             content_tree_uuid,
             retry_update: (base_os.retry > 0).then(|| wire::DeviceOpsCmd {

@@ -28,18 +28,9 @@ fn try_openssl(args: &[&str], input: &[u8]) -> (bool, Vec<u8>, String) {
         .stderr(Stdio::piped())
         .spawn()
         .expect("these tests need the openssl program (package openssl)");
-    child
-        .stdin
-        .take()
-        .expect("piped")
-        .write_all(input)
-        .expect("openssl reads its input");
+    child.stdin.take().expect("piped").write_all(input).expect("openssl reads its input");
     let out = child.wait_with_output().expect("openssl ends");
-    (
-        out.status.success(),
-        out.stdout,
-        String::from_utf8_lossy(&out.stderr).into_owned(),
-    )
+    (out.status.success(), out.stdout, String::from_utf8_lossy(&out.stderr).into_owned())
 }
 
 pub fn sha256(data: &[u8]) -> Vec<u8> {
@@ -66,12 +57,7 @@ pub fn num(field: u64, value: u64) -> Vec<u8> {
 /// A field with bytes, a text or a message.
 pub fn bytes(field: u64, value: impl AsRef<[u8]>) -> Vec<u8> {
     let value = value.as_ref();
-    [
-        varint(field << 3 | 2),
-        varint(value.len() as u64),
-        value.to_vec(),
-    ]
-    .concat()
+    [varint(field << 3 | 2), varint(value.len() as u64), value.to_vec()].concat()
 }
 
 /// Numbers and byte strings of a message, in order.
@@ -142,74 +128,26 @@ pub struct Keys {
 
 impl Keys {
     pub fn path(&self, what: &str) -> String {
-        self.dir
-            .join(format!("{}.{what}.pem", self.name))
-            .display()
-            .to_string()
+        self.dir.join(format!("{}.{what}.pem", self.name)).display().to_string()
     }
 
     pub fn self_signed(dir: &Path, name: &str) -> Self {
-        let keys = Self {
-            dir: dir.to_owned(),
-            name: name.to_owned(),
-        };
+        let keys = Self { dir: dir.to_owned(), name: name.to_owned() };
         let (key, cert) = (keys.path("key"), keys.path("cert"));
-        openssl(
-            &[
-                "ecparam",
-                "-name",
-                "prime256v1",
-                "-genkey",
-                "-noout",
-                "-out",
-                &key,
-            ],
-            b"",
-        );
+        openssl(&["ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", &key], b"");
         let subject = format!("/CN={name}");
-        openssl(
-            &[
-                "req", "-new", "-x509", "-key", &key, "-subj", &subject, "-days", "30", "-out",
-                &cert,
-            ],
-            b"",
-        );
+        openssl(&["req", "-new", "-x509", "-key", &key, "-subj", &subject, "-days", "30", "-out", &cert], b"");
         keys
     }
 
     pub fn signed_by(dir: &Path, name: &str, issuer: &Keys) -> Self {
-        let keys = Self {
-            dir: dir.to_owned(),
-            name: name.to_owned(),
-        };
+        let keys = Self { dir: dir.to_owned(), name: name.to_owned() };
         let (key, cert) = (keys.path("key"), keys.path("cert"));
-        openssl(
-            &[
-                "ecparam",
-                "-name",
-                "prime256v1",
-                "-genkey",
-                "-noout",
-                "-out",
-                &key,
-            ],
-            b"",
-        );
+        openssl(&["ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", &key], b"");
         let subject = format!("/CN={name}");
         let request = openssl(&["req", "-new", "-key", &key, "-subj", &subject], b"");
         openssl(
-            &[
-                "x509",
-                "-req",
-                "-CA",
-                &issuer.path("cert"),
-                "-CAkey",
-                &issuer.path("key"),
-                "-days",
-                "30",
-                "-out",
-                &cert,
-            ],
+            &["x509", "-req", "-CA", &issuer.path("cert"), "-CAkey", &issuer.path("key"), "-days", "30", "-out", &cert],
             &request,
         );
         keys
@@ -217,10 +155,7 @@ impl Keys {
 
     /// Keys that exist already.
     pub fn from_pem(dir: &Path, name: &str, cert: &str, key: &str) -> Self {
-        let keys = Self {
-            dir: dir.to_owned(),
-            name: name.to_owned(),
-        };
+        let keys = Self { dir: dir.to_owned(), name: name.to_owned() };
         std::fs::write(keys.path("key"), key).expect("write");
         std::fs::write(keys.path("cert"), cert).expect("write");
         keys
@@ -231,10 +166,7 @@ impl Keys {
     }
 
     pub fn der_hash(&self) -> Vec<u8> {
-        sha256(&openssl(
-            &["x509", "-in", &self.path("cert"), "-outform", "DER"],
-            b"",
-        ))
+        sha256(&openssl(&["x509", "-in", &self.path("cert"), "-outform", "DER"], b""))
     }
 
     /// ASN.1 signature.
@@ -260,13 +192,7 @@ impl Keys {
 
     /// The envelope of the wire.
     pub fn envelope(&self, payload: &[u8]) -> Vec<u8> {
-        [
-            bytes(1, bytes(1, payload)),
-            num(2, 2),
-            bytes(3, self.der_hash()),
-            bytes(4, self.sign_raw(payload)),
-        ]
-        .concat()
+        [bytes(1, bytes(1, payload)), num(2, 2), bytes(3, self.der_hash()), bytes(4, self.sign_raw(payload))].concat()
     }
 }
 
@@ -294,21 +220,10 @@ pub fn open_answer(dir: &Path, answer: &[u8], cert_pem: &str) -> Result<Vec<u8>,
     let public = openssl(&["x509", "-pubkey", "-noout"], cert_pem.as_bytes());
     std::fs::write(&key, public).expect("write");
     let (ok, _, _) = try_openssl(
-        &[
-            "dgst",
-            "-sha256",
-            "-verify",
-            &key.display().to_string(),
-            "-signature",
-            &signature.display().to_string(),
-        ],
+        &["dgst", "-sha256", "-verify", &key.display().to_string(), "-signature", &signature.display().to_string()],
         &payload,
     );
-    if ok {
-        Ok(payload)
-    } else {
-        Err("signature".into())
-    }
+    if ok { Ok(payload) } else { Err("signature".into()) }
 }
 
 // ---- HTTP -------------------------------------------------------------------------------------------------------
@@ -340,25 +255,19 @@ pub fn https(
 ) -> std::io::Result<Answer> {
     use rustls_pki_types::pem::PemObject;
     let mut roots = rustls::RootCertStore::empty();
-    roots
-        .add(rustls_pki_types::CertificateDer::from_pem_slice(root_pem.as_bytes()).expect("root"))
-        .expect("root");
-    let config = rustls::ClientConfig::builder_with_provider(Arc::new(
-        rustls::crypto::ring::default_provider(),
-    ))
-    .with_safe_default_protocol_versions()
-    .expect("versions")
-    .with_root_certificates(roots)
-    .with_no_client_auth();
+    roots.add(rustls_pki_types::CertificateDer::from_pem_slice(root_pem.as_bytes()).expect("root")).expect("root");
+    let config = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_root_certificates(roots)
+        .with_no_client_auth();
     let name = "localhost".try_into().expect("name");
     let tls = rustls::ClientConnection::new(Arc::new(config), name).expect("client");
     let socket = TcpStream::connect(addr)?;
     socket.set_read_timeout(Some(WAIT))?;
     let mut stream = rustls::StreamOwned::new(tls, socket);
-    let mut head = format!(
-        "{method} {path} HTTP/1.1\r\nhost: {addr}\r\nconnection: close\r\ncontent-length: {}\r\n",
-        body.len()
-    );
+    let mut head =
+        format!("{method} {path} HTTP/1.1\r\nhost: {addr}\r\nconnection: close\r\ncontent-length: {}\r\n", body.len());
     for (name, value) in headers {
         head.push_str(&format!("{name}: {value}\r\n"));
     }
@@ -368,24 +277,14 @@ pub fn https(
     stream.flush()?;
     let mut out = Vec::new();
     stream.read_to_end(&mut out)?;
-    let end = out
-        .windows(4)
-        .position(|w| w == b"\r\n\r\n")
-        .ok_or(std::io::ErrorKind::UnexpectedEof)?;
+    let end = out.windows(4).position(|w| w == b"\r\n\r\n").ok_or(std::io::ErrorKind::UnexpectedEof)?;
     let head = String::from_utf8_lossy(&out[..end]).into_owned();
     let answer = Answer {
-        status: head
-            .split(' ')
-            .nth(1)
-            .and_then(|s| s.parse().ok())
-            .ok_or(std::io::ErrorKind::InvalidData)?,
+        status: head.split(' ').nth(1).and_then(|s| s.parse().ok()).ok_or(std::io::ErrorKind::InvalidData)?,
         body: out[end + 4..].to_vec(),
         head,
     };
-    let announced: usize = answer
-        .header("content-length")
-        .and_then(|l| l.parse().ok())
-        .unwrap_or(answer.body.len());
+    let announced: usize = answer.header("content-length").and_then(|l| l.parse().ok()).unwrap_or(answer.body.len());
     if method != "HEAD" && announced != answer.body.len() {
         return Err(std::io::ErrorKind::UnexpectedEof.into());
     }
@@ -412,29 +311,18 @@ impl Site {
         let controller = Controller::start(options).expect("controller");
         let (cert, key) = controller.onboarding_material();
         let onboarding = Keys::from_pem(dir.path(), "onboarding", &cert, &key);
-        Self {
-            dir,
-            controller,
-            onboarding,
-        }
+        Self { dir, controller, onboarding }
     }
 
     /// POST (or GET for ping and certs) below /api/v2/edgedevice/.
     pub fn ask(&self, path: &str, body: &[u8]) -> std::io::Result<Answer> {
-        let method = if path == "ping" || path == "certs" {
-            "GET"
-        } else {
-            "POST"
-        };
+        let method = if path == "ping" || path == "certs" { "GET" } else { "POST" };
         https(
             self.controller.device_addr(),
             &self.controller.root_pem(),
             method,
             &format!("/api/v2/edgedevice/{path}"),
-            &[
-                ("content-type", "application/x-proto-binary"),
-                ("x-request-id", "test"),
-            ],
+            &[("content-type", "application/x-proto-binary"), ("x-request-id", "test")],
             body,
         )
     }
@@ -459,8 +347,7 @@ impl Site {
                 _ => None,
             })
             .expect("a signing certificate");
-        open_answer(self.dir.path(), &answer.body, &pem)
-            .expect("the list is signed by what is in it");
+        open_answer(self.dir.path(), &answer.body, &pem).expect("the list is signed by what is in it");
         pem
     }
 
@@ -484,21 +371,11 @@ impl Site {
         let (cert, _) = self.controller.onboarding_material();
         self.controller.onboard(&cert, "*").expect("onboard");
         let keys = Keys::self_signed(self.dir.path(), name);
-        assert_eq!(
-            self.status("register", &self.register_envelope(&keys, name)),
-            201
-        );
+        assert_eq!(self.status("register", &self.register_envelope(&keys, name)), 201);
         let answer = self.ask("uuid", &keys.envelope(b"")).expect("uuid");
         assert_eq!(answer.status, 200);
-        let uuid = String::from_utf8(get(&self.open(&answer), 1))
-            .expect("text")
-            .parse()
-            .expect("uuid");
-        Device {
-            site: self,
-            keys,
-            uuid,
-        }
+        let uuid = String::from_utf8(get(&self.open(&answer), 1)).expect("text").parse().expect("uuid");
+        Device { site: self, keys, uuid }
     }
 }
 
@@ -510,10 +387,7 @@ pub struct Device<'a> {
 
 impl Device<'_> {
     pub fn ask(&self, endpoint: &str, payload: &[u8]) -> std::io::Result<Answer> {
-        self.site.ask(
-            &format!("id/{}/{endpoint}", self.uuid),
-            &self.keys.envelope(payload),
-        )
+        self.site.ask(&format!("id/{}/{endpoint}", self.uuid), &self.keys.envelope(payload))
     }
 
     pub fn status(&self, endpoint: &str, payload: &[u8]) -> u16 {
@@ -529,13 +403,7 @@ impl Device<'_> {
     /// A ZCert of one of the device's own certificates.
     pub fn zcert(&self, kind: u64, cert: &Keys) -> Vec<u8> {
         let pem = cert.cert_pem();
-        [
-            num(1, 1),
-            bytes(2, &sha256(&pem)[..16]),
-            num(3, kind),
-            bytes(4, pem),
-        ]
-        .concat()
+        [num(1, 1), bytes(2, &sha256(&pem)[..16]), num(3, kind), bytes(4, pem)].concat()
     }
 
     /// The form of a device without a TPM: the token.
@@ -547,16 +415,10 @@ impl Device<'_> {
     }
 
     pub fn config(&self, hash: &str, token: &[u8]) -> Answer {
-        self.ask("config", &[bytes(1, hash), bytes(2, token)].concat())
-            .expect("an answer")
+        self.ask("config", &[bytes(1, hash), bytes(2, token)].concat()).expect("an answer")
     }
 
     pub fn info_device(&self, state: u64) -> Vec<u8> {
-        [
-            num(1, 1),
-            bytes(2, self.uuid.to_string()),
-            bytes(3, num(44, state)),
-        ]
-        .concat()
+        [num(1, 1), bytes(2, self.uuid.to_string()), bytes(3, num(44, state))].concat()
     }
 }
