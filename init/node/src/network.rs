@@ -181,7 +181,7 @@ impl Network {
             self.recall_leases().await;
         }
         self.look_for_lost().await;
-        let links = physical_links(self.driver.netlink()).unwrap_or_default();
+        let links = physical_links(self.driver.netlink()).await.unwrap_or_default();
         let effective = self.effective(desired, configured, &links);
         let app_uids: BTreeMap<Uuid, u32> = effective.apps.iter().map(|a| (a.id, uid_of(a.id))).collect();
         let made =
@@ -272,7 +272,7 @@ impl Network {
     /// # Errors
     /// When it is not there or in use.
     pub fn open_tap(&mut self, name: &str) -> Result<OwnedFd> {
-        Ok(tap::attach(self.driver.netlink(), name)?)
+        Ok(tap::attach(name)?)
     }
 
     fn taps(&self, app: Uuid) -> Vec<&TapPlan> {

@@ -1,7 +1,9 @@
 //! Reads back from the kernel what this program made before, so that a restart changes nothing that is right.
 
+use crate::error::NetlinkError;
 use crate::link::Link;
-use crate::netlink::{Netlink, NetlinkError};
+use crate::netlink::Netlink;
+use crate::rtnl::Rtnl;
 use crate::sysctl;
 use holdfast_model::net::Prefix;
 use holdfast_plan::LinkFact;
@@ -14,14 +16,14 @@ use std::path::Path;
 
 /// Items that exist now. Those with no mark of their own (physical ports, kernel variables, the resolver) are looked for
 /// where `intended` names them.
-pub fn discover(
-    route: &mut Netlink,
+pub async fn discover(
+    rtnl: &mut Rtnl,
     nft: &mut Netlink,
     resolver: &Path,
     intended: &Graph<NetItem>,
 ) -> Result<Graph<NetItem>, NetlinkError> {
     let mut graph = Graph::new();
-    let links = route.links()?;
+    let links = rtnl.links().await?;
     let name_of = |index: u32| links.iter().find(|l| l.index == index).map(|l| l.name.clone());
     for link in &links {
         graph.extend(link_item(link, intended, &name_of));
@@ -35,13 +37,13 @@ pub fn discover(
             }));
         }
     }
-    let addresses = route.addresses()?;
+    let addresses = rtnl.addresses().await?;
     for a in addresses.iter().filter(|a| a.ours) {
         if let Some(link) = name_of(a.index) {
             graph.insert(NetItem::Address(Address { link, prefix: a.prefix }));
         }
     }
-    for r in route.routes()?.into_iter().filter(|r| r.ours) {
+    for r in rtnl.routes().await?.into_iter().filter(|r| r.ours) {
         let link = r.output.and_then(name_of);
         let source = addresses
             .iter()
@@ -59,7 +61,7 @@ pub fn discover(
         };
         graph.insert(NetItem::Route(Route { table: r.table, destination: r.destination, metric: r.metric, hop }));
     }
-    graph.extend(route.rules()?.into_iter().map(NetItem::PolicyRule));
+    graph.extend(rtnl.rules().await?.into_iter().map(NetItem::PolicyRule));
     for family in [Family::Inet, Family::Bridge] {
         for name in nft.tables(family)?.into_iter().filter(|n| n == TABLE) {
             // Its content is not read: an intended table differs from this one and replaces it, which disturbs no
@@ -88,8 +90,8 @@ pub fn discover(
 }
 
 /// The physical Ethernet interfaces that are present, with their PCI addresses where sysfs tells them.
-pub fn physical_links(netlink: &mut Netlink) -> Result<Vec<LinkFact>, NetlinkError> {
-    let links = netlink.links()?;
+pub async fn physical_links(rtnl: &mut Rtnl) -> Result<Vec<LinkFact>, NetlinkError> {
+    let links = rtnl.links().await?;
     let physical = links.into_iter().filter(|l| l.ethernet && l.kind.is_empty());
     Ok(physical.map(|l| LinkFact { pci: pci_address(&l.name), name: l.name, mac: l.mac }).collect())
 }

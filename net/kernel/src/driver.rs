@@ -1,7 +1,9 @@
 //! The reconciler driver for all network items.
 
-use crate::netlink::{Netlink, NetlinkError};
+use crate::error::NetlinkError;
+use crate::netlink::Netlink;
 use crate::route::KernelRoute;
+use crate::rtnl::Rtnl;
 use crate::sockets::{Prepared, prepare};
 use crate::{discover, sysctl, tap};
 use holdfast_plan::item::{Hop, ItemKey, NetItem, Route, Service};
@@ -51,7 +53,7 @@ pub trait Services {
 /// Drives all network items.
 #[derive(Debug)]
 pub struct NetDriver<S> {
-    route: Netlink,
+    rtnl: Rtnl,
     nft: Netlink,
     resolver: PathBuf,
     /// The services, for whoever needs them between runs.
@@ -59,14 +61,15 @@ pub struct NetDriver<S> {
 }
 
 impl<S: Services> NetDriver<S> {
-    /// For the network namespace of the calling thread. `resolver` is where `resolv.conf` is written.
+    /// For the network namespace of the calling thread, inside a tokio runtime. `resolver` is where `resolv.conf` is
+    /// written.
     pub fn new(services: S, resolver: impl Into<PathBuf>) -> Result<Self, NetlinkError> {
-        Ok(Self { route: Netlink::route()?, nft: Netlink::netfilter()?, resolver: resolver.into(), services })
+        Ok(Self { rtnl: Rtnl::new()?, nft: Netlink::netfilter()?, resolver: resolver.into(), services })
     }
 
     /// What exists now of what this program makes: to be adopted by a fresh reconciler.
     pub async fn discover(&mut self, intended: &Graph<NetItem>) -> Result<Graph<NetItem>, NetlinkError> {
-        let mut graph = discover::discover(&mut self.route, &mut self.nft, &self.resolver, intended)?;
+        let mut graph = discover::discover(&mut self.rtnl, &mut self.nft, &self.resolver, intended).await?;
         graph.extend(self.services.running().await.into_iter().map(NetItem::Service));
         Ok(graph)
     }
@@ -81,23 +84,23 @@ impl<S: Services> NetDriver<S> {
         Ok(missing.map(|(key, _)| key.clone()).collect())
     }
 
-    /// The netlink socket, for reading links and counters.
-    pub fn netlink(&mut self) -> &mut Netlink {
-        &mut self.route
+    /// The rtnetlink connection, for reading links and counters.
+    pub fn netlink(&mut self) -> &mut Rtnl {
+        &mut self.rtnl
     }
 
-    fn finish_link(&mut self, name: &str, mtu: u32) -> Result<(), NetlinkError> {
-        let link = self.route.link(name)?;
+    async fn finish_link(&mut self, name: &str, mtu: u32) -> Result<(), NetlinkError> {
+        let link = self.rtnl.link(name).await?;
         if !link.ours {
-            self.route.mark_ours(&link)?;
+            self.rtnl.mark_ours(&link).await?;
         }
-        self.route.set_mtu(&link, mtu)?;
-        self.route.set_up(&link, true)
+        self.rtnl.set_mtu(&link, mtu).await?;
+        self.rtnl.set_up(&link, true).await
     }
 
     /// True when an interface of that name and kind is there; a conflict when it is of another kind.
-    fn has_link(&mut self, name: &str, kind: &str) -> Result<bool, NetlinkError> {
-        match self.route.find_link(name)? {
+    async fn has_link(&mut self, name: &str, kind: &str) -> Result<bool, NetlinkError> {
+        match self.rtnl.find_link(name).await? {
             None => Ok(false),
             Some(l) if l.kind == kind => Ok(true),
             Some(l) => Err(NetlinkError::Conflict {
@@ -107,14 +110,14 @@ impl<S: Services> NetDriver<S> {
         }
     }
 
-    fn remove_link(&mut self, name: &str) -> Result<(), NetlinkError> {
-        match self.route.find_link(name)? {
-            Some(link) => self.route.delete_link(&link),
+    async fn remove_link(&mut self, name: &str) -> Result<(), NetlinkError> {
+        match self.rtnl.find_link(name).await? {
+            Some(link) => self.rtnl.delete_link(&link).await,
             None => Ok(()),
         }
     }
 
-    fn kernel_route(&mut self, route: &Route) -> Result<KernelRoute, NetlinkError> {
+    async fn kernel_route(&mut self, route: &Route) -> Result<KernelRoute, NetlinkError> {
         let mut kernel = KernelRoute {
             table: route.table,
             destination: route.destination,
@@ -128,12 +131,12 @@ impl<S: Services> NetDriver<S> {
         match &route.hop {
             Hop::Unreachable => kernel.unreachable = true,
             Hop::Gateway { link, source, router } => {
-                kernel.output = Some(self.route.link(link)?.index);
+                kernel.output = Some(self.rtnl.link(link).await?.index);
                 kernel.source = Some(source.address);
                 kernel.router = Some(*router);
             }
             Hop::Link { link, source } => {
-                kernel.output = Some(self.route.link(link)?.index);
+                kernel.output = Some(self.rtnl.link(link).await?.index);
                 kernel.source = Some(source.address);
             }
         }
@@ -141,51 +144,51 @@ impl<S: Services> NetDriver<S> {
     }
 
     /// Makes or changes: for most items the same steps.
-    fn ensure(&mut self, item: &NetItem) -> Result<(), DriverError> {
+    async fn ensure(&mut self, item: &NetItem) -> Result<(), DriverError> {
         match item {
             NetItem::Port(i) => {
-                let link = self.route.link(&i.name)?;
-                self.route.set_mtu(&link, i.mtu)?;
-                self.route.set_up(&link, true)?;
+                let link = self.rtnl.link(&i.name).await?;
+                self.rtnl.set_mtu(&link, i.mtu).await?;
+                self.rtnl.set_up(&link, true).await?;
             }
             NetItem::Bridge(i) => {
-                if !self.has_link(&i.name, "bridge")? {
-                    self.route.add_bridge(&i.name, i.mac)?;
+                if !self.has_link(&i.name, "bridge").await? {
+                    self.rtnl.add_bridge(&i.name, i.mac).await?;
                 }
-                let link = self.route.link(&i.name)?;
-                self.route.set_mac(&link, i.mac)?;
-                self.finish_link(&i.name, i.mtu)?;
+                let link = self.rtnl.link(&i.name).await?;
+                self.rtnl.set_mac(&link, i.mac).await?;
+                self.finish_link(&i.name, i.mtu).await?;
             }
             NetItem::Vlan(i) => {
-                if !self.has_link(&i.name, "vlan")? {
-                    let parent = self.route.link(&i.parent)?.index;
-                    self.route.add_vlan(&i.name, parent, i.id)?;
+                if !self.has_link(&i.name, "vlan").await? {
+                    let parent = self.rtnl.link(&i.parent).await?.index;
+                    self.rtnl.add_vlan(&i.name, parent, i.id).await?;
                 }
-                self.finish_link(&i.name, i.mtu)?;
+                self.finish_link(&i.name, i.mtu).await?;
             }
             NetItem::Tap(i) => {
-                tap::create(&mut self.route, &i.name, i.owner_uid)?;
-                self.finish_link(&i.name, i.mtu)?;
+                tap::create(&mut self.rtnl, &i.name, i.owner_uid).await?;
+                self.finish_link(&i.name, i.mtu).await?;
             }
             NetItem::BridgePort(i) => {
-                let bridge = self.route.link(&i.bridge)?;
-                let port = self.route.link(&i.port)?;
-                self.route.set_master(&port, Some(bridge.index))?;
-                self.route.set_isolated(&port, i.isolated)?;
+                let bridge = self.rtnl.link(&i.bridge).await?;
+                let port = self.rtnl.link(&i.port).await?;
+                self.rtnl.set_master(&port, Some(bridge.index)).await?;
+                self.rtnl.set_isolated(&port, i.isolated).await?;
             }
             NetItem::Address(i) => {
-                let link = self.route.link(&i.link)?;
-                self.route.add_address(&link, i.prefix)?;
+                let link = self.rtnl.link(&i.link).await?;
+                self.rtnl.add_address(&link, i.prefix).await?;
             }
             NetItem::Route(i) => {
-                let route = self.kernel_route(i)?;
-                self.route.add_route(&route)?;
+                let route = self.kernel_route(i).await?;
+                self.rtnl.add_route(&route).await?;
             }
-            NetItem::PolicyRule(i) => self.route.add_rule(i)?,
+            NetItem::PolicyRule(i) => self.rtnl.add_rule(i).await?,
             NetItem::Sysctl(i) => sysctl::write(&i.path, &i.value)?,
             NetItem::Nftables(i) => self.nft.replace_table(i)?,
             NetItem::Resolver(i) => write_file(&self.resolver, &i.text())?,
-            // Handled by the callers, which can wait.
+            // Handled by the callers: its steps differ.
             NetItem::Service(_) => {}
         }
         Ok(())
@@ -197,11 +200,11 @@ impl<S: Services> Driver<NetItem> for NetDriver<S> {
 
     async fn create(&mut self, item: &NetItem) -> Result<(), DriverError> {
         if let NetItem::Service(service) = item {
-            let prepared = prepare(&mut self.route, service)?;
+            let prepared = prepare(&mut self.rtnl, service).await?;
             let started = self.services.start(service, prepared).await;
             return started.map_err(DriverError::Service);
         }
-        self.ensure(item)
+        self.ensure(item).await
     }
 
     async fn modify(&mut self, old: &NetItem, new: &NetItem) -> Result<(), DriverError> {
@@ -209,39 +212,39 @@ impl<S: Services> Driver<NetItem> for NetDriver<S> {
             let updated = self.services.update(old, new).await;
             return updated.map_err(DriverError::Service);
         }
-        self.ensure(new)
+        self.ensure(new).await
     }
 
     async fn delete(&mut self, item: &NetItem) -> Result<(), DriverError> {
         match item {
             NetItem::Port(i) => {
-                if let Some(link) = self.route.find_link(&i.name)? {
-                    self.route.set_up(&link, false)?;
+                if let Some(link) = self.rtnl.find_link(&i.name).await? {
+                    self.rtnl.set_up(&link, false).await?;
                 }
             }
-            NetItem::Bridge(i) => self.remove_link(&i.name)?,
-            NetItem::Vlan(i) => self.remove_link(&i.name)?,
-            NetItem::Tap(i) => self.remove_link(&i.name)?,
+            NetItem::Bridge(i) => self.remove_link(&i.name).await?,
+            NetItem::Vlan(i) => self.remove_link(&i.name).await?,
+            NetItem::Tap(i) => self.remove_link(&i.name).await?,
             NetItem::BridgePort(i) => {
-                if let Some(link) = self.route.find_link(&i.port)? {
-                    self.route.set_master(&link, None)?;
+                if let Some(link) = self.rtnl.find_link(&i.port).await? {
+                    self.rtnl.set_master(&link, None).await?;
                 }
             }
             NetItem::Address(i) => {
-                if let Some(link) = self.route.find_link(&i.link)? {
-                    self.route.delete_address(&link, i.prefix)?;
+                if let Some(link) = self.rtnl.find_link(&i.link).await? {
+                    self.rtnl.delete_address(&link, i.prefix).await?;
                 }
             }
             NetItem::Route(i) => {
                 // With its interface gone, so is the route.
-                let route = match self.kernel_route(i) {
+                let route = match self.kernel_route(i).await {
                     Err(NetlinkError::NotFound { .. }) => return Ok(()),
                     other => other?,
                 };
                 let by_key = KernelRoute { router: None, source: None, ..route };
-                self.route.delete_route(&by_key)?;
+                self.rtnl.delete_route(&by_key).await?;
             }
-            NetItem::PolicyRule(i) => self.route.delete_rule(i)?,
+            NetItem::PolicyRule(i) => self.rtnl.delete_rule(i).await?,
             // A variable of an interface goes with it; a global one keeps its value, which is the safe one.
             NetItem::Sysctl(_) => {}
             NetItem::Nftables(i) => self.nft.delete_table(i.family, &i.name)?,

@@ -5,22 +5,26 @@
 //! 2. What exists is read back from the kernel ([`discover`]); what is ours is marked there (interface alias, protocol
 //!    numbers of addresses, routes and rules), so a restarted process disturbs nothing and removes what is left over.
 //! 3. A firewall table is replaced in one transaction: no packet ever meets half of it.
-//! 4. The kernel answers a netlink request within the send call, so the calls here are synchronous and short; only the
-//!    [`monitor`] waits.
+//! 4. Every wait for the kernel has a deadline. Links, addresses, routes and rules go through the `rtnetlink` crate, whose
+//!    connection is a task of the caller's (current-thread) runtime; nf_tables, which has no crate that fits, is asked
+//!    directly.
 //! 5. `unsafe` lives in [`sys`] and nowhere else.
 //!
-//! Reading order: [`driver`] (one reconciler driver for all items), [`discover`], [`link`], [`tap`], [`address`], [`route`],
-//! [`nft`], [`sysctl`], [`sockets`] (what `netsvc` inherits), [`monitor`], [`netlink`] (messages), [`sys`] (system calls).
+//! Reading order: [`driver`] (one reconciler driver for all items), [`discover`], [`rtnl`] (the connection), [`link`],
+//! [`tap`], [`address`], [`route`], [`nft`], [`sysctl`], [`sockets`] (what `netsvc` inherits), [`monitor`], [`netlink`]
+//! (messages of nf_tables), [`error`], [`sys`] (system calls).
 #![deny(unsafe_code)]
 
 pub mod address;
 pub mod discover;
 pub mod driver;
+pub mod error;
 pub mod link;
 pub mod monitor;
 pub mod netlink;
 pub mod nft;
 pub mod route;
+pub mod rtnl;
 pub mod sockets;
 #[allow(unsafe_code)] // The system calls themselves.
 pub mod sys;
@@ -28,8 +32,10 @@ pub mod sysctl;
 pub mod tap;
 
 pub use driver::{NetDriver, Services};
+pub use error::NetlinkError;
 pub use monitor::{Event, Monitor};
-pub use netlink::{Netlink, NetlinkError};
+pub use netlink::Netlink;
+pub use rtnl::Rtnl;
 pub use sockets::{Prepared, prepare};
 
 /// Alias that marks the interfaces made here (`ip link` shows it).

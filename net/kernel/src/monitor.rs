@@ -1,9 +1,14 @@
 //! Tells of changes of interfaces and addresses as they happen.
+//!
+//! On a socket of its own, whose buffer in the kernel is the bound of what may wait: the connection of rtnetlink would
+//! take all there is into a queue without end.
 
 use crate::address;
-use crate::link::{self, Link};
-use crate::netlink::messages;
+use crate::link::Link;
+use crate::netlink::{Answer, messages};
 use crate::sys;
+use rtnetlink::packet_core::{NetlinkDeserializable, NetlinkHeader};
+use rtnetlink::packet_route::RouteNetlinkMessage;
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -20,7 +25,7 @@ pub enum Event {
     Address(address::Found),
     /// An address is gone.
     AddressGone(address::Found),
-    /// Changes were lost because they came too fast: look at everything anew.
+    /// Changes were lost because they came too fast, or not understood: look at everything anew.
     Overrun,
 }
 
@@ -55,25 +60,26 @@ impl Monitor {
                 Err(_would_block) => {}
                 Ok(Err(e)) if e.raw_os_error() == Some(libc::ENOBUFS) => return Ok(Event::Overrun),
                 Ok(Err(e)) => return Err(e),
-                Ok(Ok(n)) => self
-                    .ready
-                    .extend(messages(buffer.get(..n).unwrap_or(&buffer)).filter_map(|a| event(a.kind, &a.body))),
+                Ok(Ok(n)) => self.ready.extend(messages(buffer.get(..n).unwrap_or(&buffer)).filter_map(|a| event(&a))),
             }
         }
     }
 }
 
-fn event(kind: u16, body: &[u8]) -> Option<Event> {
+fn event(message: &Answer) -> Option<Event> {
     // A bridge tells of its ports with the same messages, of its own family: "gone" there means "left the bridge".
-    let of_links = matches!(kind, libc::RTM_NEWLINK | libc::RTM_DELLINK);
-    if of_links && body.first() != Some(&(libc::AF_UNSPEC as u8)) {
+    let of_links = matches!(message.kind, libc::RTM_NEWLINK | libc::RTM_DELLINK);
+    if of_links && message.body.first() != Some(&(libc::AF_UNSPEC as u8)) {
         return None;
     }
-    match kind {
-        libc::RTM_NEWLINK => link::parse(body).map(Event::Link),
-        libc::RTM_DELLINK => link::parse(body).map(Event::LinkGone),
-        libc::RTM_NEWADDR => address::parse(body).map(Event::Address),
-        libc::RTM_DELADDR => address::parse(body).map(Event::AddressGone),
-        _ => None,
+    let mut header = NetlinkHeader::default();
+    header.message_type = message.kind;
+    match RouteNetlinkMessage::deserialize(&header, &message.body) {
+        Ok(RouteNetlinkMessage::NewLink(m)) => Some(Event::Link(m.into())),
+        Ok(RouteNetlinkMessage::DelLink(m)) => Some(Event::LinkGone(m.into())),
+        Ok(RouteNetlinkMessage::NewAddress(m)) => address::Found::read(&m).map(Event::Address),
+        Ok(RouteNetlinkMessage::DelAddress(m)) => address::Found::read(&m).map(Event::AddressGone),
+        Ok(_) => None,
+        Err(_) => Some(Event::Overrun),
     }
 }

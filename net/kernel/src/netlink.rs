@@ -1,79 +1,12 @@
-//! Netlink messages: building, asking, reading (`netlink(7)`).
+//! Netlink messages as nf_tables needs them: building, a transaction, reading (`netlink(7)`).
+//!
+//! Links, addresses, routes and rules have a crate ([`crate::rtnl`]). The kernel answers nf_tables within the send call,
+//! so this socket is synchronous.
 
+use crate::error::NetlinkError;
 use crate::sys;
 use std::io;
 use std::os::fd::OwnedFd;
-use thiserror::Error;
-
-/// Why the kernel did not do it.
-#[derive(Debug, Error)]
-pub enum NetlinkError {
-    /// The kernel refused.
-    #[error("{what}: {errno}{}", .message.as_ref().map(|m| format!(" ({m})")).unwrap_or_default())]
-    Refused {
-        /// What was asked.
-        what: String,
-        /// System error.
-        errno: io::Error,
-        /// The kernel's own text (extended acknowledgement).
-        message: Option<String>,
-    },
-    /// The socket failed.
-    #[error("{what}: netlink socket: {source}")]
-    Socket {
-        /// What was asked.
-        what: String,
-        /// System error.
-        source: io::Error,
-    },
-    /// An answer made no sense.
-    #[error("{what}: malformed netlink answer")]
-    Malformed {
-        /// What was asked.
-        what: String,
-    },
-    /// There is no such thing.
-    #[error("{what} does not exist{hint}")]
-    NotFound {
-        /// The thing.
-        what: String,
-        /// What is there instead, or empty.
-        hint: String,
-    },
-    /// Something of that name exists and is not ours to change.
-    #[error("{what}: {found}")]
-    Conflict {
-        /// The thing.
-        what: String,
-        /// What is there.
-        found: String,
-    },
-}
-
-impl NetlinkError {
-    /// System error number, where there is one.
-    #[must_use]
-    pub fn errno(&self) -> Option<i32> {
-        match self {
-            Self::Refused { errno, .. } => errno.raw_os_error(),
-            _ => None,
-        }
-    }
-
-    /// A failed system call other than netlink.
-    #[must_use]
-    pub fn io(what: impl Into<String>, errno: io::Error) -> Self {
-        Self::Refused { what: what.into(), errno, message: None }
-    }
-}
-
-/// `Ok` when the error is one of these numbers: the wanted state is there already.
-pub fn tolerate(result: Result<(), NetlinkError>, errnos: &[i32]) -> Result<(), NetlinkError> {
-    match result {
-        Err(e) if e.errno().is_some_and(|n| errnos.contains(&n)) => Ok(()),
-        other => other,
-    }
-}
 
 const HEADER: usize = 16;
 
@@ -111,23 +44,11 @@ impl Message {
         self
     }
 
-    /// Adds bytes that are no attribute (the family header inside a nested message).
-    pub fn raw(&mut self, data: &[u8]) -> &mut Self {
-        self.bytes.extend_from_slice(data);
-        self.pad();
-        self
-    }
-
     /// Adds a string with its NUL.
     pub fn text(&mut self, kind: u16, text: &str) -> &mut Self {
         let mut data = text.as_bytes().to_vec();
         data.push(0);
         self.attr(kind, &data)
-    }
-
-    /// Adds a number in host order.
-    pub fn u32(&mut self, kind: u16, value: u32) -> &mut Self {
-        self.attr(kind, &value.to_ne_bytes())
     }
 
     /// Adds a number in network order.
@@ -180,17 +101,6 @@ pub fn attribute(data: &[u8], kind: u16) -> Option<&[u8]> {
     attributes(data).find(|(k, _)| *k == kind).map(|(_, v)| v)
 }
 
-/// A number in host order.
-#[must_use]
-pub fn number(value: &[u8]) -> Option<u32> {
-    match value.len() {
-        1 => Some(u32::from(value[0])),
-        2 => Some(u32::from(u16::from_ne_bytes(value.try_into().ok()?))),
-        4 => Some(u32::from_ne_bytes(value.try_into().ok()?)),
-        _ => None,
-    }
-}
-
 /// A text up to its NUL.
 #[must_use]
 pub fn string(value: &[u8]) -> String {
@@ -238,19 +148,10 @@ pub struct Netlink {
 const ANSWER_SECONDS: i64 = 5;
 
 impl Netlink {
-    /// For links, addresses, routes and rules.
-    pub fn route() -> Result<Self, NetlinkError> {
-        Self::open(libc::NETLINK_ROUTE)
-    }
-
     /// For nftables.
     pub fn netfilter() -> Result<Self, NetlinkError> {
-        Self::open(libc::NETLINK_NETFILTER)
-    }
-
-    fn open(protocol: i32) -> Result<Self, NetlinkError> {
         let open = || -> io::Result<OwnedFd> {
-            let fd = sys::socket(libc::AF_NETLINK, libc::SOCK_RAW, protocol)?;
+            let fd = sys::socket(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_NETFILTER)?;
             sys::bind_netlink(&fd, 0)?;
             sys::set_receive_timeout(&fd, ANSWER_SECONDS)?;
             // Kernel texts for errors, without the request echoed back.
@@ -282,22 +183,6 @@ impl Netlink {
 
     fn send(&self, what: &str, bytes: &[u8]) -> Result<(), NetlinkError> {
         sys::send(&self.fd, bytes).map_err(|source| NetlinkError::Socket { what: what.to_owned(), source })
-    }
-
-    /// Sends a request and waits for its acknowledgement.
-    pub fn request(&mut self, what: &str, message: Message) -> Result<(), NetlinkError> {
-        let mut message = message;
-        let flags = u16::from_ne_bytes([message.bytes[6], message.bytes[7]]) | libc::NLM_F_ACK as u16;
-        message.bytes[6..8].copy_from_slice(&flags.to_ne_bytes());
-        let sequence = self.next_sequence();
-        self.send(what, &message.finish(sequence))?;
-        loop {
-            for answer in messages(&self.receive(what, true)?) {
-                if answer.sequence == sequence && answer.kind == libc::NLMSG_ERROR as u16 {
-                    return acknowledgement(what, &answer);
-                }
-            }
-        }
     }
 
     /// Sends a dump request and collects its answers.
@@ -388,13 +273,19 @@ fn acknowledgement(what: &str, answer: &Answer) -> Result<(), NetlinkError> {
     if code == 0 {
         return Ok(());
     }
-    let attributes = answer.body.get(4 + HEADER..).unwrap_or(&[]);
-    // NLMSGERR_ATTR_MSG = 1
     Err(NetlinkError::Refused {
         what: what.to_owned(),
         errno: io::Error::from_raw_os_error(code.saturating_neg()),
-        message: attribute(attributes, 1).map(string),
+        message: kernel_text(answer.body.get(4..).unwrap_or(&[])),
     })
+}
+
+/// The kernel's own words (extended acknowledgement) in what follows the error number: the request's header, then
+/// attributes. The socket has `NETLINK_CAP_ACK`, so the request itself is not echoed between them.
+#[must_use]
+pub fn kernel_text(rest: &[u8]) -> Option<String> {
+    const NLMSGERR_ATTR_MSG: u16 = 1;
+    attribute(rest.get(HEADER..)?, NLMSGERR_ATTR_MSG).map(string)
 }
 
 #[cfg(test)]
@@ -405,7 +296,7 @@ mod tests {
     fn message_is_laid_out_as_netlink_7_says() {
         let mut m = Message::new(16, 0x400, &[1, 2, 3]);
         m.text(3, "ab").nest(18, |m| {
-            m.u32(1, 7);
+            m.be32(1, 7);
         });
         let bytes = m.finish(9);
         assert_eq!(bytes.len(), 16 + 4 + 8 + 12);
@@ -415,7 +306,7 @@ mod tests {
         assert_eq!(&bytes[28..32], &[12, 0, 18, 0x80]);
         let all: Vec<_> = attributes(&bytes[20..]).collect();
         assert_eq!(all.len(), 2);
-        assert_eq!(attribute(all[1].1, 1).and_then(number), Some(7));
+        assert_eq!(attribute(all[1].1, 1), Some(&[0, 0, 0, 7][..]));
     }
 
     #[test]

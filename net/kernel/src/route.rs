@@ -1,24 +1,15 @@
 //! Routes and routing rules (`RTM_*ROUTE`, `RTM_*RULE`).
 
 use crate::PROTOCOL;
-use crate::address::{address, family_and_bytes};
-use crate::netlink::{Message, Netlink, NetlinkError, attributes, number, string, tolerate};
+use crate::error::{NetlinkError, tolerate};
+use crate::rtnl::{self, Rtnl};
 use holdfast_model::net::Prefix;
 use holdfast_plan::item::PolicyRule;
+use rtnetlink::IpVersion;
+use rtnetlink::packet_route::AddressFamily;
+use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteScope, RouteType};
+use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-
-const RTA_DST: u16 = 1;
-const RTA_OIF: u16 = 4;
-const RTA_GATEWAY: u16 = 5;
-const RTA_PRIORITY: u16 = 6;
-const RTA_PREFSRC: u16 = 7;
-const RTA_TABLE: u16 = 15;
-const FRA_IIFNAME: u16 = 3;
-const FRA_PRIORITY: u16 = 6;
-const FRA_SUPPRESS_PREFIXLEN: u16 = 14;
-const FRA_TABLE: u16 = 15;
-const FRA_PROTOCOL: u16 = 21;
-const TO_TABLE: u8 = 1;
 
 /// A route in the kernel's terms.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,158 +32,155 @@ pub struct KernelRoute {
     pub ours: bool,
 }
 
-/// Reads an `RTM_NEWROUTE` body.
-#[must_use]
-pub fn parse(body: &[u8]) -> Option<KernelRoute> {
-    // struct rtmsg: family, dst_len, src_len, tos, table, protocol, scope, type, flags u32.
-    let family = i32::from(*body.first()?);
-    let any = match family {
-        libc::AF_INET => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-        libc::AF_INET6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
-        _ => return None,
-    };
-    let mut route = KernelRoute {
-        table: u32::from(*body.get(4)?),
-        destination: Prefix { address: any, length: *body.get(1)? },
-        metric: 0,
-        output: None,
-        router: None,
-        source: None,
-        unreachable: *body.get(7)? == libc::RTN_UNREACHABLE,
-        ours: *body.get(5)? == PROTOCOL,
-    };
-    for (kind, value) in attributes(body.get(12..)?) {
-        match kind {
-            RTA_DST => route.destination.address = address(value)?,
-            RTA_OIF => route.output = number(value),
-            RTA_GATEWAY => route.router = address(value),
-            RTA_PRIORITY => route.metric = number(value)?,
-            RTA_PREFSRC => route.source = address(value),
-            RTA_TABLE => route.table = number(value)?,
-            _ => {}
-        }
-    }
-    Some(route)
-}
-
-fn message(kind: u16, flags: i32, route: &KernelRoute) -> Message {
-    let (family, destination) = family_and_bytes(route.destination.address);
-    let scope = if kind == libc::RTM_DELROUTE {
-        // Whatever scope it has: the kernel compares unless this is given.
-        libc::RT_SCOPE_NOWHERE
-    } else if route.router.is_some() || route.unreachable {
-        libc::RT_SCOPE_UNIVERSE
-    } else {
-        libc::RT_SCOPE_LINK
-    };
-    let header = [
-        family,
-        route.destination.length,
-        0,
-        0,
-        libc::RT_TABLE_UNSPEC,
-        PROTOCOL,
-        scope,
-        if route.unreachable { libc::RTN_UNREACHABLE } else { libc::RTN_UNICAST },
-        0,
-        0,
-        0,
-        0,
-    ];
-    let mut m = Message::new(kind, flags, &header);
-    m.u32(RTA_TABLE, route.table).u32(RTA_PRIORITY, route.metric);
-    if route.destination.length > 0 {
-        m.attr(RTA_DST, &destination);
-    }
-    if let Some(output) = route.output {
-        m.u32(RTA_OIF, output);
-    }
-    if let Some(router) = route.router {
-        m.attr(RTA_GATEWAY, &family_and_bytes(router).1);
-    }
-    if let Some(source) = route.source {
-        m.attr(RTA_PREFSRC, &family_and_bytes(source).1);
-    }
-    m
-}
-
-/// Reads an `RTM_NEWRULE` body; `None` unless it is one of ours.
-#[must_use]
-pub fn parse_rule(body: &[u8]) -> Option<PolicyRule> {
-    // struct fib_rule_hdr: family, dst_len, src_len, tos, table, res, res, action, flags u32.
-    let mut rule =
-        PolicyRule { priority: 0, input: String::new(), table: u32::from(*body.get(4)?), suppress_prefix_length: None };
-    let mut ours = false;
-    for (kind, value) in attributes(body.get(12..)?) {
-        match kind {
-            FRA_IIFNAME => rule.input = string(value),
-            FRA_PRIORITY => rule.priority = number(value)?,
-            FRA_TABLE => rule.table = number(value)?,
-            FRA_SUPPRESS_PREFIXLEN => {
-                rule.suppress_prefix_length = number(value).filter(|n| *n != u32::MAX);
+impl KernelRoute {
+    /// Reads an `RTM_NEWROUTE` message; `None` when it is of neither IP version.
+    #[must_use]
+    pub fn read(message: &RouteMessage) -> Option<Self> {
+        let header = &message.header;
+        let any = match header.address_family {
+            AddressFamily::Inet => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            AddressFamily::Inet6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+            _ => return None,
+        };
+        let mut route = Self {
+            table: u32::from(header.table),
+            destination: Prefix { address: any, length: header.destination_prefix_length },
+            metric: 0,
+            output: None,
+            router: None,
+            source: None,
+            unreachable: header.kind == RouteType::Unreachable,
+            ours: u8::from(header.protocol) == PROTOCOL,
+        };
+        for attribute in &message.attributes {
+            match attribute {
+                RouteAttribute::Destination(a) => route.destination.address = ip(a)?,
+                RouteAttribute::Oif(index) => route.output = Some(*index),
+                RouteAttribute::Gateway(a) => route.router = ip(a),
+                RouteAttribute::Priority(metric) => route.metric = *metric,
+                RouteAttribute::PrefSource(a) => route.source = ip(a),
+                RouteAttribute::Table(table) => route.table = *table,
+                _ => {}
             }
-            FRA_PROTOCOL => ours = number(value) == Some(u32::from(PROTOCOL)),
+        }
+        Some(route)
+    }
+
+    fn message(&self) -> RouteMessage {
+        let mut message = RouteMessage::default();
+        message.header = RouteHeader {
+            address_family: match self.destination.address {
+                IpAddr::V4(_) => AddressFamily::Inet,
+                IpAddr::V6(_) => AddressFamily::Inet6,
+            },
+            destination_prefix_length: self.destination.length,
+            // Tables above 255 do not fit into the header: always the attribute.
+            table: RouteHeader::RT_TABLE_UNSPEC,
+            protocol: PROTOCOL.into(),
+            scope: if self.router.is_some() || self.unreachable { RouteScope::Universe } else { RouteScope::Link },
+            kind: if self.unreachable { RouteType::Unreachable } else { RouteType::Unicast },
+            ..RouteHeader::default()
+        };
+        let attributes = &mut message.attributes;
+        attributes.extend([RouteAttribute::Table(self.table), RouteAttribute::Priority(self.metric)]);
+        if self.destination.length > 0 {
+            attributes.push(RouteAttribute::Destination(self.destination.address.into()));
+        }
+        attributes.extend(self.output.map(RouteAttribute::Oif));
+        attributes.extend(self.router.map(|a| RouteAttribute::Gateway(a.into())));
+        attributes.extend(self.source.map(|a| RouteAttribute::PrefSource(a.into())));
+        message
+    }
+}
+
+fn ip(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(a) => Some(IpAddr::V4(*a)),
+        RouteAddress::Inet6(a) => Some(IpAddr::V6(*a)),
+        _ => None,
+    }
+}
+
+/// Reads an `RTM_NEWRULE` message; `None` unless it is one of ours.
+#[must_use]
+pub fn read_rule(message: &RuleMessage) -> Option<PolicyRule> {
+    let table = u32::from(message.header.table);
+    let mut rule = PolicyRule { priority: 0, input: String::new(), table, suppress_prefix_length: None };
+    let mut ours = false;
+    for attribute in &message.attributes {
+        match attribute {
+            RuleAttribute::Iifname(name) => rule.input.clone_from(name),
+            RuleAttribute::Priority(priority) => rule.priority = *priority,
+            RuleAttribute::Table(table) => rule.table = *table,
+            // All ones: nothing is suppressed.
+            RuleAttribute::SuppressPrefixLen(n) => rule.suppress_prefix_length = Some(*n).filter(|n| *n != u32::MAX),
+            RuleAttribute::Protocol(protocol) => ours = u8::from(*protocol) == PROTOCOL,
             _ => {}
         }
     }
     ours.then_some(rule)
 }
 
-fn rule_message(kind: u16, flags: i32, rule: &PolicyRule) -> Message {
-    let mut header = [0; 12];
-    header[0] = libc::AF_INET as u8;
-    header[7] = TO_TABLE;
-    let mut m = Message::new(kind, flags, &header);
-    m.text(FRA_IIFNAME, &rule.input)
-        .u32(FRA_PRIORITY, rule.priority)
-        .u32(FRA_TABLE, rule.table)
-        .attr(FRA_PROTOCOL, &[PROTOCOL]);
-    if let Some(length) = rule.suppress_prefix_length {
-        m.u32(FRA_SUPPRESS_PREFIXLEN, length);
-    }
-    m
+/// Gives a request the content of a rule.
+fn fill_rule(message: &mut RuleMessage, rule: &PolicyRule) {
+    message.header.family = AddressFamily::Inet;
+    message.header.action = RuleAction::ToTable;
+    // Tables above 255 do not fit into the header: always the attribute.
+    message.header.table = RouteHeader::RT_TABLE_UNSPEC;
+    message.attributes = vec![
+        RuleAttribute::Iifname(rule.input.clone()),
+        RuleAttribute::Priority(rule.priority),
+        RuleAttribute::Table(rule.table),
+        RuleAttribute::Protocol(PROTOCOL.into()),
+    ];
+    message.attributes.extend(rule.suppress_prefix_length.map(RuleAttribute::SuppressPrefixLen));
 }
 
-impl Netlink {
+impl Rtnl {
     /// All IPv4 and IPv6 routes of all tables.
-    pub fn routes(&mut self) -> Result<Vec<KernelRoute>, NetlinkError> {
-        let m = Message::new(libc::RTM_GETROUTE, 0, &[0; 12]);
-        let answers = self.dump("list routes", m)?;
-        Ok(answers.iter().filter_map(|a| parse(&a.body)).collect())
+    pub async fn routes(&mut self) -> Result<Vec<KernelRoute>, NetlinkError> {
+        let answers = self.handle()?.route().get(RouteMessage::default()).execute();
+        let messages = rtnl::list("list routes", answers).await?;
+        Ok(messages.iter().filter_map(KernelRoute::read).collect())
     }
 
     /// Adds or replaces a route.
-    pub fn add_route(&mut self, route: &KernelRoute) -> Result<(), NetlinkError> {
-        let flags = libc::NLM_F_CREATE | libc::NLM_F_REPLACE;
-        let m = message(libc::RTM_NEWROUTE, flags, route);
-        self.request(&format!("add route {}", route.destination), m)
+    pub async fn add_route(&mut self, route: &KernelRoute) -> Result<(), NetlinkError> {
+        let request = self.handle()?.route().add(route.message()).replace().execute();
+        rtnl::done(&format!("add route {}", route.destination), request).await
     }
 
     /// Removes a route; one that is gone already is no error.
-    pub fn delete_route(&mut self, route: &KernelRoute) -> Result<(), NetlinkError> {
-        let m = message(libc::RTM_DELROUTE, 0, route);
-        tolerate(self.request(&format!("remove route {}", route.destination), m), &[libc::ESRCH, libc::ENODEV])
+    pub async fn delete_route(&mut self, route: &KernelRoute) -> Result<(), NetlinkError> {
+        let mut message = route.message();
+        // Whatever scope it has: the kernel compares unless this is given.
+        message.header.scope = RouteScope::NoWhere;
+        let request = self.handle()?.route().del(message).execute();
+        let removed = rtnl::done(&format!("remove route {}", route.destination), request).await;
+        tolerate(removed, &[libc::ESRCH, libc::ENODEV])
     }
 
     /// Routing rules made by this program.
-    pub fn rules(&mut self) -> Result<Vec<PolicyRule>, NetlinkError> {
-        let mut header = [0; 12];
-        header[0] = libc::AF_INET as u8;
-        let m = Message::new(libc::RTM_GETRULE, 0, &header);
-        let answers = self.dump("list routing rules", m)?;
-        Ok(answers.iter().filter_map(|a| parse_rule(&a.body)).collect())
+    pub async fn rules(&mut self) -> Result<Vec<PolicyRule>, NetlinkError> {
+        let answers = self.handle()?.rule().get(IpVersion::V4).execute();
+        let messages = rtnl::list("list routing rules", answers).await?;
+        Ok(messages.iter().filter_map(read_rule).collect())
     }
 
     /// Adds a rule; one that is there already is no error.
-    pub fn add_rule(&mut self, rule: &PolicyRule) -> Result<(), NetlinkError> {
-        let flags = libc::NLM_F_CREATE | libc::NLM_F_EXCL;
-        let m = rule_message(libc::RTM_NEWRULE, flags, rule);
-        tolerate(self.request(&format!("add routing rule {}", rule.priority), m), &[libc::EEXIST])
+    pub async fn add_rule(&mut self, rule: &PolicyRule) -> Result<(), NetlinkError> {
+        let mut request = self.handle()?.rule().add();
+        fill_rule(request.message_mut(), rule);
+        let added = rtnl::done(&format!("add routing rule {}", rule.priority), request.execute()).await;
+        tolerate(added, &[libc::EEXIST])
     }
 
     /// Removes a rule; one that is gone already is no error.
-    pub fn delete_rule(&mut self, rule: &PolicyRule) -> Result<(), NetlinkError> {
-        let m = rule_message(libc::RTM_DELRULE, 0, rule);
-        tolerate(self.request(&format!("remove routing rule {}", rule.priority), m), &[libc::ENOENT])
+    pub async fn delete_rule(&mut self, rule: &PolicyRule) -> Result<(), NetlinkError> {
+        let mut message = RuleMessage::default();
+        fill_rule(&mut message, rule);
+        let request = self.handle()?.rule().del(message).execute();
+        let removed = rtnl::done(&format!("remove routing rule {}", rule.priority), request).await;
+        tolerate(removed, &[libc::ENOENT])
     }
 }

@@ -1,6 +1,7 @@
 //! Opens what a `netsvc` process inherits: it has no privilege to open anything itself.
 
-use crate::netlink::{Netlink, NetlinkError};
+use crate::error::NetlinkError;
+use crate::rtnl::Rtnl;
 use crate::sys;
 use holdfast_netsvc::config::{ClientSockets, Config, Mode, NetworkSockets};
 use holdfast_plan::item::{Service, ServiceKind};
@@ -37,8 +38,8 @@ impl Plate {
 }
 
 /// Opens the sockets of a service, in the network namespace of the calling thread.
-pub fn prepare(netlink: &mut Netlink, service: &Service) -> Result<Prepared, NetlinkError> {
-    let link = netlink.link(&service.link)?;
+pub async fn prepare(rtnl: &mut Rtnl, service: &Service) -> Result<Prepared, NetlinkError> {
+    let link = rtnl.link(&service.link).await?;
     let mut plate = Plate(Vec::new());
     let failed = |e: io::Error| NetlinkError::io(format!("sockets of service {}", service.name), e);
     let mode = match &service.kind {

@@ -1,6 +1,6 @@
 //! Kernel variables under `/proc/sys`.
 
-use crate::netlink::NetlinkError;
+use crate::error::NetlinkError;
 use std::fs;
 use std::path::{Component, Path, PathBuf};
 

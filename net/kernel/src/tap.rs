@@ -1,6 +1,7 @@
 //! Tap interfaces: persistent, owned by one VM's user (`Documentation/networking/tuntap.rst`).
 
-use crate::netlink::{Netlink, NetlinkError};
+use crate::error::NetlinkError;
+use crate::rtnl::Rtnl;
 use crate::sys;
 use std::fs::OpenOptions;
 use std::os::fd::OwnedFd;
@@ -28,8 +29,8 @@ fn open(name: &str) -> Result<OwnedFd, NetlinkError> {
 
 /// Makes a persistent tap that `uid` may attach to. One that is there already with that owner is left alone, so that
 /// a running VM is not disturbed.
-pub fn create(netlink: &mut Netlink, name: &str, uid: u32) -> Result<(), NetlinkError> {
-    if let Some(link) = netlink.find_link(name)? {
+pub async fn create(rtnl: &mut Rtnl, name: &str, uid: u32) -> Result<(), NetlinkError> {
+    if let Some(link) = rtnl.find_link(name).await? {
         if link.kind == "tun" && link.tun_owner == Some(uid) {
             return Ok(());
         }
@@ -44,16 +45,25 @@ pub fn create(netlink: &mut Netlink, name: &str, uid: u32) -> Result<(), Netlink
     sys::tun_set_persistent(&fd).map_err(what)
 }
 
+/// MTU in bytes of an existing tap, in the network namespace of the calling thread.
+pub fn mtu(name: &str) -> Result<u32, NetlinkError> {
+    sys::interface_mtu(name).map_err(|e| match e.raw_os_error() {
+        Some(libc::ENODEV) => NetlinkError::NotFound { what: format!("interface {name}"), hint: String::new() },
+        _ => NetlinkError::io(format!("tap {name}"), e),
+    })
+}
+
 /// A descriptor for the frames of an existing tap, for a VMM: non-blocking, header of [`HEADER_BYTES`], no offloads
-/// (the VMM sets those that its guest accepts with `TUNSETOFFLOAD`). Only one may be open at a time.
-pub fn attach(netlink: &mut Netlink, name: &str) -> Result<OwnedFd, NetlinkError> {
+/// (the VMM sets those that its guest accepts with `TUNSETOFFLOAD`). Only one may be open at a time. System calls only,
+/// no message to wait for: callable where nothing may be awaited.
+pub fn attach(name: &str) -> Result<OwnedFd, NetlinkError> {
     // Opening would make a fresh one: check first.
-    let link = netlink.link(name)?;
-    if link.kind != "tun" {
-        return Err(NetlinkError::Conflict {
+    mtu(name)?;
+    open(name).map_err(|e| match e.errno() {
+        Some(libc::EINVAL) => NetlinkError::Conflict {
             what: format!("tap {name}"),
-            found: format!("an interface of kind {:?} has the name", link.kind),
-        });
-    }
-    open(name)
+            found: "an interface of another kind has the name".into(),
+        },
+        _ => e,
+    })
 }

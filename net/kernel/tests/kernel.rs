@@ -3,7 +3,7 @@
 
 use holdfast_model::net::Prefix;
 use holdfast_netkernel::route::KernelRoute;
-use holdfast_netkernel::{Event, Monitor, Netlink, PROTOCOL, sys, sysctl, tap};
+use holdfast_netkernel::{Event, Monitor, Netlink, PROTOCOL, Rtnl, sys, sysctl, tap};
 use holdfast_plan::firewall::*;
 use holdfast_plan::item::PolicyRule;
 use std::net::Ipv4Addr;
@@ -37,73 +37,78 @@ fn prefix(text: &str) -> Prefix {
     text.parse().expect("prefix")
 }
 
-fn dummy(netlink: &mut Netlink, name: &str) {
-    netlink.add_veth(name, &format!("{name}p"), None, None).expect("veth");
+async fn dummy(rtnl: &mut Rtnl, name: &str) {
+    rtnl.add_veth(name, &format!("{name}p"), None, None).await.expect("veth");
     for n in [name.to_owned(), format!("{name}p")] {
-        let link = netlink.link(&n).expect("link");
-        netlink.set_up(&link, true).expect("up");
+        let link = rtnl.link(&n).await.expect("link");
+        rtnl.set_up(&link, true).await.expect("up");
     }
 }
 
-#[test]
-fn links_are_made_read_back_and_removed() {
+#[tokio::test]
+async fn links_are_made_read_back_and_removed() {
     if !namespace() {
         return;
     }
-    let mut n = Netlink::route().expect("netlink");
+    let mut n = Rtnl::new().expect("netlink");
     let mac = [2, 0, 0, 0, 0, 9];
-    n.add_bridge("br-t", mac).expect("bridge");
-    tap::create(&mut n, "tap-t", 2003).expect("tap");
-    tap::create(&mut n, "tap-t", 2003).expect("again is no error");
-    assert!(tap::create(&mut n, "tap-t", 2004).is_err());
-    dummy(&mut n, "v0");
-    let v0 = n.link("v0").expect("v0");
+    n.add_bridge("br-t", mac).await.expect("bridge");
+    tap::create(&mut n, "tap-t", 2003).await.expect("tap");
+    tap::create(&mut n, "tap-t", 2003).await.expect("again is no error");
+    assert!(tap::create(&mut n, "tap-t", 2004).await.is_err());
+    dummy(&mut n, "v0").await;
+    let v0 = n.link("v0").await.expect("v0");
     // Not every machine that runs the tests has VLANs.
-    let vlan = n.add_vlan("v0.7", v0.index, 7);
+    let vlan = n.add_vlan("v0.7", v0.index, 7).await;
     if vlan.as_ref().is_err_and(|e| e.errno() == Some(libc::EOPNOTSUPP)) {
         println!("not run: this kernel has no VLAN interfaces");
     } else {
         vlan.expect("vlan");
-        assert_eq!(n.link("v0.7").expect("vlan").vlan_id, Some(7));
+        assert_eq!(n.link("v0.7").await.expect("vlan").vlan_id, Some(7));
     }
-    let bridge = n.link("br-t").expect("bridge");
-    let tap_link = n.link("tap-t").expect("tap");
-    n.mark_ours(&bridge).expect("mark");
-    n.set_mtu(&bridge, 1400).expect("mtu");
-    n.set_up(&bridge, true).expect("up");
-    n.set_master(&tap_link, Some(bridge.index)).expect("enslave");
-    n.set_isolated(&tap_link, true).expect("isolate");
-    let bridge = n.link("br-t").expect("bridge");
+    let bridge = n.link("br-t").await.expect("bridge");
+    let tap_link = n.link("tap-t").await.expect("tap");
+    n.mark_ours(&bridge).await.expect("mark");
+    n.set_mtu(&bridge, 1400).await.expect("mtu");
+    n.set_up(&bridge, true).await.expect("up");
+    n.set_master(&tap_link, Some(bridge.index)).await.expect("enslave");
+    n.set_isolated(&tap_link, true).await.expect("isolate");
+    let bridge = n.link("br-t").await.expect("bridge");
     assert_eq!((bridge.mac, bridge.mtu, bridge.up, bridge.ours), (mac, 1400, true, true));
-    let tap_link = n.link("tap-t").expect("tap");
+    let tap_link = n.link("tap-t").await.expect("tap");
     assert_eq!(tap_link.tun_owner, Some(2003));
     assert_eq!((tap_link.master, tap_link.isolated), (Some(bridge.index), true));
-    drop(tap::attach(&mut n, "tap-t").expect("attach"));
+    drop(tap::attach("tap-t").expect("attach"));
+    assert_eq!(tap::mtu("tap-t").expect("mtu"), 1500);
+    let error = tap::attach("br-t").expect_err("no tap").to_string();
+    assert_eq!(error, "tap br-t: an interface of another kind has the name");
+    let error = tap::attach("tap-u").expect_err("absent").to_string();
+    assert_eq!(error, "interface tap-u does not exist");
     if let Some(text) = witness("ip", &["-d", "link", "show", "tap-t"]) {
         assert!(text.contains("isolated on") && text.contains("vnet_hdr on persist on user 2003"), "{text}");
     }
     for name in ["br-t", "tap-t"] {
-        let link = n.link(name).expect("link");
-        n.delete_link(&link).expect("delete");
-        n.delete_link(&link).expect("again is no error");
+        let link = n.link(name).await.expect("link");
+        n.delete_link(&link).await.expect("delete");
+        n.delete_link(&link).await.expect("again is no error");
     }
-    let error = n.link("br-t").expect_err("gone").to_string();
+    let error = n.link("br-t").await.expect_err("gone").to_string();
     assert!(error.starts_with("interface br-t does not exist; present are lo, "), "{error}");
 }
 
-#[test]
-fn addresses_routes_rules_and_variables_are_idempotent_and_read_back() {
+#[tokio::test]
+async fn addresses_routes_rules_and_variables_are_idempotent_and_read_back() {
     if !namespace() {
         return;
     }
-    let mut n = Netlink::route().expect("netlink");
-    dummy(&mut n, "v0");
-    let link = n.link("v0").expect("v0");
+    let mut n = Rtnl::new().expect("netlink");
+    dummy(&mut n, "v0").await;
+    let link = n.link("v0").await.expect("v0");
     let own = prefix("10.9.0.2/24");
     for _ in 0..2 {
-        n.add_address(&link, own).expect("address");
+        n.add_address(&link, own).await.expect("address");
     }
-    let found = n.addresses().expect("list");
+    let found = n.addresses().await.expect("list");
     let ours: Vec<_> = found.iter().filter(|a| a.ours).collect();
     assert_eq!(ours.len(), 1);
     assert_eq!(ours[0].prefix, own);
@@ -120,17 +125,17 @@ fn addresses_routes_rules_and_variables_are_idempotent_and_read_back() {
     let nowhere =
         KernelRoute { metric: 9000, output: None, router: None, source: None, unreachable: true, ..route.clone() };
     for _ in 0..2 {
-        n.add_route(&route).expect("route");
-        n.add_route(&nowhere).expect("unreachable route");
+        n.add_route(&route).await.expect("route");
+        n.add_route(&nowhere).await.expect("unreachable route");
     }
-    let ours: Vec<_> = n.routes().expect("list").into_iter().filter(|r| r.ours).collect();
+    let ours: Vec<_> = n.routes().await.expect("list").into_iter().filter(|r| r.ours).collect();
     assert!(ours.contains(&route), "{ours:?}");
     assert_eq!(ours.len(), 2, "{ours:?}");
     let rule = PolicyRule { priority: 1000, input: "v0".into(), table: 254, suppress_prefix_length: Some(0) };
     for _ in 0..2 {
-        n.add_rule(&rule).expect("rule");
+        n.add_rule(&rule).await.expect("rule");
     }
-    assert_eq!(n.rules().expect("list"), vec![rule.clone()]);
+    assert_eq!(n.rules().await.expect("list"), vec![rule.clone()]);
     if let Some(text) = witness("ip", &["rule"]) {
         assert!(
             text.contains(&format!("1000:\tfrom all iif v0 lookup main suppress_prefixlength 0 proto {PROTOCOL}")),
@@ -141,14 +146,14 @@ fn addresses_routes_rules_and_variables_are_idempotent_and_read_back() {
     assert_eq!(sysctl::read("net/ipv4/conf/v0/rp_filter").expect("read"), "2");
     assert!(sysctl::write("../etc/passwd", "x").is_err());
     for _ in 0..2 {
-        n.delete_rule(&rule).expect("delete");
-        n.delete_route(&KernelRoute { router: None, source: None, ..route.clone() }).expect("delete");
-        n.delete_route(&nowhere).expect("delete");
-        n.delete_address(&link, own).expect("delete");
+        n.delete_rule(&rule).await.expect("delete");
+        n.delete_route(&KernelRoute { router: None, source: None, ..route.clone() }).await.expect("delete");
+        n.delete_route(&nowhere).await.expect("delete");
+        n.delete_address(&link, own).await.expect("delete");
     }
-    assert!(n.routes().expect("list").iter().all(|r| !r.ours));
-    assert!(n.rules().expect("list").is_empty());
-    assert!(n.addresses().expect("list").iter().all(|a| !a.ours));
+    assert!(n.routes().await.expect("list").iter().all(|r| !r.ours));
+    assert!(n.rules().await.expect("list").is_empty());
+    assert!(n.addresses().await.expect("list").iter().all(|a| !a.ours));
 }
 
 fn table() -> Table {
@@ -348,35 +353,32 @@ fn a_table_of_thousands_of_rules_is_one_transaction() {
     }
 }
 
-#[test]
-fn monitor_tells_of_links_and_addresses() {
+#[tokio::test]
+async fn monitor_tells_of_links_and_addresses() {
     if !namespace() {
         return;
     }
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
-    runtime.block_on(async {
-        let mut monitor = Monitor::new().expect("monitor");
-        let mut n = Netlink::route().expect("netlink");
-        dummy(&mut n, "v0");
-        let link = n.link("v0").expect("v0");
-        n.add_address(&link, prefix("10.9.0.2/24")).expect("address");
-        // Leaving a bridge is not being gone.
-        n.add_bridge("br-t", [2, 0, 0, 0, 0, 9]).expect("bridge");
-        let (peer, bridge) = (n.link("v0p").expect("v0p"), n.link("br-t").expect("bridge"));
-        n.set_master(&peer, Some(bridge.index)).expect("enslave");
-        let peer = n.link("v0p").expect("v0p");
-        n.set_master(&peer, None).expect("release");
-        n.delete_link(&link).expect("delete");
-        let (mut up, mut addressed, mut gone) = (false, false, false);
-        while !(up && addressed && gone) {
-            let next = tokio::time::timeout(std::time::Duration::from_secs(5), monitor.next());
-            match next.await.expect("in time").expect("event") {
-                Event::Link(l) if l.name == "v0" && l.up => up = true,
-                Event::Address(a) if a.prefix == prefix("10.9.0.2/24") => addressed = true,
-                Event::LinkGone(l) if l.name == "v0" => gone = true,
-                Event::LinkGone(l) => assert!(l.name == "v0p" && n.find_link("v0p").expect("links").is_none()),
-                _ => {}
-            }
+    let mut monitor = Monitor::new().expect("monitor");
+    let mut n = Rtnl::new().expect("netlink");
+    dummy(&mut n, "v0").await;
+    let link = n.link("v0").await.expect("v0");
+    n.add_address(&link, prefix("10.9.0.2/24")).await.expect("address");
+    // Leaving a bridge is not being gone.
+    n.add_bridge("br-t", [2, 0, 0, 0, 0, 9]).await.expect("bridge");
+    let (peer, bridge) = (n.link("v0p").await.expect("v0p"), n.link("br-t").await.expect("bridge"));
+    n.set_master(&peer, Some(bridge.index)).await.expect("enslave");
+    let peer = n.link("v0p").await.expect("v0p");
+    n.set_master(&peer, None).await.expect("release");
+    n.delete_link(&link).await.expect("delete");
+    let (mut up, mut addressed, mut gone) = (false, false, false);
+    while !(up && addressed && gone) {
+        let next = tokio::time::timeout(std::time::Duration::from_secs(5), monitor.next());
+        match next.await.expect("in time").expect("event") {
+            Event::Link(l) if l.name == "v0" && l.up => up = true,
+            Event::Address(a) if a.prefix == prefix("10.9.0.2/24") => addressed = true,
+            Event::LinkGone(l) if l.name == "v0" => gone = true,
+            Event::LinkGone(l) => assert!(l.name == "v0p" && n.find_link("v0p").await.expect("links").is_none()),
+            _ => {}
         }
-    });
+    }
 }

@@ -8,7 +8,7 @@ use holdfast_model::Uuid;
 use holdfast_model::app::App;
 use holdfast_model::desired::Desired;
 use holdfast_model::net::{AppInterface, InstanceKind, NetworkInstance, Protocol, RateUnit, Rule, RuleAction};
-use holdfast_netkernel::{NetDriver, Netlink, prepare};
+use holdfast_netkernel::NetDriver;
 use holdfast_netsvc::config::{Assignment, Lease, NetworkService, Reply, Request};
 use holdfast_plan::item::{Service, ServiceKind};
 use holdfast_plan::{Allocations, Input, ItemKey, LinkFact, NetItem, Plan, last_resort, plan};
@@ -156,29 +156,30 @@ fn two_apps_live_change_and_go_without_a_trace() {
     };
     // The world outside, and the cable to the device.
     outside.run(|| {
-        let mut n = Netlink::route().expect("netlink");
-        n.add_veth("up0", "eth0", Some(DEVICE_MAC), Some(device.fd())).expect("veth");
+        veth("up0", "eth0", DEVICE_MAC, &device);
         up("up0");
         address("up0", "192.0.2.1/24");
         route("10.1.0.0/24", DEVICE, "up0");
     });
     let mut out_processes = Processes::new();
     let service = outside_service();
-    let prepared = outside.run(|| prepare(&mut Netlink::route().expect("netlink"), &service).expect("sockets"));
+    let prepared = sockets(&outside, &service);
     out_processes.launch(&service, prepared);
     let _outside_web = echo(&outside, 7000);
 
     // The device, on this thread.
     device.enter();
+    let runtime = runtime();
+    let resolver = std::env::temp_dir().join(format!("resolv-{}", std::process::id()));
+    let driver = runtime.block_on(async { NetDriver::new(Processes::new(), resolver).expect("driver") });
     let mut d = Device {
-        driver: NetDriver::new(Processes::new(), std::env::temp_dir().join(format!("resolv-{}", std::process::id())))
-            .expect("driver"),
+        driver,
         reconciler: Reconciler::new(Backoff::default()),
         leases: BTreeMap::new(),
         allocations: Allocations::default(),
-        runtime: tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime"),
+        runtime,
     };
-    let before = d.driver.netlink().links().expect("links").len();
+    let before = d.runtime.block_on(d.driver.netlink().links()).expect("links").len();
 
     // Nothing but the port: its client gets a lease from outside.
     d.apply(&last_resort(&links()));
@@ -206,7 +207,7 @@ fn two_apps_live_change_and_go_without_a_trace() {
             host_name: "a".into(),
         }),
     };
-    let prepared = a.run(|| prepare(&mut Netlink::route().expect("netlink"), &client).expect("sockets"));
+    let prepared = sockets(&a, &client);
     app_processes.launch(&client, prepared);
     let got = wait_for_lease(&app_processes, "a");
     assert_eq!((got.address, got.routers.as_slice(), got.dns.as_slice()), (ip_a, &[GATEWAY][..], &[GATEWAY][..]));
@@ -298,8 +299,8 @@ fn two_apps_live_change_and_go_without_a_trace() {
     // Somebody removes the bridge: it is noticed, and made anew with all that stood on it.
     let bridge = plan.instances[0].bridge.clone();
     assert_eq!(d.runtime.block_on(d.driver.lost(d.reconciler.current())).expect("look"), []);
-    let link = d.driver.netlink().link(&bridge).expect("bridge");
-    d.driver.netlink().delete_link(&link).expect("delete");
+    let link = d.runtime.block_on(d.driver.netlink().link(&bridge)).expect("bridge");
+    d.runtime.block_on(d.driver.netlink().delete_link(&link)).expect("delete");
     let lost = d.runtime.block_on(d.driver.lost(d.reconciler.current())).expect("look");
     assert!(lost.contains(&ItemKey::Link(bridge)), "{lost:?}");
     for key in &lost {
@@ -349,6 +350,6 @@ fn two_apps_live_change_and_go_without_a_trace() {
     let empty = holdfast_reconcile::Graph::new();
     let left = d.runtime.block_on(d.driver.discover(&empty)).expect("discover");
     assert!(left.is_empty(), "{left:?}");
-    assert_eq!(d.driver.netlink().links().expect("links").len(), before);
+    assert_eq!(d.runtime.block_on(d.driver.netlink().links()).expect("links").len(), before);
     assert!(!d.driver.services.is_alive("dhcp-eth0"));
 }

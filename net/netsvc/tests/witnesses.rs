@@ -3,7 +3,6 @@
 mod common;
 
 use common::*;
-use holdfast_netkernel::{Netlink, prepare};
 use holdfast_netsvc::config::{Assignment, ClientService, NetworkService};
 use holdfast_plan::item::{Service, ServiceKind};
 use std::net::Ipv4Addr;
@@ -17,8 +16,7 @@ const CLIENT_MAC: [u8; 6] = [2, 0, 0, 0, 7, 42];
 fn pair() -> Option<(Namespace, Namespace)> {
     let (server, client) = (Namespace::new()?, Namespace::new()?);
     server.run(|| {
-        let mut n = Netlink::route().expect("netlink");
-        n.add_veth("s0", "c0", Some(CLIENT_MAC), Some(client.fd())).expect("veth");
+        veth("s0", "c0", CLIENT_MAC, &client);
         up("s0");
         address("s0", "10.7.0.1/24");
     });
@@ -49,7 +47,7 @@ fn serve(server: &Namespace) -> Processes {
         },
     };
     let mut processes = Processes::new();
-    let prepared = server.run(|| prepare(&mut Netlink::route().expect("netlink"), &service).expect("sockets"));
+    let prepared = sockets(server, &service);
     processes.launch(&service, prepared);
     processes
 }
@@ -173,7 +171,7 @@ fn our_client_gets_and_renews_a_lease_from_dnsmasq() {
         kind: ServiceKind::DhcpClient(ClientService { interface: "c0".into(), host_name: "edge-1".into() }),
     };
     let mut processes = Processes::new();
-    let prepared = client.run(|| prepare(&mut Netlink::route().expect("netlink"), &service).expect("sockets"));
+    let prepared = sockets(&client, &service);
     processes.launch(&service, prepared);
     let lease = wait_for_lease(&processes, "dhcp-c0");
     assert!((50..=60).contains(&lease.address.octets()[3]), "{lease:?}");

@@ -4,7 +4,8 @@
 
 pub mod encode;
 
-use crate::netlink::{Message, Netlink, NetlinkError, attribute, string};
+use crate::error::NetlinkError;
+use crate::netlink::{Message, Netlink, attribute, string};
 use encode::rule_expressions;
 use holdfast_plan::firewall::{Base, ChainKind, Family, Hook, Policy, Table};
 

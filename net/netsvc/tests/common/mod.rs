@@ -1,7 +1,7 @@
 //! Network namespaces, cables between taps, and `netsvc` processes for the tests.
 #![allow(dead_code)] // Each test file uses its part.
 
-use holdfast_netkernel::{Netlink, Prepared, Services, sys, tap};
+use holdfast_netkernel::{Prepared, Rtnl, Services, prepare, sys, tap};
 use holdfast_netsvc::config::{Reply, Request};
 use holdfast_netsvc::control::Client;
 use holdfast_plan::item::{Service, ServiceKind};
@@ -67,34 +67,63 @@ impl Namespace {
     }
 }
 
+/// A runtime for the actuators, on the calling thread and so in its namespace.
+pub fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime")
+}
+
 pub fn up(name: &str) {
-    let mut n = Netlink::route().expect("netlink");
-    let link = n.link(name).expect("link");
-    n.set_up(&link, true).expect("up");
+    runtime().block_on(async {
+        let mut n = Rtnl::new().expect("netlink");
+        let link = n.link(name).await.expect("link");
+        n.set_up(&link, true).await.expect("up");
+    });
+}
+
+/// A pair of joined interfaces, one end in another namespace.
+pub fn veth(name: &str, peer: &str, peer_mac: [u8; 6], peer_namespace: &Namespace) {
+    runtime().block_on(async {
+        let mut n = Rtnl::new().expect("netlink");
+        n.add_veth(name, peer, Some(peer_mac), Some(peer_namespace.fd())).await.expect("veth");
+    });
+}
+
+/// What a service inherits, opened in that namespace.
+pub fn sockets(ns: &Namespace, service: &Service) -> Prepared {
+    ns.run(|| {
+        runtime().block_on(async {
+            let mut n = Rtnl::new().expect("netlink");
+            prepare(&mut n, service).await.expect("sockets")
+        })
+    })
 }
 
 /// Address (with prefix length) on an interface.
 pub fn address(name: &str, prefix: &str) {
-    let mut n = Netlink::route().expect("netlink");
-    let link = n.link(name).expect("link");
-    n.add_address(&link, prefix.parse().expect("prefix")).expect("address");
+    runtime().block_on(async {
+        let mut n = Rtnl::new().expect("netlink");
+        let link = n.link(name).await.expect("link");
+        n.add_address(&link, prefix.parse().expect("prefix")).await.expect("address");
+    });
 }
 
 /// Route over a router on an interface.
 pub fn route(destination: &str, router: Ipv4Addr, name: &str) {
-    let mut n = Netlink::route().expect("netlink");
-    let link = n.link(name).expect("link");
-    let route = holdfast_netkernel::route::KernelRoute {
-        table: 254,
-        destination: destination.parse().expect("prefix"),
-        metric: 0,
-        output: Some(link.index),
-        router: Some(router.into()),
-        source: None,
-        unreachable: false,
-        ours: true,
-    };
-    n.add_route(&route).expect("route");
+    runtime().block_on(async {
+        let mut n = Rtnl::new().expect("netlink");
+        let link = n.link(name).await.expect("link");
+        let route = holdfast_netkernel::route::KernelRoute {
+            table: 254,
+            destination: destination.parse().expect("prefix"),
+            metric: 0,
+            output: Some(link.index),
+            router: Some(router.into()),
+            source: None,
+            unreachable: false,
+            ours: true,
+        };
+        n.add_route(&route).await.expect("route");
+    });
 }
 
 /// Joins a tap of the device with a fresh interface `eth0` in an app's namespace, as a VMM would.
@@ -105,18 +134,20 @@ pub struct Cable {
 
 impl Cable {
     pub fn plug(device: &Namespace, tap_name: &str, app: &Namespace, mac: [u8; 6]) -> Self {
-        let host = device.run(|| tap::attach(&mut Netlink::route().expect("netlink"), tap_name).expect("attach"));
+        let host = device.run(|| tap::attach(tap_name).expect("attach"));
         let guest = app.run(|| {
-            let mut n = Netlink::route().expect("netlink");
-            if n.find_link("eth0").expect("links").is_none() {
-                tap::create(&mut n, "eth0", 0).expect("tap");
-            }
-            let link = n.link("eth0").expect("link");
-            n.set_mac(&link, mac).expect("mac");
-            let fd = tap::attach(&mut n, "eth0").expect("attach");
-            let link = n.link("eth0").expect("link");
-            n.set_up(&link, true).expect("up");
-            fd
+            runtime().block_on(async {
+                let mut n = Rtnl::new().expect("netlink");
+                if n.find_link("eth0").await.expect("links").is_none() {
+                    tap::create(&mut n, "eth0", 0).await.expect("tap");
+                }
+                let link = n.link("eth0").await.expect("link");
+                n.set_mac(&link, mac).await.expect("mac");
+                let fd = tap::attach("eth0").expect("attach");
+                let link = n.link("eth0").await.expect("link");
+                n.set_up(&link, true).await.expect("up");
+                fd
+            })
         });
         let stop = Arc::new(AtomicBool::new(false));
         let (host, guest) = (File::from(host), File::from(guest));
