@@ -3,6 +3,9 @@
 //! vCPU threads reach it by commands (activate, reset) whose answer they wait for; everything else reaches it through
 //! descriptors in one epoll set, edge-triggered.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeSet, VecDeque};
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -459,123 +462,5 @@ fn end_of(fault: &DeviceFault) -> End {
     match fault {
         DeviceFault::Ring { .. } | DeviceFault::Guest { .. } => End::guest_fault(fault.to_string()),
         DeviceFault::Host { .. } => End::host_fault(fault.to_string()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::control::{ControlClient, listen};
-    use crate::pci::virtio::DeviceLoop;
-    use crate::vcpu::Buses;
-    use crate::virtio::interrupt::IrqLine;
-    use crate::virtio::rng::Rng;
-    use crate::virtio::testing::{Driver, activation, ram};
-    use std::path::PathBuf;
-    use std::sync::Barrier;
-    use std::thread::JoinHandle;
-
-    #[derive(Debug)]
-    struct NoLine;
-
-    impl IrqLine for NoLine {
-        fn set(&self, _: bool) {}
-    }
-
-    struct Running {
-        handle: Arc<LoopHandle>,
-        end: Arc<EndSlot>,
-        thread: JoinHandle<End>,
-        socket: PathBuf,
-        _directory: tempfile::TempDir,
-    }
-
-    /// A device thread with an entropy device in slot 0 and no vCPUs.
-    fn start() -> Running {
-        let directory = tempfile::tempdir().unwrap();
-        let socket = directory.path().join("control");
-        let control = ControlServer::new(listen(&socket).unwrap()).unwrap();
-        let (handle, end) = (LoopHandle::new().unwrap(), EndSlot::new().unwrap());
-        let terminate = Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap());
-        let power = Power::new(Arc::new(NoLine));
-        let mut event_loop = EventLoop::new(handle.clone(), end.clone(), power, terminate, Some(control)).unwrap();
-        event_loop.add(Box::new(Rng::new("rng".into())));
-        let buses = Arc::new(Buses { pio: Default::default(), mmio: Default::default() });
-        let vcpus = VcpuSet::start(Vec::new(), &buses, &end, &Arc::new(Barrier::new(1)), false).unwrap();
-        vcpus.resume();
-        let thread = std::thread::spawn(move || event_loop.run(&vcpus));
-        Running { handle, end, thread, socket, _directory: directory }
-    }
-
-    fn eventually(what: &str, done: impl Fn() -> bool) {
-        let deadline = Instant::now() + Duration::from_secs(5);
-        while !done() {
-            assert!(Instant::now() < deadline, "{what}");
-            std::thread::sleep(Duration::from_millis(1));
-        }
-    }
-
-    #[test]
-    fn activated_device_serves_kicks_until_reset_and_can_be_activated_again() {
-        let running = start();
-        let ram = ram();
-        for _ in 0..2 {
-            let mut driver = Driver::new(&ram, 0, 16);
-            driver.set_avail_idx(0);
-            driver.clear_used();
-            let (activation, _vectors) = activation(&ram, &[&driver]);
-            running.handle.activate(0, activation).unwrap();
-            driver.chain(&[(0x8_0000, 16, true)]);
-            driver.kick();
-            eventually("request served", || driver.used().len() == 1);
-            running.handle.reset(0).unwrap();
-        }
-        running.end.finish(End::new(ExitClass::PowerOff, "test"));
-        assert_eq!(running.thread.join().unwrap().class, ExitClass::PowerOff);
-    }
-
-    #[test]
-    fn paused_device_serves_nothing_and_catches_up_after_resume() {
-        let running = start();
-        let ram = ram();
-        let mut driver = Driver::new(&ram, 0, 16);
-        let (activation, _vectors) = activation(&ram, &[&driver]);
-        running.handle.activate(0, activation).unwrap();
-        let mut client = ControlClient::connect(&running.socket).unwrap();
-        client.pause().unwrap();
-        assert_eq!(client.ping().unwrap(), RunState::Paused);
-        driver.chain(&[(0x8_0000, 16, true)]);
-        driver.kick();
-        std::thread::sleep(Duration::from_millis(20));
-        assert!(driver.used().is_empty());
-        client.resume().unwrap();
-        eventually("request served", || driver.used().len() == 1);
-        assert_eq!(client.stats().unwrap().devices[0].1.in_bytes, 16);
-        client.pause().unwrap();
-        client.stop(Duration::from_secs(60)).unwrap();
-        assert_eq!(running.thread.join().unwrap().class, ExitClass::Stopped);
-    }
-
-    #[test]
-    fn broken_ring_ends_the_vm_as_the_guests_fault() {
-        let running = start();
-        let ram = ram();
-        let mut driver = Driver::new(&ram, 0, 16);
-        let (activation, _vectors) = activation(&ram, &[&driver]);
-        running.handle.activate(0, activation).unwrap();
-        driver.offer(99);
-        driver.kick();
-        let end = running.thread.join().unwrap();
-        assert_eq!(end.class, ExitClass::GuestFault);
-        assert!(end.reason.contains("rng queue 0"), "{end}");
-        drop(running.handle);
-    }
-
-    #[test]
-    fn stop_deadline_ends_a_guest_that_does_not_obey() {
-        let running = start();
-        let mut client = ControlClient::connect(&running.socket).unwrap();
-        client.stop(Duration::from_millis(30)).unwrap();
-        assert_eq!(running.thread.join().unwrap().class, ExitClass::Stopped);
     }
 }

@@ -1,0 +1,97 @@
+use super::testing::function;
+use super::*;
+use proptest::prelude::*;
+
+fn write(function: &mut VirtioFunction, offset: u64, value: u64, len: usize) -> Result<(), End> {
+    function.bar_write(offset, &value.to_le_bytes()[..len])
+}
+
+fn read(function: &mut VirtioFunction, offset: u64, len: usize) -> u64 {
+    let mut value = [0; 8];
+    function.bar_read(offset, &mut value[..len]).unwrap();
+    u64::from_le_bytes(value)
+}
+
+fn negotiate(function: &mut VirtioFunction, features: u64) {
+    write(function, 0x14, 3, 1).unwrap();
+    for select in 0..2u64 {
+        write(function, 0x08, select, 4).unwrap();
+        write(function, 0x0c, features >> (32 * select), 4).unwrap();
+    }
+    write(function, 0x14, 0x0b, 1).unwrap();
+}
+
+#[test]
+fn driver_bring_up_activates_and_connects_the_doorbell() {
+    let (mut function, host) = function().unwrap();
+    function.config_write(4, &[6, 0]).unwrap();
+    negotiate(&mut function, F_VERSION_1);
+    assert_eq!(read(&mut function, 0x14, 1), 0x0b);
+    assert_eq!(read(&mut function, 0x18, 2), 64, "queue size");
+    write(&mut function, 0x18, 16, 2).unwrap();
+    write(&mut function, 0x20, 0x1000, 8).unwrap();
+    write(&mut function, 0x28, 0x2000, 8).unwrap();
+    write(&mut function, 0x30, 0x3000, 8).unwrap();
+    write(&mut function, 0x1c, 1, 2).unwrap();
+    write(&mut function, 0x14, 0x0f, 1).unwrap();
+    assert_eq!(*host.activated.lock().unwrap(), [(F_VERSION_1, 1)]);
+    assert_eq!(*host.connected.lock().unwrap(), [0xc000_3000]);
+    write(&mut function, 0x14, 0, 1).unwrap();
+    assert!(host.connected.lock().unwrap().is_empty());
+    assert_eq!((*host.resets.lock().unwrap(), read(&mut function, 0x14, 1)), (1, 0));
+}
+
+#[test]
+fn foreign_features_are_refused_by_clearing_features_ok() {
+    let (mut function, _) = function().unwrap();
+    negotiate(&mut function, F_VERSION_1 | 1 << 60);
+    assert_eq!(read(&mut function, 0x14, 1), 3);
+    let (mut legacy, _) = super::testing::function().unwrap();
+    negotiate(&mut legacy, 0);
+    assert_eq!(read(&mut legacy, 0x14, 1), 3, "legacy drivers have no place here");
+}
+
+#[test]
+fn misused_registers_end_the_vm_with_a_reason() {
+    type Misuse = fn(&mut VirtioFunction) -> Result<(), End>;
+    let cases: [(&str, Misuse); 6] = [
+        ("DRIVER_OK without FEATURES_OK", |f| write(f, 0x14, 0x07, 1)),
+        ("size of queue 0 to 3", |f| write(f, 0x18, 3, 2)),
+        ("size of queue 0 to 128", |f| write(f, 0x18, 128, 2)),
+        ("queue_enable", |f| write(f, 0x1c, 0, 2)),
+        ("cleared status bits", |f| {
+            write(f, 0x14, 3, 1)?;
+            write(f, 0x14, 1, 1)
+        }),
+        ("queue 0 wrongly", |f| {
+            negotiate(f, F_VERSION_1);
+            write(f, 0x20, 0xffff_f000, 8)?;
+            write(f, 0x1c, 1, 2)?;
+            write(f, 0x14, 0x0f, 1)
+        }),
+    ];
+    for (words, misuse) in cases {
+        let (mut function, _) = function().unwrap();
+        let end = misuse(&mut function).unwrap_err();
+        assert!(end.reason.contains(words) && end.reason.starts_with("rng"), "{words:?} not in {:?}", end.reason);
+    }
+}
+
+#[test]
+fn configuration_window_reaches_the_bar() {
+    let (mut function, _) = function().unwrap();
+    let window = function.window;
+    function.config_write(window + 8, &0x12u32.to_le_bytes()).unwrap();
+    function.config_write(window + 12, &2u32.to_le_bytes()).unwrap();
+    let mut value = [0; 2];
+    function.config_read(window + 16, &mut value).unwrap();
+    assert_eq!(u16::from_le_bytes(value), 1, "num_queues");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn hostile_accesses_never_panic(data in proptest::collection::vec(any::<u8>(), 0..600)) {
+        fuzz_virtio_pci(&data);
+    }
+}
