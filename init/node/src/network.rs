@@ -237,7 +237,7 @@ impl Network {
                 network.addressing = Addressing::Static {
                     subnet: Prefix { address, length: *prefix_len },
                     gateway: gateway.map(IpAddr::V4),
-                    dns: dns.iter().map(|d| IpAddr::from(*d)).collect(),
+                    dns: dns.clone(),
                     domain: String::new(),
                 };
             }

@@ -77,9 +77,36 @@ pub fn collect(directory: &Path, wanted: &[(Uuid, i64)]) -> io::Result<Vec<Strin
     Ok(gone)
 }
 
+/// Removes the files of all other generations of a volume: a purge made them worthless.
+///
+/// # Errors
+/// When the directory cannot be read or a file not be removed.
+pub fn remove_other_generations(directory: &Path, volume: Uuid, generation: i64) -> io::Result<()> {
+    let (keep, begin) = (file_of(directory, volume, generation), format!("{volume}."));
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with(&begin) && entry.path() != keep {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_purge_leaves_other_volumes_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let (a, b) = (Uuid::from_u128(1), Uuid::from_u128(2));
+        for (id, generation) in [(a, 0), (a, 1), (a, 2), (b, 0)] {
+            fs::write(file_of(dir.path(), id, generation), b"x").unwrap();
+        }
+        remove_other_generations(dir.path(), a, 2).unwrap();
+        let there = |id, generation| file_of(dir.path(), id, generation).exists();
+        assert_eq!([there(a, 0), there(a, 1), there(a, 2), there(b, 0)], [false, false, true, true]);
+    }
 
     #[test]
     fn a_volume_is_a_sparse_copy_of_the_seed_at_its_size() {

@@ -7,6 +7,7 @@ use crate::vms::{self, Disk, Plan};
 use crate::{machine, volumes};
 use anyhow::Result;
 use holdfast_model::app::App;
+use holdfast_model::desired::ObjectKind;
 use holdfast_model::observed::AppState;
 use holdfast_model::storage::VolumeOrigin;
 use std::cell::RefCell;
@@ -85,6 +86,15 @@ impl Agent {
                         return self.say_once("error", &format!("app {}: purge: {}: {e}", app.name, file.display()));
                     }
                 }
+                if step == Step::Purge {
+                    let folder = self.paths.data("volumes");
+                    for volume in &app.volumes {
+                        let removed = volumes::remove_other_generations(&folder, volume.volume, volume.generation);
+                        if let Err(e) = removed {
+                            self.say_once("warning", &format!("app {}: old volumes stay: {e}", app.name));
+                        }
+                    }
+                }
                 let acted = apps::Acted { restart: app.restart_counter, purge: app.purge_counter };
                 self.store.now.acted.insert(id, acted);
                 if let Some(runtime) = self.runtimes.get_mut(&id) {
@@ -118,7 +128,10 @@ impl Agent {
                 self.store.now.numbers.remove(&id);
                 self.logs.borrow_mut().apps.remove(&id);
                 let wanted: Vec<(Uuid, i64)> = self.desired.volumes.iter().map(|v| (v.id, v.generation)).collect();
-                if let Ok(gone) = volumes::collect(&self.paths.data("volumes"), &wanted)
+                // A volume that the config has with a fault is not in the list, and yet not to be lost.
+                let sure = !self.desired.faults.iter().any(|f| f.kind == ObjectKind::Volume);
+                if sure
+                    && let Ok(gone) = volumes::collect(&self.paths.data("volumes"), &wanted)
                     && !gone.is_empty()
                 {
                     self.say("info", &format!("volumes removed: {}", gone.join(", ")));
