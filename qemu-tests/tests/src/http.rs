@@ -13,6 +13,16 @@ const MAX_ANSWER: u64 = 1 << 20;
 /// # Errors
 /// When there is no connection or no whole answer within `timeout` for each step.
 pub fn get(address: SocketAddr, path: &str, timeout: Duration) -> Result<(u16, String)> {
+    let (head, body) = get_with_head(address, path, timeout)?;
+    let status = head.split(' ').nth(1).and_then(|s| s.parse().ok()).context("expected a status in the answer")?;
+    Ok((status, body))
+}
+
+/// Asks once; gives status line with headers, and body.
+///
+/// # Errors
+/// As [`get`].
+pub fn get_with_head(address: SocketAddr, path: &str, timeout: Duration) -> Result<(String, String)> {
     let mut stream = TcpStream::connect_timeout(&address, timeout).context("connecting")?;
     stream.set_read_timeout(Some(timeout))?;
     stream.set_write_timeout(Some(timeout))?;
@@ -23,8 +33,7 @@ pub fn get(address: SocketAddr, path: &str, timeout: Duration) -> Result<(u16, S
     let Some((head, body)) = text.split_once("\r\n\r\n") else {
         bail!("expected an HTTP answer, found {} bytes", answer.len())
     };
-    let status = head.split(' ').nth(1).and_then(|s| s.parse().ok()).context("expected a status in the answer")?;
-    Ok((status, body.to_owned()))
+    Ok((head.to_owned(), body.to_owned()))
 }
 
 #[cfg(test)]

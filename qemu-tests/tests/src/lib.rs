@@ -19,13 +19,16 @@
 //! });
 //! ```
 //!
-//! Reading order: [`world`], [`webapp`], [`update`], [`look`], [`stages`], [`artefacts`], [`offline`], [`http`], [`screen`].
+//! Reading order: [`world`], [`webapp`], [`update`], [`look`], [`stages`], [`memory`], [`artefacts`], [`offline`], [`http`], [`debian`], [`docker_registry`], [`screen`].
 
 #![forbid(unsafe_code)]
 
 pub mod artefacts;
+pub mod debian;
+pub mod docker_registry;
 pub mod http;
 pub mod look;
+pub mod memory;
 pub mod offline;
 pub mod screen;
 pub mod stages;
