@@ -28,7 +28,7 @@ const SEED_BYTES: &str = "64M";
 /// Libraries loaded by name at run time, which `ldd` does not see.
 const RUNTIME_LIBRARIES: &[&str] = &["/usr/lib/x86_64-linux-gnu/libtss2-tcti-device.so.0"];
 /// The kernel's options. `panic=10` with `oops=panic` turns every kernel fault into a restart, which the slots then judge.
-const KERNEL_OPTIONS: &str = "console=tty0 console=ttyS0 loglevel=4 panic=10 oops=panic slab_nomerge randomize_kstack_offset=on vsyscall=none watchdog.open_timeout=60";
+const KERNEL_OPTIONS: &str = "console=tty0 console=ttyS0 loglevel=4 panic=10 oops=panic slab_nomerge randomize_kstack_offset=on vsyscall=none watchdog.open_timeout=60 bonding.max_bonds=0 dummy.numdummies=0";
 
 /// What one version is made from.
 pub struct Inputs<'a> {
