@@ -80,88 +80,95 @@ impl Recipe {
     }
 
     fn make(&self, folder: &Path, tar: &Path) -> Result<()> {
-        let mirror = Mirror::of_apt(self.suite)?;
         let (root, unfinished) = (folder.join("root"), folder.join("unfinished.tar"));
         let remove = || run(as_root("rm").args(["-rf", "--one-file-system"]).args([&root, &unfinished]));
-        remove()?;
-        eprintln!("Debian {} with {} from {}: making it once", self.suite, self.packages.join(", "), mirror.url);
+        let (mirrors, proxies) = (mirrors(self.suite)?, proxies()?);
+        let mut failures = Vec::new();
+        for mirror in &mirrors {
+            remove()?;
+            eprintln!("Debian {} with {} from {mirror}: making it once", self.suite, self.packages.join(", "));
+            match self.bootstrap(&root, mirror, &proxies) {
+                Ok(()) => {
+                    self.pack(&root, &unfinished)?;
+                    fs::rename(&unfinished, tar)?;
+                    remove()?;
+                    return Ok(());
+                }
+                Err(e) => failures.push(format!("{e:#}")),
+            }
+        }
+        bail!(
+            "debootstrap could make Debian {} from no source of apt ({}); are they reachable from here? A proxy is taken from http_proxy or \
+             apt's Acquire::http::Proxy\n{}",
+            self.suite,
+            mirrors.join(", "),
+            failures.join("\n")
+        )
+    }
+
+    fn bootstrap(&self, root: &Path, mirror: &str, proxies: &[String]) -> Result<()> {
         let limit = BOOTSTRAP_LIMIT.to_string();
-        let mut bootstrap = as_root("env");
-        bootstrap.args(&mirror.proxies).arg("DPKG_FORCE=unsafe-io").args(["timeout", "-k", "10", &limit]);
-        bootstrap.args(["debootstrap", "--variant=minbase"]).arg(format!("--include={}", self.packages.join(",")));
-        run(bootstrap.arg(self.suite).arg(&root).arg(&mirror.url)).with_context(|| {
-            format!(
-                "debootstrap could not make Debian {} from {}, which is what apt's sources name: is it reachable from here? (a proxy is \
-                 taken from http_proxy or apt's Acquire::http::Proxy)",
-                self.suite, mirror.url
-            )
-        })?;
+        let mut command = as_root("env");
+        command.args(proxies).arg("DPKG_FORCE=unsafe-io").args(["timeout", "-k", "10", &limit]);
+        command.args(["debootstrap", "--variant=minbase"]).arg(format!("--include={}", self.packages.join(",")));
+        run(command.arg(self.suite).arg(root).arg(mirror)).map(drop)
+    }
+
+    fn pack(&self, root: &Path, tar: &Path) -> Result<()> {
         for (path, target) in self.links {
             run(as_root("ln").args(["-sfn", target]).arg(root.join(path)))?;
         }
+        let mut command = as_root("tar");
         // Times differ with every unpacking and say nothing.
-        let mut pack = as_root("tar");
-        pack.args([
-            "--create",
-            "--sort=name",
-            "--numeric-owner",
-            "--mtime=@0",
-            "--no-wildcards-match-slash",
-            "--anchored",
-        ]);
-        pack.args(self.without.iter().map(|pattern| format!("--exclude={pattern}")));
-        run(pack.arg("--file").arg(&unfinished).arg("--directory").arg(&root).arg("."))?;
-        fs::rename(&unfinished, tar)?;
-        remove()?;
-        Ok(())
+        command.args(["--create", "--sort=name", "--numeric-owner", "--mtime=@0"]);
+        command.args(["--no-wildcards-match-slash", "--anchored"]);
+        command.args(self.without.iter().map(|pattern| format!("--exclude={pattern}")));
+        run(command.arg("--file").arg(tar).arg("--directory").arg(root).arg(".")).map(drop)
     }
 }
 
-/// Where apt gets a release from, and through what.
-#[derive(Debug)]
-struct Mirror {
-    url: String,
-    /// `http_proxy=URL` and the like, for wget.
-    proxies: Vec<String>,
+/// Where apt gets a release from. It is asked for what it would fetch: that needs neither its lists nor the network.
+fn mirrors(suite: &str) -> Result<Vec<String>> {
+    let fetched = run(Command::new("apt-get").args(["--print-uris", "update"]))?;
+    let mirrors = mirrors_among(&fetched, suite);
+    if mirrors.is_empty() {
+        bail!(
+            "apt's sources: expected one of {suite} over http, https or file, found:\n{fetched}add one to /etc/apt/sources.list.d"
+        );
+    }
+    Ok(mirrors)
 }
 
-impl Mirror {
-    fn of_apt(suite: &str) -> Result<Self> {
-        let targets = run(Command::new("apt-get").args([
-            "indextargets",
-            "--format",
-            "$(CODENAME) $(RELEASE) $(COMPONENT) $(REPO_URI)",
-            "Created-By: Packages",
-        ]))?;
-        let Some(url) = mirror_among(&targets, suite) else {
-            bail!(
-                "apt's sources: expected a mirror with {suite} main over http, https or file, found:\n{targets}add one to \
-                 /etc/apt/sources.list.d"
-            )
-        };
-        let mut proxies = Vec::new();
-        for (item, variable) in [("Acquire::http::Proxy", "http_proxy"), ("Acquire::https::Proxy", "https_proxy")] {
-            if let Ok(proxy) = std::env::var(variable) {
-                proxies.push(format!("{variable}={proxy}"));
-                continue;
-            }
-            let value = run(Command::new("apt-config").args(["--format", "%v%n", "dump", item]))?;
-            let value = value.trim();
-            if !value.is_empty() && value != "DIRECT" {
-                proxies.push(format!("{variable}={value}"));
-            }
+/// The sources of `suite` that debootstrap can use; it checks itself that Debian signed what it finds there. Lines are an address in single
+/// quotes, then other words.
+fn mirrors_among(fetched: &str, suite: &str) -> Vec<String> {
+    let mut mirrors: Vec<String> = Vec::new();
+    for address in fetched.lines().filter_map(|line| line.strip_prefix('\'')?.split('\'').next()) {
+        let usable = ["http://", "https://", "file:"].iter().any(|scheme| address.starts_with(scheme));
+        if let Some((mirror, _)) = address.split_once(&format!("/dists/{suite}/"))
+            && usable
+            && !mirrors.iter().any(|m| m == mirror)
+        {
+            mirrors.push(mirror.to_owned());
         }
-        Ok(Self { url, proxies })
     }
+    mirrors
 }
 
-/// The first source of `suite`'s `main` that debootstrap can use; lines are codename, release, component, address.
-fn mirror_among(targets: &str, suite: &str) -> Option<String> {
-    targets.lines().find_map(|line| {
-        let [codename, release, "main", url] = line.split(' ').collect::<Vec<_>>()[..] else { return None };
-        let usable = ["http://", "https://", "file:"].iter().any(|scheme| url.starts_with(scheme));
-        (usable && (codename == suite || release == suite)).then(|| url.trim_end_matches('/').to_owned())
-    })
+/// `http_proxy=URL` and the like, for debootstrap's wget: the environment's, else apt's.
+fn proxies() -> Result<Vec<String>> {
+    let mut proxies = Vec::new();
+    for (item, variable) in [("Acquire::http::Proxy", "http_proxy"), ("Acquire::https::Proxy", "https_proxy")] {
+        let proxy = match std::env::var(variable) {
+            Ok(proxy) => proxy,
+            Err(_) => run(Command::new("apt-config").args(["--format", "%v%n", "dump", item]))?,
+        };
+        let proxy = proxy.trim();
+        if !proxy.is_empty() && proxy != "DIRECT" {
+            proxies.push(format!("{variable}={proxy}"));
+        }
+    }
+    Ok(proxies)
 }
 
 /// A command that makes device nodes and files of other owners.
@@ -193,15 +200,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_mirror_is_the_first_one_of_apt_that_debootstrap_can_use() {
-        let targets = "bookworm-updates bookworm-updates main http://a/debian/\n\
-                       bookworm bookworm contrib http://b/debian/\n\
-                       bookworm bookworm main mirror+file:/etc/apt/list/\n\
-                       bookworm stable main http://c/debian/\n\
-                       bookworm bookworm main http://d/debian/\n";
-        assert_eq!(mirror_among(targets, "bookworm").as_deref(), Some("http://c/debian"));
-        assert_eq!(mirror_among(targets, "stable").as_deref(), Some("http://c/debian"));
-        assert_eq!(mirror_among(targets, "trixie"), None);
-        assert_eq!(mirror_among("", "bookworm"), None);
+    fn mirrors_are_those_sources_of_apt_that_debootstrap_can_use() {
+        let fetched = "'http://a/debian/dists/bookworm/InRelease' a_debian_dists_bookworm_InRelease 0 \n\
+                       'http://a/debian/dists/bookworm-updates/InRelease' x 0 \n\
+                       'mirror+file:/etc/apt/list/dists/bookworm/InRelease' x 0 \n\
+                       'http://a/debian/dists/bookworm/main/binary-amd64/Packages.xz' x 0 \n\
+                       'https://b/dists/bookworm/main/binary-amd64/Packages.xz' x 0 \n";
+        assert_eq!(mirrors_among(fetched, "bookworm"), ["http://a/debian", "https://b"]);
+        assert!(mirrors_among(fetched, "trixie").is_empty());
+        assert!(mirrors_among("", "bookworm").is_empty());
     }
 }
