@@ -86,10 +86,11 @@ pub(crate) fn command(builder: &Builder, places: &Places<'_>) -> Result<Command>
     let accelerator = accelerator();
     args.add(["-nodefaults", "-no-user-config", "-display", "none", "-name", &builder.name]);
     match accelerator {
-        // One thread for all virtual processors: with several, each system management interrupt of the firmware's variable
-        // store waits seconds for the other processors (11 s for a boot's variables instead of 0.3 s), and two devices fit
-        // two cores.
-        Accelerator::Tcg => args.add(["-accel", "tcg,thread=single", "-cpu", &builder.cpu]),
+        // A thread for each virtual processor: with one thread for all of them (`thread=single`) VMs inside the device stop after some
+        // seconds, spinning with interrupts off while the device's own timer interrupt waits for ever (QEMU 7.2). A device under TCG
+        // should have one processor: with several, each system management interrupt of the firmware's variable store waits seconds
+        // for the others (11 s for a boot's variables instead of 0.3 s), and two devices do not fit two cores.
+        Accelerator::Tcg => args.add(["-accel", "tcg,thread=multi", "-cpu", &builder.cpu]),
         Accelerator::Kvm => args.add(["-accel", "kvm", "-cpu", "host"]),
     }
     args.add(["-m", &builder.memory_mib.to_string(), "-smp", &builder.cpus.to_string()]);

@@ -43,7 +43,7 @@ fn run(args: &Args) -> Result<()> {
     }
     println!("{}", machine());
     println!(
-        "method: a fresh device for each boot (Secure Boot, TPM, 2 processors, 1536 MiB); times of the boot from its console, by the device's \
+        "method: a fresh device for each boot (Secure Boot, TPM, 1536 MiB, one processor where it is emulated); times of the boot from its console, by the device's \
          clock; times of the app by this machine's clock; memory from /proc/PID/smaps in the device"
     );
     println!("{:44} {:>10} {:>10} {:>10}", "", "min", "median", "max");
