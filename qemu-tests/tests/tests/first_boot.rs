@@ -167,7 +167,9 @@ fn the_app_comes_back_without_a_controller(world: &mut World) -> Result<()> {
     world.stop_controller();
     world.power_cycle()?;
     world.http_get("/health", boot_limit())?;
-    assert_eq!(count(world)?, counted + 1, "the app's disk is still there");
+    // The last count may have been lost with the power: its rename waits for the file system's next commit.
+    let now = count(world)?;
+    ensure!(now == counted || now == counted + 1, "the app counted {counted} before the power cut and {now} after it");
 
     world.start_controller()?;
     let since = world.controller().position();
