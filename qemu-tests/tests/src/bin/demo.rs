@@ -190,6 +190,8 @@ struct Show {
     asked: Option<Instant>,
     answer: String,
     app_answers: bool,
+    /// A version and what PCR 11 must be while it runs.
+    predicted: (String, String),
 }
 
 impl Show {
@@ -202,6 +204,7 @@ impl Show {
             asked: None,
             answer: "not asked yet".into(),
             app_answers: false,
+            predicted: Default::default(),
         }
     }
 
@@ -246,7 +249,11 @@ impl Show {
         if let Some(report) = &status.attestation {
             let verdict = if report.accepted { "accepted" } else { "refused" };
             block.push(format!("TPM        quote {verdict}: {}", report.reason));
-            block.push(pcr_line(world, &report.pcrs));
+            let running = world.slots()?.into_iter().next().map(|slot| slot.version).unwrap_or_default();
+            if self.predicted.0 != running || self.predicted.1.is_empty() {
+                self.predicted = (running.clone(), predict(world, &running));
+            }
+            block.push(pcr_line(world, &report.pcrs, &self.predicted.1));
         }
         if let Some(info) = world.device_info()? {
             let vault = info.data_sec_at_rest_info.map(|v| v.status().as_str_name().to_owned());
@@ -287,16 +294,24 @@ impl Show {
 }
 
 /// PCR 11 and 14 beside what they must be.
-fn pcr_line(world: &World, pcrs: &std::collections::BTreeMap<u32, String>) -> String {
-    let phases = [phase::ENTER_PID1, phase::VAULT_OPEN, phase::READY];
-    let image = offline::predict_pcr11(world.image(), &phases).unwrap_or_default();
+fn pcr_line(world: &World, pcrs: &std::collections::BTreeMap<u32, String>, image: &str) -> String {
     let site = hex::encode(pcr::predict_site(Some(world.site_document())));
     let part = |index: u32, expected: &str, what: &str| {
         let found = pcrs.get(&index).map_or("-", String::as_str);
         let verdict = if found == expected { "as predicted from" } else { "not that of" };
         format!("PCR {index} {} {verdict} {what}", found.get(..16).unwrap_or(found))
     };
-    format!("           {}; {}", part(11, &image, "the first image and its phases"), part(14, &site, "SITE"))
+    format!("           {}; {}", part(11, image, "the image and its phases"), part(14, &site, "SITE"))
+}
+
+/// What PCR 11 must be while `version` runs: the same UKI lies in the image of that version, whatever its SITE.
+fn predict(world: &World, version: &str) -> String {
+    let phases = [phase::ENTER_PID1, phase::VAULT_OPEN, phase::READY];
+    let image = match Artefacts::next() {
+        Ok(next) if next.version == version => next.image,
+        _ => world.image().to_owned(),
+    };
+    offline::predict_pcr11(&image, &phases).unwrap_or_default()
 }
 
 fn short(kind: &str) -> &str {
