@@ -29,7 +29,8 @@ fn changed_uki_is_refused_by_firmware_and_the_other_slot_boots() {
         let device = world.wait_device_info("slot B to run", soon(), |device| {
             device.sw_list.first().is_some_and(|sw| sw.partition_label == "IMGB")
         })?;
-        eprintln!("changed-uki: {:?}: {}", device.last_boot_reason(), device.last_reboot_reason);
+        let reason = &device.last_reboot_reason;
+        ensure!(reason.contains("slot B runs though slot A is committed"), "reason of the last boot: {reason:?}");
         let ran =
             world.console().iter().any(|line| line.stage().is_some_and(|(_, detail)| detail.starts_with("slot A")));
         ensure!(!ran, "the changed UKI has run");
