@@ -44,6 +44,9 @@ const HEARTBEAT: Duration = Duration::from_secs(5);
 /// Bound of each event queue.
 const QUEUE: usize = 256;
 
+/// An app on its way out, as its network needs it.
+type Leaving = (holdfast_model::app::App, Vec<holdfast_model::net::NetworkInstance>);
+
 /// The agent.
 pub struct Agent {
     boot: Boot,
@@ -56,6 +59,8 @@ pub struct Agent {
     configured: bool,
     contents: Contents,
     runtimes: BTreeMap<Uuid, Runtime>,
+    /// Apps that the config has no more and whose VM still runs, with their network instances.
+    leaving: BTreeMap<Uuid, Leaving>,
     names: BTreeMap<Uuid, String>,
     verdicts: BTreeMap<Uuid, (AppState, String)>,
     guest_faults: BTreeMap<Uuid, String>,
@@ -124,6 +129,7 @@ pub async fn run(parts: Parts) -> Result<std::convert::Infallible> {
         configured: false,
         contents: Contents::default(),
         runtimes: BTreeMap::new(),
+        leaving: BTreeMap::new(),
         names: BTreeMap::new(),
         verdicts: BTreeMap::new(),
         guest_faults: BTreeMap::new(),
@@ -245,10 +251,11 @@ impl Agent {
 
     async fn turn_network(&mut self) {
         let numbers = self.store.now.numbers.clone();
+        let networked = self.networked();
         let (addresses, texts) = self
             .network
             .turn(
-                &self.desired,
+                &networked,
                 self.configured,
                 &|app| vms::FIRST_UID + numbers.get(&app).copied().unwrap_or(0),
                 &self.store.now.addresses,

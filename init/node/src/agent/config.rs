@@ -1,11 +1,15 @@
 //! A new config is taken in.
 
-use super::Agent;
 use super::fetching::{fetch_unit, image_file};
+use super::{Agent, Leaving};
+use crate::apps::Vm;
 use crate::{debug, machine};
 use holdfast_model::desired::{Commands, Desired};
+use holdfast_model::net::RuleAction;
 use holdfast_model::observed::BootReason;
+use std::collections::BTreeMap;
 use std::time::Duration;
+use uuid::Uuid;
 
 /// Time that a download job takes to end once it is killed.
 const JOB_END: Duration = Duration::from_secs(2);
@@ -40,10 +44,24 @@ impl Agent {
             self.names.insert(app.id, app.name.clone());
             self.store.now.number_of(app.id);
         }
+        let running =
+            |id: &Uuid| self.runtimes.get(id).is_some_and(|r| matches!(r.vm, Vm::Running { .. } | Vm::Stopping));
+        leave(&mut self.leaving, &self.desired, &desired, &running);
         self.desired = desired;
         self.configured = true;
         self.collect_images();
         self.follow_debug_orders();
+    }
+
+    /// What the networks are planned for: the config, and apps that left it but still run.
+    pub(super) fn networked(&self) -> Desired {
+        let mut all = self.desired.clone();
+        for (app, instances) in self.leaving.values() {
+            all.apps.push(app.clone());
+            let missing = instances.iter().filter(|i| self.desired.instances.iter().all(|d| d.id != i.id));
+            all.instances.extend(missing.cloned());
+        }
+        all
     }
 
     /// Counter commands. They are noted before anything is done, so each runs once, whatever happens meanwhile.
@@ -92,6 +110,21 @@ fn due(acted: &mut Option<u32>, commanded: u32) -> bool {
     }
 }
 
+/// Notes the apps that `new` has no more while their VM still runs: without its network the guest could not end in an orderly way.
+/// They keep their addresses and lose their port maps, so that a successor can have the ports.
+fn leave(leaving: &mut BTreeMap<Uuid, Leaving>, old: &Desired, new: &Desired, running: &dyn Fn(&Uuid) -> bool) {
+    leaving.retain(|id, _| new.apps.iter().all(|a| a.id != *id));
+    for app in old.apps.iter().filter(|a| new.apps.iter().all(|n| n.id != a.id) && running(&a.id)) {
+        let mut app = app.clone();
+        for interface in &mut app.interfaces {
+            interface.rules.retain(|r| !matches!(r.action, RuleAction::PortMap { .. }));
+        }
+        let uses = |id: &Uuid| app.interfaces.iter().any(|i| i.instance == *id);
+        let instances = old.instances.iter().filter(|i| uses(&i.id)).cloned().collect();
+        leaving.insert(app.id, (app, instances));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -102,5 +135,54 @@ mod tests {
         let followed = [7, 7, 8, 8, 0, 8, 9].map(|commanded| due(&mut acted, commanded));
         assert_eq!(followed, [false, false, true, false, false, false, true]);
         assert_eq!(acted, Some(9));
+    }
+
+    #[test]
+    fn a_running_app_keeps_its_network_but_not_its_ports_until_it_has_ended() {
+        use holdfast_model::{app::App, net};
+        let instance = Uuid::from_u128(9);
+        let rule = |action| net::Rule {
+            id: 1,
+            remote: None,
+            host: None,
+            protocol: Some(net::Protocol::Tcp),
+            local_port: Some(8080),
+            remote_port: None,
+            adapter: String::new(),
+            action,
+        };
+        let interface = net::AppInterface {
+            name: "eth0".into(),
+            instance,
+            address: None,
+            mac: None,
+            rules: vec![rule(RuleAction::Allow), rule(RuleAction::PortMap { app_port: 80 })],
+        };
+        let app = App {
+            id: Uuid::from_u128(1),
+            version: String::new(),
+            name: "web".into(),
+            activate: true,
+            vcpus: 1,
+            memory_bytes: 1 << 27,
+            volumes: vec![],
+            interfaces: vec![interface],
+            user_data: String::new(),
+            restart_counter: 0,
+            purge_counter: 0,
+            start_delay_seconds: 0,
+            disable_logs: false,
+        };
+        let old = Desired { apps: vec![app.clone()], ..Desired::default() };
+        let new = Desired::default();
+
+        let mut leaving = BTreeMap::new();
+        leave(&mut leaving, &old, &new, &|_| false);
+        assert!(leaving.is_empty(), "an app that does not run needs no network");
+        leave(&mut leaving, &old, &new, &|_| true);
+        let (kept, _) = &leaving[&app.id];
+        assert_eq!(kept.interfaces[0].rules, [rule(RuleAction::Allow)]);
+        leave(&mut leaving, &new, &old, &|_| true);
+        assert!(leaving.is_empty(), "wanted again");
     }
 }

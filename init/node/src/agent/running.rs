@@ -123,6 +123,7 @@ impl Agent {
             Step::Forget => {
                 let _ = self.supervisor.borrow_mut().remove(&vms::unit_of(id));
                 self.runtimes.remove(&id);
+                self.leaving.remove(&id);
                 self.verdicts.remove(&id);
                 self.store.now.acted.remove(&id);
                 self.store.now.numbers.remove(&id);
