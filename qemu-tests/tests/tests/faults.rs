@@ -113,7 +113,9 @@ fn wrong_image_hash_leaves_nothing_behind() {
         // A digest that the registry's image does not have.
         let wrong = "0".repeat(64);
         world.configure(|config| {
-            config.images.push(Image { sha256: wrong.clone(), ..Image::container("padded", REGISTRY, "padded:latest") });
+            config
+                .images
+                .push(Image { sha256: wrong.clone(), ..Image::container("padded", REGISTRY, "padded:latest") });
             let mut app = App::container("padded", "padded", webapp::NETWORK, &[]);
             app.interfaces.clear();
             config.apps.push(app);
@@ -180,7 +182,8 @@ fn used_mib(world: &mut World) -> Result<u64> {
     let since = world.controller().position();
     world.until("fresh metrics", soon(), |world| {
         // The second message after now: the first may have been made before.
-        let fresh = world.controller().requests().iter().filter(|r| r.seq > since && r.endpoint == Endpoint::Metrics).count();
+        let fresh =
+            world.controller().requests().iter().filter(|r| r.seq > since && r.endpoint == Endpoint::Metrics).count();
         if fresh < 2 {
             return Ok(None);
         }
