@@ -26,7 +26,10 @@ fn update_is_tried_and_committed_and_left_when_its_slot_is_damaged() {
         damaged_slot_is_left(world)?;
         // The power cut may have taken the app's last count, not those before the update.
         let now = count(world)?;
-        ensure!(now > counted, "the app's counter did not survive the fallback: {counted} before the update, {now} now");
+        ensure!(
+            now > counted,
+            "the app's counter did not survive the fallback: {counted} before the update, {now} now"
+        );
         Ok(())
     });
 }
