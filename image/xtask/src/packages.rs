@@ -54,6 +54,7 @@ const PACKAGES: &[(&str, Need, &str)] = &[
     ("dnsmasq-base", Need::Test, "witness of our DHCP client"),
     ("bind9-dnsutils", Need::Test, "witness of our DNS forwarder"),
     ("procps", Need::Test, "ending witnesses"),
+    ("busybox", Need::Test, "witness DHCP client"),
     ("debootstrap", Need::Test, "the nginx image"),
     ("docker-registry", Need::Test, "witness registry"),
     ("python3", Need::Test, "table checks"),
