@@ -288,6 +288,11 @@ impl World {
 
     // --- the controller --------------------------------------------------------------------------------------------
 
+    /// Our controller runs; not so for a device of somebody else's.
+    pub fn has_controller(&self) -> bool {
+        self.controller.is_some()
+    }
+
     /// The controller.
     ///
     /// # Panics

@@ -239,6 +239,10 @@ impl Show {
 
     /// The live lines.
     fn status(&mut self, world: &mut World) -> Result<Vec<String>> {
+        // What another controller knows is shown there.
+        if !world.has_controller() {
+            return Ok(vec![]);
+        }
         let Ok(status) = world.status() else {
             return Ok(vec!["device     booting".into()]);
         };
