@@ -32,6 +32,8 @@ fn first_boot_reaches_an_app_over_secure_boot_and_tpm() {
         step(world, "the agent came back");
         restart_keeps_what_the_app_wrote_and_purge_does_not(world)?;
         step(world, "restarted and purged");
+        deactivated_it_stops_and_activated_it_has_its_data(world)?;
+        step(world, "stopped and started");
 
         the_app_comes_back_without_a_controller(world)?;
         step(world, "back without a controller");
@@ -157,6 +159,26 @@ fn restart_keeps_what_the_app_wrote_and_purge_does_not(world: &mut World) -> Res
     world.configure_webapp(|app| app.purge += 1)?;
     started_anew(world, before)?;
     assert_eq!(count(world)?, 1, "a purge makes the app's disk anew");
+    Ok(())
+}
+
+fn deactivated_it_stops_and_activated_it_has_its_data(world: &mut World) -> Result<()> {
+    let counted = count(world)?;
+    let before = requests(world)?;
+    world.configure_webapp(|app| app.activate = false)?;
+    world.wait_app_state(NAME, "HALTED", soon())?;
+    ensure!(world.http_once("/health").is_err(), "the app answers although it is reported halted");
+    let processes = world.host_memory(soon())?;
+    ensure!(
+        processes.iter().all(|p| p.guest_bytes == 0),
+        "a process still holds a guest's memory: {}",
+        table(&processes)
+    );
+
+    world.configure_webapp(|app| app.activate = true)?;
+    world.wait_app_state(NAME, "RUNNING", soon())?;
+    started_anew(world, before)?;
+    assert_eq!(count(world)?, counted + 1, "a stopped app keeps its disk");
     Ok(())
 }
 
