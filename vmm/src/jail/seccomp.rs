@@ -10,7 +10,8 @@ use seccompiler::{
 
 use super::JailError;
 use crate::exit::ExitClass;
-use crate::virtio::net::{tap, vhost};
+use crate::virtio::net::{tap, vhost as vhost_net};
+use crate::virtio::vhost;
 
 /// Kinds of threads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -112,6 +113,7 @@ fn compile(kind: ThreadKind) -> Result<BpfProgram, String> {
     if kind == ThreadKind::Device {
         ioctls.extend(tap::ioctl_numbers());
         ioctls.extend(vhost::ioctl_numbers());
+        ioctls.extend(vhost_net::ioctl_numbers());
     }
     let ioctls = ioctls.into_iter().map(|number| rule(1, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, number));
     rules.insert(libc::SYS_ioctl, ioctls.collect::<Result<_, _>>()?);

@@ -22,6 +22,7 @@ pub mod queue;
 pub mod rng;
 #[cfg(test)]
 pub(crate) mod testing;
+pub mod vhost;
 
 use std::io;
 use std::os::fd::RawFd;

@@ -77,6 +77,16 @@ impl VirtQueue {
         let _ = self.kick.write(1);
     }
 
+    /// The available index looked at next.
+    pub fn ring_position(&self) -> u16 {
+        self.queue.next_avail()
+    }
+
+    /// Follows a kernel back end that worked the ring up to `next`.
+    pub fn set_position(&mut self, next: u16) {
+        self.queue.set_next_avail(next);
+    }
+
     /// The next request, into `chain`. `false` when the ring is empty.
     ///
     /// # Errors

@@ -98,7 +98,7 @@ impl Device for Net {
         let all = F_COMMON | F_NET | mtu;
         match &self.backend {
             Backend::User => all,
-            Backend::Vhost(vhost) => all & (!F_BACKEND | vhost.features()),
+            Backend::Vhost(vhost) => all & (!F_BACKEND | vhost.common().features()),
         }
     }
 

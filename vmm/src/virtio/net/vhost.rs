@@ -1,191 +1,45 @@
-//! vhost-net's ioctls on an inherited `/dev/vhost-net` (the `vhost` crate insists on opening the device itself, which a
-//! jailed process cannot).
+//! vhost-net: the back end of each ring is a tap.
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::RawFd;
 
-use virtio_queue::{Queue, QueueT};
-use vmm_sys_util::ioctl::{ioctl, ioctl_with_mut_ref, ioctl_with_ptr, ioctl_with_ref};
+use vmm_sys_util::ioctl::ioctl_with_ref;
 
-use self::request::{
-    VHOST_GET_FEATURES, VHOST_GET_VRING_BASE, VHOST_NET_SET_BACKEND, VHOST_SET_FEATURES, VHOST_SET_MEM_TABLE,
-    VHOST_SET_OWNER, VHOST_SET_VRING_ADDR, VHOST_SET_VRING_BASE, VHOST_SET_VRING_CALL, VHOST_SET_VRING_ERR,
-    VHOST_SET_VRING_KICK, VHOST_SET_VRING_NUM,
-};
-use crate::memory::{Address, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRam, host_iovec};
+use self::request::VHOST_NET_SET_BACKEND;
+use crate::virtio::vhost::{Vhost, VringFile, check};
 
-/// `struct vhost_vring_state` (linux/vhost_types.h).
-#[repr(C)]
-#[derive(Debug, Default, Clone, Copy)]
-pub struct VringState {
-    index: u32,
-    num: u32,
-}
-
-/// `struct vhost_vring_file`.
-#[repr(C)]
-#[derive(Debug, Default, Clone, Copy)]
-pub struct VringFile {
-    index: u32,
-    fd: i32,
-}
-
-/// `struct vhost_vring_addr`.
-#[repr(C)]
-#[derive(Debug, Default, Clone, Copy)]
-pub struct VringAddr {
-    index: u32,
-    flags: u32,
-    desc: u64,
-    used: u64,
-    avail: u64,
-    log: u64,
-}
-
-/// `struct vhost_memory_region`.
-#[repr(C)]
-#[derive(Debug, Default, Clone, Copy)]
-struct MemoryRegion {
-    guest: u64,
-    len: u64,
-    host: u64,
-    flags: u64,
-}
-
-/// `struct vhost_memory` with room for the two regions a guest can have.
-#[repr(C)]
-#[derive(Debug, Default)]
-struct MemoryTable {
-    count: u32,
-    padding: u32,
-    regions: [MemoryRegion; 2],
-}
-
-/// Request numbers (linux/vhost.h).
+/// Request number (linux/vhost.h).
 mod request {
     #![allow(missing_docs, reason = "made by a macro, named as in the kernel's header")]
-    use super::{VringAddr, VringFile, VringState};
-    use vmm_sys_util::{ioctl_io_nr, ioctl_ior_nr, ioctl_iow_nr, ioctl_iowr_nr};
+    use crate::virtio::vhost::VringFile;
+    use crate::virtio::vhost::request::VHOST;
+    use vmm_sys_util::ioctl_iow_nr;
 
-    const VHOST: u32 = 0xaf;
-    // The size in the request number of VHOST_SET_MEM_TABLE is that of the header alone.
-    ioctl_ior_nr!(VHOST_GET_FEATURES, VHOST, 0x00, u64);
-    ioctl_iow_nr!(VHOST_SET_FEATURES, VHOST, 0x00, u64);
-    ioctl_io_nr!(VHOST_SET_OWNER, VHOST, 0x01);
-    ioctl_iow_nr!(VHOST_SET_MEM_TABLE, VHOST, 0x03, u64);
-    ioctl_iow_nr!(VHOST_SET_VRING_NUM, VHOST, 0x10, VringState);
-    ioctl_iow_nr!(VHOST_SET_VRING_ADDR, VHOST, 0x11, VringAddr);
-    ioctl_iow_nr!(VHOST_SET_VRING_BASE, VHOST, 0x12, VringState);
-    ioctl_iowr_nr!(VHOST_GET_VRING_BASE, VHOST, 0x12, VringState);
-    ioctl_iow_nr!(VHOST_SET_VRING_KICK, VHOST, 0x20, VringFile);
-    ioctl_iow_nr!(VHOST_SET_VRING_CALL, VHOST, 0x21, VringFile);
-    ioctl_iow_nr!(VHOST_SET_VRING_ERR, VHOST, 0x22, VringFile);
     ioctl_iow_nr!(VHOST_NET_SET_BACKEND, VHOST, 0x30, VringFile);
 }
 
-/// Request numbers the device thread uses, for its seccomp filter. Feature query and ownership come before the jail.
-pub fn ioctl_numbers() -> [libc::c_ulong; 10] {
-    [
-        VHOST_SET_FEATURES(),
-        VHOST_SET_MEM_TABLE(),
-        VHOST_SET_VRING_NUM(),
-        VHOST_SET_VRING_ADDR(),
-        VHOST_SET_VRING_BASE(),
-        VHOST_GET_VRING_BASE(),
-        VHOST_SET_VRING_KICK(),
-        VHOST_SET_VRING_CALL(),
-        VHOST_SET_VRING_ERR(),
-        VHOST_NET_SET_BACKEND(),
-    ]
+/// Request numbers the device thread uses beyond those of every vhost, for its seccomp filter.
+pub fn ioctl_numbers() -> [libc::c_ulong; 1] {
+    [VHOST_NET_SET_BACKEND()]
 }
 
 /// An owned vhost-net instance.
 #[derive(Debug)]
-pub struct VhostNet {
-    file: File,
-    features: u64,
-}
+pub struct VhostNet(Vhost);
 
 impl VhostNet {
-    /// Takes `/dev/vhost-net` and ties it to this process's memory: call it in the process that runs the VM.
+    /// Takes `/dev/vhost-net`; see [`Vhost::new`].
     ///
     /// # Errors
-    /// When it is not vhost-net, or owned already.
+    /// When it is not vhost-net, or owned already (`EBUSY`).
     pub fn new(file: File) -> io::Result<Self> {
-        let mut features = 0u64;
-        // SAFETY: the kernel writes one u64.
-        check(unsafe { ioctl_with_mut_ref(&file, VHOST_GET_FEATURES(), &mut features) })?;
-        // SAFETY: no argument.
-        check(unsafe { ioctl(&file, VHOST_SET_OWNER()) })?;
-        Ok(Self { file, features })
+        Vhost::new(file).map(Self)
     }
 
-    /// Feature bits the kernel knows.
-    pub fn features(&self) -> u64 {
-        self.features
-    }
-
-    /// Sets negotiated features and the guest's memory.
-    ///
-    /// # Errors
-    /// When the kernel refuses.
-    pub fn configure(&self, features: u64, ram: &GuestRam) -> io::Result<()> {
-        let features = features & self.features;
-        // SAFETY: the kernel reads one u64.
-        check(unsafe { ioctl_with_ref(&self.file, VHOST_SET_FEATURES(), &features) })?;
-        let mut table = MemoryTable::default();
-        for (slot, region) in table.regions.iter_mut().zip(ram.iter()) {
-            *slot = MemoryRegion {
-                guest: region.start_addr().raw_value(),
-                len: region.len(),
-                host: region.as_ptr() as u64,
-                flags: 0,
-            };
-            table.count += 1;
-        }
-        // SAFETY: the table names `count` regions and has room for them; the mappings live as long as the VM.
-        check(unsafe { ioctl_with_ptr(&self.file, VHOST_SET_MEM_TABLE(), &table) })
-    }
-
-    /// Describes ring `index` and its eventfds; the ring starts with [`VhostNet::set_backend`].
-    ///
-    /// # Errors
-    /// When an address is not RAM (checked before) or the kernel refuses.
-    pub fn set_ring(&self, index: u32, ring: &Queue, ram: &GuestRam, kick: RawFd, error: RawFd) -> io::Result<()> {
-        let size = usize::from(ring.size());
-        let host = |addr: u64, len: usize| {
-            host_iovec(ram, GuestAddress(addr), len)
-                .map(|iov| iov.iov_base as u64)
-                .ok_or_else(|| io::Error::other("ring outside guest memory"))
-        };
-        let num = VringState { index, num: u32::from(ring.size()) };
-        let base = VringState { index, num: u32::from(ring.next_avail()) };
-        let addr = VringAddr {
-            index,
-            flags: 0,
-            desc: host(ring.desc_table(), 16 * size)?,
-            used: host(ring.used_ring(), 6 + 8 * size)?,
-            avail: host(ring.avail_ring(), 6 + 2 * size)?,
-            log: 0,
-        };
-        // SAFETY: each call reads one structure; the addresses are guest memory that outlives the ring.
-        unsafe {
-            check(ioctl_with_ref(&self.file, VHOST_SET_VRING_NUM(), &num))?;
-            check(ioctl_with_ref(&self.file, VHOST_SET_VRING_BASE(), &base))?;
-            check(ioctl_with_ref(&self.file, VHOST_SET_VRING_ADDR(), &addr))?;
-            check(ioctl_with_ref(&self.file, VHOST_SET_VRING_ERR(), &VringFile { index, fd: error }))?;
-            check(ioctl_with_ref(&self.file, VHOST_SET_VRING_KICK(), &VringFile { index, fd: kick }))
-        }
-    }
-
-    /// Sets the eventfd that ring `index` signals.
-    ///
-    /// # Errors
-    /// When the kernel refuses.
-    pub fn set_call(&self, index: u32, call: RawFd) -> io::Result<()> {
-        // SAFETY: the kernel reads one structure.
-        check(unsafe { ioctl_with_ref(&self.file, VHOST_SET_VRING_CALL(), &VringFile { index, fd: call }) })
+    /// What it shares with every vhost.
+    pub fn common(&self) -> &Vhost {
+        &self.0
     }
 
     /// Starts ring `index` on `tap`, or stops it with `None`. When a stop returns, the ring is quiet.
@@ -195,31 +49,17 @@ impl VhostNet {
     pub fn set_backend(&self, index: u32, tap: Option<RawFd>) -> io::Result<()> {
         let file = VringFile { index, fd: tap.unwrap_or(-1) };
         // SAFETY: the kernel reads one structure.
-        check(unsafe { ioctl_with_ref(&self.file, VHOST_NET_SET_BACKEND(), &file) })
+        check(unsafe { ioctl_with_ref(self.0.file(), VHOST_NET_SET_BACKEND(), &file) })
     }
-
-    /// The descriptor.
-    pub fn fd(&self) -> RawFd {
-        self.file.as_raw_fd()
-    }
-}
-
-fn check(result: libc::c_int) -> io::Result<()> {
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// Golden numbers out of linux/vhost.h.
+    /// Golden number out of linux/vhost.h.
     #[test]
-    fn request_numbers_match_the_kernels() {
-        assert_eq!(VHOST_GET_FEATURES(), 0x8008_af00);
-        assert_eq!(VHOST_SET_OWNER(), 0xaf01);
-        assert_eq!(VHOST_SET_MEM_TABLE(), 0x4008_af03);
-        assert_eq!(VHOST_SET_VRING_ADDR(), 0x4028_af11);
-        assert_eq!(VHOST_GET_VRING_BASE(), 0xc008_af12);
+    fn request_number_matches_the_kernels() {
         assert_eq!(VHOST_NET_SET_BACKEND(), 0x4008_af30);
     }
 }
