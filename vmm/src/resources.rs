@@ -194,7 +194,7 @@ mod tests {
             (&["kvm", "/nonexistent/kvm", "virtualisation"], |c| c.kvm = FileRef::Path("/nonexistent/kvm".into())),
             (&["net0", "inherited fd 9998"], |c| {
                 let mac = "02:00:00:00:00:01".parse().unwrap();
-                c.nets = vec![crate::config::NetConfig { mac, tap: TapRef::Fd(9998), vhost: None, mtu: None }];
+                c.nets = vec![crate::config::NetConfig::new(mac, TapRef::Fd(9998))];
             }),
         ];
         for (words, change) in cases {

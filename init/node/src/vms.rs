@@ -9,9 +9,7 @@ use holdfast_model::app::App;
 use holdfast_model::guest::{AppDocument, Mount};
 use holdfast_model::net::Mac;
 use holdfast_supervise::{Capabilities, Capability, Limits, Sandbox, StopPolicy, UnitName, UnitSpec};
-use holdfast_vmm::config::{
-    ConsoleConfig, DiskConfig, FileRef, JailConfig, MacAddress, NetConfig, TapRef, VmConfig, default_cmdline,
-};
+use holdfast_vmm::config::{ConsoleConfig, DiskConfig, FileRef, JailConfig, MacAddress, NetConfig, TapRef, VmConfig};
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
 use sha2::{Digest, Sha256};
 use std::fs::{self, File, OpenOptions};
@@ -206,59 +204,42 @@ pub fn start(
     for (n, disk) in plan.disks.iter().enumerate() {
         match disk {
             Disk::Container { rootfs, layer, .. } => {
-                disks.push(DiskConfig {
-                    id: "rootfs".into(),
-                    file: FileRef::Fd(fds.add(read(rootfs)?)),
-                    read_only: true,
-                });
-                disks.push(DiskConfig {
-                    id: "overlay".into(),
-                    file: FileRef::Fd(fds.add(write(layer)?)),
-                    read_only: false,
-                });
+                let rootfs = DiskConfig::new("rootfs", FileRef::Fd(fds.add(read(rootfs)?)));
+                disks.push(DiskConfig { read_only: true, ..rootfs });
+                disks.push(DiskConfig::new("overlay", FileRef::Fd(fds.add(write(layer)?))));
             }
             Disk::Volume { file, read_only, .. } => {
                 let fd = if *read_only { read(file)? } else { write(file)? };
-                disks.push(DiskConfig {
-                    id: format!("vol{}", n - 1),
-                    file: FileRef::Fd(fds.add(fd)),
-                    read_only: *read_only,
-                });
+                let volume = DiskConfig::new(format!("vol{}", n - 1), FileRef::Fd(fds.add(fd)));
+                disks.push(DiskConfig { read_only: *read_only, ..volume });
             }
         }
     }
-    disks.push(DiskConfig {
-        id: "config".into(),
-        file: FileRef::Fd(fds.add(memfd("config", &document)?)),
-        read_only: true,
-    });
+    let document = DiskConfig::new("config", FileRef::Fd(fds.add(memfd("config", &document)?)));
+    disks.push(DiskConfig { read_only: true, ..document });
 
     let mut nets = Vec::new();
     for nic in &plan.nics {
         let tap = TapRef::Fd(fds.add(open_tap(&nic.tap)?));
         // Without vhost the frames go through the VMM: slower, and still right.
         let vhost = write(Path::new("/dev/vhost-net")).ok().map(|f| FileRef::Fd(fds.add(f)));
-        nets.push(NetConfig { mac: MacAddress(nic.mac), tap, vhost, mtu: Some(nic.mtu) });
+        nets.push(NetConfig { vhost, mtu: Some(nic.mtu), ..NetConfig::new(MacAddress(nic.mac), tap) });
     }
 
     let uid = FIRST_UID + plan.number;
     let config = VmConfig {
-        name: host_name(name),
         vcpus: u8::try_from(plan.app.vcpus).with_context(|| format!("app {name}: {} vCPUs", plan.app.vcpus))?,
         memory_mib: u32::try_from(plan.app.memory_bytes >> 20)
             .with_context(|| format!("app {name}: {} bytes of memory", plan.app.memory_bytes))?,
-        kernel,
         initrd: Some(initrd),
-        cmdline: default_cmdline(),
         kvm,
         disks,
         nets,
-        rng: true,
-        console: Some(ConsoleConfig { output: FileRef::Fd(1), input: None }),
-        serial: None,
+        console: Some(ConsoleConfig::to(FileRef::Fd(1))),
         control: Some(control),
         // PID 1 makes the pid namespace, so the VMM needs no waiting parent of its own.
         jail: Some(JailConfig { uid, gid: uid, pid_namespace: false }),
+        ..VmConfig::new(host_name(name), kernel)
     };
     fds.0[0] = memfd("vm", &serde_json::to_vec(&config)?)?;
 

@@ -1,0 +1,14 @@
+//! The scenarios. A file holds one subject: `SCENARIOS` run on the host, `ROLES` are played by its guests.
+
+mod faults;
+mod hostile;
+mod lifecycle;
+mod whole;
+
+use crate::guest::Role;
+use crate::host::Scenario;
+
+/// Everything the test runs, in this order.
+pub const SCENARIOS: &[&[Scenario]] = &[lifecycle::SCENARIOS, whole::SCENARIOS, hostile::SCENARIOS, faults::SCENARIOS];
+/// Everything a guest can be.
+pub const ROLES: &[&[Role]] = &[lifecycle::ROLES, whole::ROLES, hostile::ROLES];

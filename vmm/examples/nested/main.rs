@@ -1,0 +1,16 @@
+//! Both ends of the nested test (`tests/nested.rs`) in one static program: PID 1 of the machine that QEMU emulates, which
+//! starts `/vmm`, and PID 1 of the Linux guest inside. Which one it is shows by whether `/vmm` exists.
+//!
+//! Every line that starts with `nested:` is read by the test.
+//!
+//! Modules: [`support`] (system calls both sides need), [`host`] (starts VMs and looks at them), [`guest`] (the roles a
+//! guest can play), [`cases`] (the scenarios: one file for each subject, with both sides of it).
+
+mod cases;
+mod guest;
+mod host;
+mod support;
+
+fn main() {
+    if std::path::Path::new("/vmm").exists() { host::main() } else { guest::main() }
+}
