@@ -40,6 +40,17 @@ pub enum Request {
         /// Milliseconds until force, at most [`MAX_STOP_MS`].
         deadline_ms: u64,
     },
+    /// Have the guest give up memory: the balloon grows or shrinks to this size. Answered at once; how far the guest has
+    /// followed is in the counters.
+    Balloon {
+        /// MiB taken from the guest, 0 to give all back.
+        target_mib: u32,
+    },
+    /// Give the guest another vsock address. Its open connections end; listening sockets stay.
+    VsockCid {
+        /// Context id, from 3 on.
+        cid: u32,
+    },
     /// Counters.
     Stats,
 }
@@ -248,6 +259,22 @@ impl ControlClient {
     pub fn stop(&mut self, deadline: Duration) -> Result<(), ControlError> {
         let deadline_ms = u64::try_from(deadline.as_millis()).unwrap_or(MAX_STOP_MS).min(MAX_STOP_MS);
         self.done(&Request::Stop { deadline_ms })
+    }
+
+    /// Sets the size of the balloon.
+    ///
+    /// # Errors
+    /// As [`ControlClient::request`].
+    pub fn balloon(&mut self, target_mib: u32) -> Result<(), ControlError> {
+        self.done(&Request::Balloon { target_mib })
+    }
+
+    /// Gives the guest another vsock address.
+    ///
+    /// # Errors
+    /// As [`ControlClient::request`]; refused when the address is taken.
+    pub fn vsock_cid(&mut self, cid: u32) -> Result<(), ControlError> {
+        self.done(&Request::VsockCid { cid })
     }
 
     /// Counters.
@@ -467,6 +494,8 @@ mod tests {
         let text = |request: &Request| serde_json::to_string(request).unwrap();
         assert_eq!(text(&Request::Stop { deadline_ms: 7 }), r#"{"do":"stop","deadline_ms":7}"#);
         assert_eq!(text(&Request::PowerButton), r#"{"do":"power_button"}"#);
+        assert_eq!(text(&Request::Balloon { target_mib: 64 }), r#"{"do":"balloon","target_mib":64}"#);
+        assert_eq!(text(&Request::VsockCid { cid: 7 }), r#"{"do":"vsock_cid","cid":7}"#);
         assert_eq!(serde_json::to_string(&Reply::Done).unwrap(), r#"{"is":"done"}"#);
         assert!(parse(br#"{"do":"stop","deadline_ms":99999999999}"#).unwrap_err().contains("at most"));
         assert!(parse(br#"{"do":"dance"}"#).is_err());

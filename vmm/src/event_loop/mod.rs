@@ -21,7 +21,7 @@ use crate::exit::{End, ExitClass};
 use crate::pci::virtio::DeviceLoop;
 use crate::platform::power::Power;
 use crate::vcpu::VcpuSet;
-use crate::virtio::{Activation, ActiveDevice, Device, DeviceFault, Progress, Source};
+use crate::virtio::{Activation, ActiveDevice, Device, DeviceFault, Order, Progress, Source};
 
 /// How long a vCPU waits for the device thread: longer than a drain of the host's storage.
 const COMMAND_DEADLINE: Duration = Duration::from_secs(40);
@@ -380,6 +380,8 @@ impl EventLoop {
                 self.power.press_button();
                 Reply::Done
             }
+            Request::Balloon { target_mib } => self.order(Order::BalloonTarget { mib: target_mib }, "balloon"),
+            Request::VsockCid { cid } => self.order(Order::VsockCid { cid }, "vsock"),
             Request::Stats => Reply::Stats(Stats {
                 state: self.run_state(),
                 uptime_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
@@ -396,6 +398,20 @@ impl EventLoop {
                     })
                     .collect(),
             }),
+        }
+    }
+
+    /// Hands `order` to the device it is for.
+    fn order(&mut self, order: Order, kind: &str) -> Reply {
+        let done = self.slots.iter_mut().find_map(|slot| match &mut slot.state {
+            State::Inactive(device) => device.order(order),
+            State::Active(device) => device.order(order),
+            State::Gone => None,
+        });
+        match done {
+            Some(Ok(())) => Reply::Done,
+            Some(Err(reason)) => Reply::Refused { reason },
+            None => Reply::Refused { reason: format!("this VM has no {kind} device") },
         }
     }
 

@@ -112,3 +112,15 @@ fn stop_deadline_ends_a_guest_that_does_not_obey() {
     client.stop(Duration::from_millis(30)).unwrap();
     assert_eq!(running.thread.join().unwrap().class, ExitClass::Stopped);
 }
+
+#[test]
+fn order_for_a_device_that_is_not_there_is_refused_by_name() {
+    let running = start();
+    let mut client = ControlClient::connect(&running.socket).unwrap();
+    let refusal = client.balloon(1).unwrap_err().to_string();
+    assert!(refusal.contains("no balloon device"), "{refusal}");
+    let refusal = client.vsock_cid(7).unwrap_err().to_string();
+    assert!(refusal.contains("no vsock device"), "{refusal}");
+    running.end.finish(End::new(ExitClass::PowerOff, "test"));
+    running.thread.join().unwrap();
+}

@@ -15,6 +15,7 @@
 pub mod block;
 pub mod chain;
 pub mod console;
+pub mod device_config;
 mod fuzzing;
 pub mod interrupt;
 pub mod net;
@@ -32,6 +33,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use self::chain::RingFault;
+use self::device_config::DeviceConfig;
 use self::interrupt::Interrupts;
 use self::queue::VirtQueue;
 use crate::memory::GuestRam;
@@ -69,8 +71,13 @@ pub trait Device: Send {
     fn features(&self) -> u64;
     /// Largest size of each queue; powers of two.
     fn queue_sizes(&self) -> &[u16];
-    /// Device configuration space. Drivers read it; none of our devices has a writable field.
-    fn config_space(&self) -> Vec<u8>;
+    /// Device configuration space. One whose fields change is kept by the device, so that the answer is always the
+    /// same space; it outlives activations and resets as the device does.
+    fn config_space(&self) -> DeviceConfig;
+    /// The agent wants something while no driver uses the device. `None` when this is not the device for it.
+    fn order(&mut self, _order: Order) -> Option<Result<(), String>> {
+        None
+    }
     /// The driver wrote DRIVER_OK. All enabled queues are in `activation`; a queue the driver did not enable is absent.
     /// After an error the device is gone and the VM ends.
     ///
@@ -107,6 +114,26 @@ pub trait ActiveDevice: Send {
     fn deactivate(self: Box<Self>) -> Result<Box<dyn Device>, DeviceFault>;
     /// Counters since activation.
     fn stats(&self) -> DeviceStats;
+    /// The agent wants something; may be called while paused, when guest memory is not to be touched. `None` when this
+    /// is not the device for it.
+    fn order(&mut self, _order: Order) -> Option<Result<(), String>> {
+        None
+    }
+}
+
+/// What an agent can change on a device while the VM runs. The refusal of one is a sentence for the agent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// The balloon takes this much memory from the guest.
+    BalloonTarget {
+        /// MiB.
+        mib: u32,
+    },
+    /// The guest gets another address; its connections end.
+    VsockCid {
+        /// Context id.
+        cid: u32,
+    },
 }
 
 /// What activation gives a device.

@@ -25,6 +25,7 @@ use super::msix::Msix;
 use crate::exit::End;
 use crate::irq::{IrqError, MsiRouter};
 use crate::memory::GuestRam;
+use crate::virtio::device_config::DeviceConfig;
 use crate::virtio::interrupt::{Interrupts, IrqLine};
 use crate::virtio::queue::VirtQueue;
 use crate::virtio::{Activation, Device, DeviceKind, F_EVENT_IDX, F_VERSION_1};
@@ -151,7 +152,7 @@ pub struct VirtioFunction {
     msix: Msix,
     interrupts: Arc<Interrupts>,
     offered: u64,
-    device_config: Vec<u8>,
+    device_config: DeviceConfig,
     queues: Vec<QueueRegisters>,
     device_feature_select: u32,
     driver_feature_select: u32,
@@ -293,7 +294,7 @@ impl VirtioFunction {
             Some(Common::ConfigVector) => self.interrupts.config_vector().into(),
             Some(Common::NumQueues) => self.queues.len() as u64,
             Some(Common::Status) => self.status.into(),
-            Some(Common::Generation) => 0,
+            Some(Common::Generation) => self.device_config.generation().into(),
             Some(Common::QueueSelect) => self.queue_select.into(),
             Some(Common::QueueSize) => queue.map_or(0, |q| q.size.into()),
             Some(Common::QueueVector) => self.interrupts.queue_vector(self.queue_select).into(),
@@ -510,12 +511,7 @@ impl Function for VirtioFunction {
         match offset {
             0..ISR => self.read_common(offset, data),
             ISR if data.len() == 1 => data[0] = self.interrupts.take_isr(),
-            DEVICE..NOTIFY => {
-                for (at, byte) in (offset - DEVICE..).zip(data) {
-                    let at = usize::try_from(at).unwrap_or(usize::MAX);
-                    *byte = self.device_config.get(at).copied().unwrap_or(0);
-                }
-            }
+            DEVICE..NOTIFY => self.device_config.read(offset - DEVICE, data),
             TABLE..PENDING => self.msix.read_table(offset - TABLE, data),
             PENDING.. => self.msix.read_pending(offset - PENDING, data),
             _ => {}
@@ -526,6 +522,7 @@ impl Function for VirtioFunction {
     fn bar_write(&mut self, offset: u64, data: &[u8]) -> Result<(), End> {
         match offset {
             0..ISR => self.write_common(offset, data)?,
+            DEVICE..NOTIFY => self.device_config.write(offset - DEVICE, data),
             NOTIFY..TABLE => {
                 // Only before the kernel's doorbells are connected.
                 let index = usize::try_from((offset - NOTIFY) / u64::from(NOTIFY_STRIDE)).unwrap_or(usize::MAX);

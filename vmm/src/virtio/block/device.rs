@@ -9,6 +9,7 @@ use virtio_bindings::bindings::virtio_blk::{
 use super::active::ActiveBlock;
 use super::engine::Engine;
 use super::format::{Format, FormatError};
+use crate::virtio::device_config::DeviceConfig;
 use crate::virtio::{Activation, ActiveDevice, Device, DeviceFault, DeviceKind, F_COMMON};
 
 /// Requests a queue holds.
@@ -59,12 +60,12 @@ impl Device for Block {
     }
 
     /// virtio 1.3 §5.2.4: capacity @0, size_max @8, seg_max @12, geometry @16, blk_size @20, topology @24, writeback @32.
-    fn config_space(&self) -> Vec<u8> {
+    fn config_space(&self) -> DeviceConfig {
         let mut space = vec![0u8; 36];
         space[0..8].copy_from_slice(&self.format.sectors().to_le_bytes());
         space[12..16].copy_from_slice(&SEG_MAX.to_le_bytes());
         space[20..24].copy_from_slice(&512u32.to_le_bytes());
-        space
+        space.into()
     }
 
     fn activate(self: Box<Self>, activation: Activation) -> Result<Box<dyn ActiveDevice>, DeviceFault> {

@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 
 use super::active::ActiveConsole;
 use crate::output::Output;
+use crate::virtio::device_config::DeviceConfig;
 use crate::virtio::{Activation, ActiveDevice, Device, DeviceFault, DeviceKind, F_COMMON};
 
 /// Console with its host ends.
@@ -40,8 +41,8 @@ impl Device for Console {
     }
 
     /// `cols`, `rows`, `max_nr_ports`, `emerg_wr`: none negotiated, all zero.
-    fn config_space(&self) -> Vec<u8> {
-        vec![0; 12]
+    fn config_space(&self) -> DeviceConfig {
+        vec![0; 12].into()
     }
 
     fn activate(self: Box<Self>, activation: Activation) -> Result<Box<dyn ActiveDevice>, DeviceFault> {

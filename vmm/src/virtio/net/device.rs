@@ -11,6 +11,7 @@ use super::tap::{Offloads, Tap};
 use super::vhost::VhostNet;
 use super::vhost_active::ActiveVhost;
 use crate::config::MacAddress;
+use crate::virtio::device_config::DeviceConfig;
 use crate::virtio::{
     Activation, ActiveDevice, Device, DeviceFault, DeviceKind, F_COMMON, F_EVENT_IDX, F_INDIRECT, F_VERSION_1,
 };
@@ -107,13 +108,13 @@ impl Device for Net {
     }
 
     /// virtio 1.3 §5.1.4: mac @0, status @6 (bit 0: link up), max_virtqueue_pairs @8, mtu @10.
-    fn config_space(&self) -> Vec<u8> {
+    fn config_space(&self) -> DeviceConfig {
         let mut space = vec![0u8; 12];
         space[..6].copy_from_slice(&self.options.mac.0);
         space[6] = 1;
         space[8] = 1;
         space[10..12].copy_from_slice(&self.options.mtu.unwrap_or(0).to_le_bytes());
-        space
+        space.into()
     }
 
     fn activate(self: Box<Self>, activation: Activation) -> Result<Box<dyn ActiveDevice>, DeviceFault> {

@@ -40,7 +40,7 @@ fn start<'a>(receive: &Driver<'a>, transmit: &Driver<'a>, tap: Tap, mergeable: b
 #[test]
 fn config_space_holds_address_link_and_mtu() {
     let space = net(wire().0).config_space();
-    assert_eq!(space, [2, 0, 0, 0, 0, 1, 1, 0, 1, 0, 0x78, 0x05]);
+    assert_eq!(space.to_vec(), [2, 0, 0, 0, 0, 1, 1, 0, 1, 0, 0x78, 0x05]);
 }
 
 #[test]

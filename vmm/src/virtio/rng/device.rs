@@ -1,6 +1,7 @@
 //! The inactive entropy device.
 
 use super::active::ActiveRng;
+use crate::virtio::device_config::DeviceConfig;
 use crate::virtio::{Activation, ActiveDevice, Device, DeviceFault, DeviceKind, F_COMMON};
 
 /// Entropy source.
@@ -33,8 +34,8 @@ impl Device for Rng {
         &[64]
     }
 
-    fn config_space(&self) -> Vec<u8> {
-        Vec::new()
+    fn config_space(&self) -> DeviceConfig {
+        Vec::new().into()
     }
 
     fn activate(self: Box<Self>, activation: Activation) -> Result<Box<dyn ActiveDevice>, DeviceFault> {

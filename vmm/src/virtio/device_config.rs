@@ -1,0 +1,196 @@
+//! A device's configuration space (virtio 1.3 §2.5): drivers read and write it on vCPU threads, its device changes it.
+//!
+//! Most devices make theirs once (`vec![..].into()`). One with fields that change says which bytes a driver may write
+//! ([`DeviceConfig::changing`]); the device is told of such writes by an eventfd and changes its own fields with
+//! [`DeviceConfig::update`].
+#![forbid(unsafe_code)]
+
+use std::io;
+use std::ops::Range;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use vmm_sys_util::eventfd::EventFd;
+
+/// A handle; clones share the space.
+#[derive(Debug, Clone)]
+pub struct DeviceConfig(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    fields: Mutex<Fields>,
+    writable: Vec<Range<usize>>,
+    /// Written after a driver has changed something; absent when it cannot.
+    written: Option<EventFd>,
+}
+
+#[derive(Debug)]
+struct Fields {
+    bytes: Vec<u8>,
+    generation: u8,
+}
+
+impl From<Vec<u8>> for DeviceConfig {
+    /// A space that drivers cannot write.
+    fn from(bytes: Vec<u8>) -> Self {
+        Self::new(bytes, Vec::new(), None)
+    }
+}
+
+impl DeviceConfig {
+    /// A space of which drivers may write the `writable` bytes.
+    ///
+    /// # Errors
+    /// When eventfds run out.
+    pub fn changing(bytes: Vec<u8>, writable: Vec<Range<usize>>) -> io::Result<Self> {
+        let written = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
+        Ok(Self::new(bytes, writable, Some(written)))
+    }
+
+    fn new(bytes: Vec<u8>, writable: Vec<Range<usize>>, written: Option<EventFd>) -> Self {
+        Self(Arc::new(Shared { fields: Mutex::new(Fields { bytes, generation: 0 }), writable, written }))
+    }
+
+    fn fields(&self) -> MutexGuard<'_, Fields> {
+        self.0.fields.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Bytes.
+    pub fn len(&self) -> usize {
+        self.fields().bytes.len()
+    }
+
+    /// Whether there is no byte.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// All of it.
+    pub fn to_vec(&self) -> Vec<u8> {
+        self.fields().bytes.clone()
+    }
+
+    /// A driver reads at `offset`; zeros past the end.
+    pub fn read(&self, offset: u64, data: &mut [u8]) {
+        let fields = self.fields();
+        for (n, byte) in data.iter_mut().enumerate() {
+            *byte = place(offset, n).and_then(|at| fields.bytes.get(at)).copied().unwrap_or(0);
+        }
+    }
+
+    /// A driver writes at `offset`. Bytes that are not its to write stay (§2.5.1 leaves the effect to the device).
+    pub fn write(&self, offset: u64, data: &[u8]) {
+        let mut fields = self.fields();
+        let mut changed = false;
+        for (n, byte) in data.iter().enumerate() {
+            let Some(at) = place(offset, n) else { continue };
+            let allowed = self.0.writable.iter().any(|range| range.contains(&at));
+            if let Some(slot) = fields.bytes.get_mut(at).filter(|_| allowed) {
+                *slot = *byte;
+                changed = true;
+            }
+        }
+        drop(fields);
+        if changed && let Some(written) = &self.0.written {
+            // Full (EAGAIN) means 2^64-2 unseen writes: one more changes nothing.
+            let _ = written.write(1);
+        }
+    }
+
+    /// §2.5.3: a driver that reads the same value before and after its fields has read them of one state.
+    pub fn generation(&self) -> u8 {
+        self.fields().generation
+    }
+
+    /// The device changes bytes from `offset` on; `true` when they are other than before, so that the driver must be
+    /// interrupted.
+    pub fn update(&self, offset: usize, data: &[u8]) -> bool {
+        let mut fields = self.fields();
+        let Some(slot) = fields.bytes.get_mut(offset..offset.saturating_add(data.len())) else {
+            return false;
+        };
+        if slot == data {
+            return false;
+        }
+        slot.copy_from_slice(data);
+        fields.generation = fields.generation.wrapping_add(1);
+        true
+    }
+
+    /// The little-endian field at `offset`; 0 past the end.
+    pub fn le32(&self, offset: u64) -> u32 {
+        let mut field = [0; 4];
+        self.read(offset, &mut field);
+        u32::from_le_bytes(field)
+    }
+
+    /// Becomes readable after a driver's write; absent when drivers cannot write.
+    pub fn written_fd(&self) -> Option<RawFd> {
+        self.0.written.as_ref().map(AsRawFd::as_raw_fd)
+    }
+
+    /// Clears [`DeviceConfig::written_fd`].
+    pub fn take_written(&self) {
+        // EAGAIN only says that nothing was written.
+        let _ = self.0.written.as_ref().map(EventFd::read);
+    }
+}
+
+/// Index of the `n`th byte from `offset` on, when there can be one.
+fn place(offset: u64, n: usize) -> Option<usize> {
+    usize::try_from(offset).ok()?.checked_add(n)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// Whether an eventfd was written and not read.
+    fn readable(fd: RawFd) -> bool {
+        let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).unwrap();
+        let count = info.lines().find_map(|l| l.strip_prefix("eventfd-count:")).unwrap();
+        count.trim() != "0"
+    }
+
+    #[test]
+    fn driver_changes_only_its_bytes_and_the_device_hears_of_it() {
+        let config = DeviceConfig::changing(vec![1; 8], vec![4..6]).unwrap();
+        config.write(0, &[9; 4]);
+        assert!(!readable(config.written_fd().unwrap()));
+        config.write(3, &[9; 8]);
+        let mut all = [0; 10];
+        config.read(0, &mut all);
+        assert_eq!(all, [1, 1, 1, 1, 9, 9, 1, 1, 0, 0]);
+        assert!(readable(config.written_fd().unwrap()));
+        config.take_written();
+        assert!(!readable(config.written_fd().unwrap()));
+        assert_eq!(config.generation(), 0, "the generation counts the device's changes");
+    }
+
+    #[test]
+    fn device_changes_count_only_when_they_change() {
+        let config = DeviceConfig::from(vec![0; 4]);
+        assert!(!config.update(0, &[0; 4]) && !config.update(2, &[1; 4]));
+        assert!(config.update(0, &7u32.to_le_bytes()));
+        assert_eq!((config.le32(0), config.le32(4), config.generation()), (7, 0, 1));
+        config.write(0, &[1]);
+        assert_eq!(config.le32(0), 7, "nothing is the driver's");
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(128))]
+        #[test]
+        fn any_offset_is_safe(offset: u64, data in proptest::collection::vec(any::<u8>(), 0..20)) {
+            let config = DeviceConfig::changing(vec![0; 16], vec![4..8, 12..16]).unwrap();
+            config.write(offset, &data);
+            let mut back = vec![0; data.len()];
+            config.read(offset, &mut back);
+            for (n, byte) in back.iter().enumerate() {
+                let at = offset.checked_add(n as u64).map_or(99, |at| at.min(99));
+                let mine = (4..8).contains(&at) || (12..16).contains(&at);
+                prop_assert_eq!(*byte, if mine { data[n] } else { 0 });
+            }
+        }
+    }
+}
