@@ -85,6 +85,7 @@ targets! {
     vmm_net: holdfast_vmm::virtio::net::fuzz_net, seeds::rings, 8 * K;
     vmm_rng: holdfast_vmm::virtio::rng::fuzz_rng, seeds::rings, 8 * K;
     vmm_virtio_pci: holdfast_vmm::pci::virtio::fuzz_virtio_pci, seeds::accesses, 2 * K;
+    vmm_vsock: holdfast_vmm::virtio::vsock::fuzz_vsock, seeds::rings, 8 * K;
 }
 
 #[cfg(test)]

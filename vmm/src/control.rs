@@ -69,7 +69,7 @@ pub enum Reply {
     /// It is done (or begun, for a stop).
     Done,
     /// To [`Request::Stats`].
-    Stats(Stats),
+    Stats(Box<Stats>),
     /// It was not done.
     Refused {
         /// Why.
@@ -283,7 +283,7 @@ impl ControlClient {
     /// As [`ControlClient::request`].
     pub fn stats(&mut self) -> Result<Stats, ControlError> {
         match self.request(&Request::Stats)? {
-            Reply::Stats(stats) => Ok(stats),
+            Reply::Stats(stats) => Ok(*stats),
             other => Err(self.unexpected(&other)),
         }
     }

@@ -30,6 +30,7 @@ and what can be added:
   \"nets\":    [{\"mac\": \"02:00:00:00:00:01\", \"tap\": {\"name\": \"tap0\"},
               \"vhost\": {\"path\": \"/dev/vhost-net\"}, \"mtu\": 1500}],
   \"rng\": true,
+  \"vsock\":   {\"cid\": 3, \"vhost\": {\"path\": \"/dev/vhost-vsock\"}},
   \"console\": {\"output\": {\"path\": \"console.log\"}, \"input\": {\"fd\": 0}},
   \"serial\":  {},                             16550 at ttyS0, for kernel debugging
   \"control\": {\"path\": \"control.sock\"},       SOCK_SEQPACKET, JSON: {\"do\": \"power_button\"}

@@ -35,6 +35,8 @@ pub struct Resources {
     pub disks: Vec<File>,
     /// Taps in config order, each with its vhost-net.
     pub nets: Vec<(Tap, Option<File>)>,
+    /// `/dev/vhost-vsock`.
+    pub vsock: Option<File>,
     /// Console output and input.
     pub console: Option<(OwnedFd, Option<OwnedFd>)>,
     /// Serial port output.
@@ -65,6 +67,11 @@ impl Resources {
             let vhost = net.vhost.as_ref().map(|f| open(&user, f, Mode::ReadWrite, hint)).transpose()?;
             nets.push((tap, vhost));
         }
+        let hint = "; the host's kernel needs vhost-vsock, and this user the right to open it";
+        let vsock = match &config.vsock {
+            Some(vsock) => Some(open("vsock", &vsock.vhost, Mode::ReadWrite, hint)?),
+            None => None,
+        };
         let console = match &config.console {
             None => None,
             Some(console) => {
@@ -85,7 +92,17 @@ impl Resources {
             })?),
             Some(file) => Some(open("control", file, Mode::ReadWrite, "")?.into()),
         };
-        Ok(Self { kvm: kvm.into(), kernel, initrd, disks, nets, console, serial: serial.map(OwnedFd::from), control })
+        Ok(Self {
+            kvm: kvm.into(),
+            kernel,
+            initrd,
+            disks,
+            nets,
+            vsock,
+            console,
+            serial: serial.map(OwnedFd::from),
+            control,
+        })
     }
 }
 
@@ -188,10 +205,14 @@ mod tests {
     #[test]
     fn missing_files_and_closed_descriptors_name_their_field() {
         type Change = fn(&mut VmConfig);
-        let cases: [(&[&str], Change); 4] = [
+        let cases: [(&[&str], Change); 5] = [
             (&["kernel", "/nonexistent/k", "open"], |c| c.kernel = FileRef::Path("/nonexistent/k".into())),
             (&["initrd", "inherited fd 9999"], |c| c.initrd = Some(FileRef::Fd(9999))),
             (&["kvm", "/nonexistent/kvm", "virtualisation"], |c| c.kvm = FileRef::Path("/nonexistent/kvm".into())),
+            (&["vsock", "/nonexistent/vhost-vsock", "open", "kernel needs vhost-vsock"], |c| {
+                let vhost = FileRef::Path("/nonexistent/vhost-vsock".into());
+                c.vsock = Some(crate::config::VsockConfig { cid: 3, vhost });
+            }),
             (&["net0", "inherited fd 9998"], |c| {
                 let mac = "02:00:00:00:00:01".parse().unwrap();
                 c.nets = vec![crate::config::NetConfig::new(mac, TapRef::Fd(9998))];

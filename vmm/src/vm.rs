@@ -28,13 +28,14 @@ use crate::platform::{power, serial};
 use crate::resources::{self, Resources};
 use crate::signal;
 use crate::vcpu::{Buses, VcpuSet};
-use crate::virtio::Device;
 use crate::virtio::block::Block;
 use crate::virtio::console::Console;
 use crate::virtio::net::{Net, NetOptions, vhost::VhostNet};
 use crate::virtio::rng::Rng;
+use crate::virtio::vsock::{Vsock, vhost::VhostVsock};
+use crate::virtio::{self, Device};
 
-const _: () = assert!(MAX_DEVICES + 3 <= SLOTS, "host bridge, rng and console need slots too");
+const _: () = assert!(MAX_DEVICES + 4 <= SLOTS, "host bridge, console, rng and vsock need slots too");
 
 /// Runs the VM of `config` until it ends. In a jail with its own pid namespace, the calling process only waits and ends
 /// with the VM's exit code; the VM runs in a child.
@@ -81,7 +82,8 @@ fn build_and_run(config: &VmConfig) -> Result<End, End> {
         doorbells: Arc::new(KvmDoorbells(vm.clone())),
         devices: handle,
     };
-    let devices = make_devices(config, resources.disks, resources.nets, resources.console)?;
+    let mut devices = make_devices(config, resources.disks, resources.nets, resources.console)?;
+    devices.extend(make_vsock(config, resources.vsock)?);
     let pci = plug(devices, &mut event_loop, &vm, &machine).map_err(|e| kvm_end(&e))?;
     let serial_output = resources.serial.map(Output::new);
     let has_serial = serial_output.is_some();
@@ -213,6 +215,22 @@ fn make_devices(
         devices.push(Box::new(Rng::new("rng".into())));
     }
     Ok(devices)
+}
+
+/// The socket device, behind the devices that have always been there.
+fn make_vsock(config: &VmConfig, file: Option<File>) -> Result<Option<Box<dyn Device>>, End> {
+    let (Some(vsock), Some(file)) = (&config.vsock, file) else {
+        return Ok(None);
+    };
+    let fail = |reason: String| End::new(ExitClass::Resource, format!("vsock: {reason}"));
+    let kernel = VhostVsock::new(file).map_err(|e| match e.raw_os_error() {
+        // It still belongs to the memory, and the guest, of the VM that it served first.
+        Some(libc::EBUSY) => fail(format!("{} was used by an earlier VM; pass a fresh one", vsock.vhost)),
+        _ => fail(format!("{} cannot be used as vhost-vsock: {e}", vsock.vhost)),
+    })?;
+    let device =
+        Vsock::new("vsock".into(), kernel, vsock.cid).map_err(|e| fail(virtio::vsock::cid_refusal(vsock.cid, &e)))?;
+    Ok(Some(Box::new(device)))
 }
 
 /// Gives each device its slot, BAR and interrupt line.

@@ -3,12 +3,13 @@
 //!
 //! Every line that starts with `nested:` is read by the test.
 //!
-//! Modules: [`support`] (system calls both sides need), [`host`] (starts VMs and looks at them), [`guest`] (the roles a
+//! Modules: [`support`] (system calls both sides need), [`sockets`] (vsock, and conversations over it), [`host`] (starts VMs and looks at them), [`guest`] (the roles a
 //! guest can play), [`cases`] (the scenarios: one file for each subject, with both sides of it).
 
 mod cases;
 mod guest;
 mod host;
+mod sockets;
 mod support;
 
 fn main() {

@@ -23,7 +23,7 @@ pub const MAX_VCPUS: u8 = 64;
 pub const MIN_MEMORY_MIB: u32 = 32;
 /// Most guest memory, MiB (1 TiB).
 pub const MAX_MEMORY_MIB: u32 = 1024 * 1024;
-/// Most disks plus network interfaces. Bus 0 has 31 free slots; rng and console take two.
+/// Most disks plus network interfaces. Bus 0 has 31 free slots; console, rng and vsock take three.
 pub const MAX_DEVICES: usize = 28;
 /// Longest kernel command line, bytes (x86 `COMMAND_LINE_SIZE` less the terminating zero).
 pub const MAX_CMDLINE: usize = 2047;
@@ -31,10 +31,12 @@ pub const MAX_CMDLINE: usize = 2047;
 mod console;
 mod disk;
 mod net;
+mod vsock;
 
 pub use console::{ConsoleConfig, SerialConfig};
 pub use disk::DiskConfig;
 pub use net::{MacAddress, NetConfig, TapRef};
+pub use vsock::{MAX_CID, MIN_CID, VsockConfig};
 
 /// One VM.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -69,6 +71,9 @@ pub struct VmConfig {
     /// virtio console `hvc0`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub console: Option<ConsoleConfig>,
+    /// virtio sockets.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vsock: Option<VsockConfig>,
     /// 16550 at 0x3f8 (`ttyS0`), for kernel debugging: each byte costs an exit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub serial: Option<SerialConfig>,
@@ -168,6 +173,7 @@ impl VmConfig {
             nets: Vec::new(),
             rng: true,
             console: None,
+            vsock: None,
             serial: None,
             control: None,
             jail: None,
@@ -223,6 +229,9 @@ impl VmConfig {
         for (n, net) in self.nets.iter().enumerate() {
             net.validate(&format!("nets[{n}]"))?;
         }
+        if let Some(vsock) = &self.vsock {
+            vsock.validate("vsock")?;
+        }
         if let Some(jail) = &self.jail {
             range("jail.uid", &jail.uid, "not 0 (root)", jail.uid != 0)?;
             range("jail.gid", &jail.gid, "not 0 (root)", jail.gid != 0)?;
@@ -248,6 +257,9 @@ impl VmConfig {
         }
         for (n, net) in self.nets.iter().enumerate() {
             net.list_fds(&format!("nets[{n}]"), &mut fds);
+        }
+        if let Some(vsock) = &self.vsock {
+            vsock.list_fds("vsock", &mut fds);
         }
         fds.0
     }
@@ -320,6 +332,7 @@ mod tests {
         "kernel": {"path": "/boot/vmlinux"}, "initrd": {"fd": 7}, "cmdline": "quiet",
         "disks": [{"id": "root", "file": {"fd": 8}, "read_only": true}],
         "nets": [{"mac": "02:00:00:00:00:01", "tap": {"fd": 9}, "vhost": {"fd": 10}, "mtu": 1500}],
+        "vsock": {"cid": 3, "vhost": {"fd": 12}},
         "console": {}, "control": {"fd": 11}, "jail": {"uid": 1000, "gid": 1000}
     }"#;
 
@@ -341,7 +354,7 @@ mod tests {
     #[test]
     fn faults_name_the_field() {
         type Change = Box<dyn Fn(&mut serde_json::Value)>;
-        let cases: [(&str, Change); 10] = [
+        let cases: [(&str, Change); 13] = [
             ("vcpus", Box::new(|v| v["vcpus"] = 0.into())),
             ("memory_mib", Box::new(|v| v["memory_mib"] = 0.into())),
             ("name", Box::new(|v| v["name"] = "".into())),
@@ -350,6 +363,9 @@ mod tests {
             ("mac", Box::new(|v| v["nets"][0]["mac"] = "03:00:00:00:00:01".into())),
             ("mtu", Box::new(|v| v["nets"][0]["mtu"] = 10.into())),
             ("jail.uid", Box::new(|v| v["jail"]["uid"] = 0.into())),
+            ("vsock.cid", Box::new(|v| v["vsock"]["cid"] = 2.into())),
+            ("vsock.cid", Box::new(|v| v["vsock"]["cid"] = u32::MAX.into())),
+            ("vsock.vhost", Box::new(|v| v["vsock"]["vhost"]["fd"] = 8.into())),
             ("colour", Box::new(|v| v["colour"] = "blue".into())),
             ("fd 8", Box::new(|v| v["nets"][0]["tap"]["fd"] = 8.into())),
         ];

@@ -382,7 +382,7 @@ impl EventLoop {
             }
             Request::Balloon { target_mib } => self.order(Order::BalloonTarget { mib: target_mib }, "balloon"),
             Request::VsockCid { cid } => self.order(Order::VsockCid { cid }, "vsock"),
-            Request::Stats => Reply::Stats(Stats {
+            Request::Stats => Reply::Stats(Box::new(Stats {
                 state: self.run_state(),
                 uptime_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
                 vcpus: vcpus.stats(),
@@ -397,7 +397,7 @@ impl EventLoop {
                         (slot.name.clone(), stats)
                     })
                     .collect(),
-            }),
+            })),
         }
     }
 

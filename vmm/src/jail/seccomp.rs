@@ -12,6 +12,7 @@ use super::JailError;
 use crate::exit::ExitClass;
 use crate::virtio::net::{tap, vhost as vhost_net};
 use crate::virtio::vhost;
+use crate::virtio::vsock::vhost as vhost_vsock;
 
 /// Kinds of threads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -114,6 +115,7 @@ fn compile(kind: ThreadKind) -> Result<BpfProgram, String> {
         ioctls.extend(tap::ioctl_numbers());
         ioctls.extend(vhost::ioctl_numbers());
         ioctls.extend(vhost_net::ioctl_numbers());
+        ioctls.extend(vhost_vsock::ioctl_numbers());
     }
     let ioctls = ioctls.into_iter().map(|number| rule(1, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, number));
     rules.insert(libc::SYS_ioctl, ioctls.collect::<Result<_, _>>()?);

@@ -1,16 +1,11 @@
 //! A device's configuration space (virtio 1.3 §2.5): drivers read and write it on vCPU threads, its device changes it.
 //!
-//! Most devices make theirs once (`vec![..].into()`). One with fields that change says which bytes a driver may write
-//! ([`DeviceConfig::changing`]); the device is told of such writes by an eventfd and changes its own fields with
-//! [`DeviceConfig::update`].
+//! Most devices make theirs once (`vec![..].into()`). One with fields that a driver writes says which bytes those are
+//! ([`DeviceConfig::changing`]) and reads them when it wants to know; it changes its own with [`DeviceConfig::update`].
 #![forbid(unsafe_code)]
 
-use std::io;
 use std::ops::Range;
-use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-
-use vmm_sys_util::eventfd::EventFd;
 
 /// A handle; clones share the space.
 #[derive(Debug, Clone)]
@@ -20,8 +15,6 @@ pub struct DeviceConfig(Arc<Shared>);
 struct Shared {
     fields: Mutex<Fields>,
     writable: Vec<Range<usize>>,
-    /// Written after a driver has changed something; absent when it cannot.
-    written: Option<EventFd>,
 }
 
 #[derive(Debug)]
@@ -33,22 +26,14 @@ struct Fields {
 impl From<Vec<u8>> for DeviceConfig {
     /// A space that drivers cannot write.
     fn from(bytes: Vec<u8>) -> Self {
-        Self::new(bytes, Vec::new(), None)
+        Self::changing(bytes, Vec::new())
     }
 }
 
 impl DeviceConfig {
     /// A space of which drivers may write the `writable` bytes.
-    ///
-    /// # Errors
-    /// When eventfds run out.
-    pub fn changing(bytes: Vec<u8>, writable: Vec<Range<usize>>) -> io::Result<Self> {
-        let written = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?;
-        Ok(Self::new(bytes, writable, Some(written)))
-    }
-
-    fn new(bytes: Vec<u8>, writable: Vec<Range<usize>>, written: Option<EventFd>) -> Self {
-        Self(Arc::new(Shared { fields: Mutex::new(Fields { bytes, generation: 0 }), writable, written }))
+    pub fn changing(bytes: Vec<u8>, writable: Vec<Range<usize>>) -> Self {
+        Self(Arc::new(Shared { fields: Mutex::new(Fields { bytes, generation: 0 }), writable }))
     }
 
     fn fields(&self) -> MutexGuard<'_, Fields> {
@@ -81,19 +66,12 @@ impl DeviceConfig {
     /// A driver writes at `offset`. Bytes that are not its to write stay (§2.5.1 leaves the effect to the device).
     pub fn write(&self, offset: u64, data: &[u8]) {
         let mut fields = self.fields();
-        let mut changed = false;
         for (n, byte) in data.iter().enumerate() {
             let Some(at) = place(offset, n) else { continue };
             let allowed = self.0.writable.iter().any(|range| range.contains(&at));
             if let Some(slot) = fields.bytes.get_mut(at).filter(|_| allowed) {
                 *slot = *byte;
-                changed = true;
             }
-        }
-        drop(fields);
-        if changed && let Some(written) = &self.0.written {
-            // Full (EAGAIN) means 2^64-2 unseen writes: one more changes nothing.
-            let _ = written.write(1);
         }
     }
 
@@ -123,17 +101,6 @@ impl DeviceConfig {
         self.read(offset, &mut field);
         u32::from_le_bytes(field)
     }
-
-    /// Becomes readable after a driver's write; absent when drivers cannot write.
-    pub fn written_fd(&self) -> Option<RawFd> {
-        self.0.written.as_ref().map(AsRawFd::as_raw_fd)
-    }
-
-    /// Clears [`DeviceConfig::written_fd`].
-    pub fn take_written(&self) {
-        // EAGAIN only says that nothing was written.
-        let _ = self.0.written.as_ref().map(EventFd::read);
-    }
 }
 
 /// Index of the `n`th byte from `offset` on, when there can be one.
@@ -146,25 +113,14 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// Whether an eventfd was written and not read.
-    fn readable(fd: RawFd) -> bool {
-        let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).unwrap();
-        let count = info.lines().find_map(|l| l.strip_prefix("eventfd-count:")).unwrap();
-        count.trim() != "0"
-    }
-
     #[test]
-    fn driver_changes_only_its_bytes_and_the_device_hears_of_it() {
-        let config = DeviceConfig::changing(vec![1; 8], vec![4..6]).unwrap();
+    fn driver_changes_only_its_bytes() {
+        let config = DeviceConfig::changing(vec![1; 8], vec![4..6, 7..8]);
         config.write(0, &[9; 4]);
-        assert!(!readable(config.written_fd().unwrap()));
-        config.write(3, &[9; 8]);
+        config.write(3, &[9; 4]);
         let mut all = [0; 10];
         config.read(0, &mut all);
         assert_eq!(all, [1, 1, 1, 1, 9, 9, 1, 1, 0, 0]);
-        assert!(readable(config.written_fd().unwrap()));
-        config.take_written();
-        assert!(!readable(config.written_fd().unwrap()));
         assert_eq!(config.generation(), 0, "the generation counts the device's changes");
     }
 
@@ -182,7 +138,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(128))]
         #[test]
         fn any_offset_is_safe(offset: u64, data in proptest::collection::vec(any::<u8>(), 0..20)) {
-            let config = DeviceConfig::changing(vec![0; 16], vec![4..8, 12..16]).unwrap();
+            let config = DeviceConfig::changing(vec![0; 16], vec![4..8, 12..16]);
             config.write(offset, &data);
             let mut back = vec![0; data.len()];
             config.read(offset, &mut back);

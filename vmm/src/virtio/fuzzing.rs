@@ -7,7 +7,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::interrupt::Interrupts;
 use super::queue::VirtQueue;
-use super::{Activation, Device, Progress};
+use super::{Activation, ActiveDevice, Device, Progress};
 use crate::memory::{Bytes, GuestAddress, GuestRam};
 
 const RAM: usize = 0x4_0000;
@@ -15,6 +15,11 @@ const QUEUE_SIZE: u16 = 16;
 
 /// Activates `device` on memory filled with `data` and lets it work. Faults are fine, panics are not.
 pub(super) fn drive(device: Box<dyn Device>, data: &[u8]) {
+    drive_with(device, data, |_| {});
+}
+
+/// The same, after `prepare` has had its way with the activated device.
+pub(super) fn drive_with(device: Box<dyn Device>, data: &[u8], prepare: impl FnOnce(&mut dyn ActiveDevice)) {
     let Ok(ram) = GuestRam::from_ranges(&[(GuestAddress(0), RAM)]) else {
         return;
     };
@@ -46,6 +51,7 @@ pub(super) fn drive(device: Box<dyn Device>, data: &[u8]) {
     let Ok(mut active) = device.activate(Activation { ram, features, queues, interrupts }) else {
         return;
     };
+    prepare(&mut *active);
     'drive: for _ in 0..4 {
         for source in active.sources() {
             match active.ready(source.token) {

@@ -24,6 +24,7 @@ pub mod rng;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod vhost;
+pub mod vsock;
 
 use std::io;
 use std::os::fd::RawFd;
@@ -59,6 +60,8 @@ pub enum DeviceKind {
     Console = 3,
     /// Entropy source.
     Rng = 4,
+    /// Socket device.
+    Vsock = 19,
 }
 
 /// A device that no driver uses. The getters' answers never change.

@@ -3,12 +3,14 @@
 mod faults;
 mod hostile;
 mod lifecycle;
+mod vsock;
 mod whole;
 
 use crate::guest::Role;
 use crate::host::Scenario;
 
 /// Everything the test runs, in this order.
-pub const SCENARIOS: &[&[Scenario]] = &[lifecycle::SCENARIOS, whole::SCENARIOS, hostile::SCENARIOS, faults::SCENARIOS];
+pub const SCENARIOS: &[&[Scenario]] =
+    &[lifecycle::SCENARIOS, whole::SCENARIOS, vsock::SCENARIOS, hostile::SCENARIOS, faults::SCENARIOS];
 /// Everything a guest can be.
-pub const ROLES: &[&[Role]] = &[lifecycle::ROLES, whole::ROLES, hostile::ROLES];
+pub const ROLES: &[&[Role]] = &[lifecycle::ROLES, whole::ROLES, vsock::ROLES, hostile::ROLES];

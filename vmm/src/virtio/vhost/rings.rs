@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use vmm_sys_util::eventfd::EventFd;
 
-use super::Vhost;
+use super::RingWorker;
 use crate::memory::GuestRam;
 use crate::virtio::interrupt::Interrupts;
 use crate::virtio::queue::VirtQueue;
@@ -36,7 +36,7 @@ impl Rings {
     /// # Errors
     /// [`DeviceFault::Host`] when the kernel refuses.
     pub fn set_up(
-        vhost: &Vhost,
+        vhost: &(impl RingWorker + ?Sized),
         device: &str,
         queues: Vec<VirtQueue>,
         (ram, features): (&GuestRam, u64),
@@ -98,7 +98,7 @@ impl Rings {
     ///
     /// # Errors
     /// [`DeviceFault::Host`].
-    pub fn suspend(&mut self, vhost: &Vhost) -> Result<(), DeviceFault> {
+    pub fn suspend(&mut self, vhost: &(impl RingWorker + ?Sized)) -> Result<(), DeviceFault> {
         for (index, queue) in (0u32..).zip(&mut self.queues) {
             let base = vhost.ring_base(index).map_err(DeviceFault::host(&self.device, "ask vhost for a ring"))?;
             queue.set_position(base);
@@ -110,7 +110,7 @@ impl Rings {
     ///
     /// # Errors
     /// [`DeviceFault::Host`].
-    pub fn go_on(&self, vhost: &Vhost) -> Result<(), DeviceFault> {
+    pub fn go_on(&self, vhost: &(impl RingWorker + ?Sized)) -> Result<(), DeviceFault> {
         for (index, queue) in (0u32..).zip(&self.queues) {
             vhost
                 .set_ring_base(index, queue.ring_position())
