@@ -76,6 +76,7 @@ targets! {
     slots_load_option: holdfast_slots::efivars::fuzz_load_option, seeds::load_option, 4 * K;
     slots_state: holdfast_slots::store::fuzz_state, seeds::state, 16 * K;
     supervise_packet: holdfast_supervise::wire::fuzz_packet, seeds::supervise_packet, 8 * K;
+    vmm_balloon: holdfast_vmm::virtio::balloon::fuzz_balloon, seeds::rings, 8 * K;
     vmm_block: holdfast_vmm::virtio::block::fuzz_block, seeds::rings, 8 * K;
     vmm_config: holdfast_vmm::config::fuzz_config, seeds::vmm_config, 8 * K;
     vmm_config_space: holdfast_vmm::pci::config::fuzz_config_space, seeds::accesses, K;

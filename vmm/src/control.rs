@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::virtio::DeviceStats;
+use crate::virtio::balloon::MemoryStats;
 
 /// Longest message, bytes.
 pub const MAX_MESSAGE: usize = 64 * 1024;
@@ -100,6 +101,9 @@ pub struct Stats {
     pub vcpus: Vec<VcpuStats>,
     /// Each device's, by name, in PCI order.
     pub devices: Vec<(String, DeviceStats)>,
+    /// The balloon's figures and the guest's of itself; absent without a balloon, and before its driver has started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<MemoryStats>,
 }
 
 /// Counters of one vCPU.

@@ -31,6 +31,7 @@ and what can be added:
               \"vhost\": {\"path\": \"/dev/vhost-net\"}, \"mtu\": 1500}],
   \"rng\": true,
   \"vsock\":   {\"cid\": 3, \"vhost\": {\"path\": \"/dev/vhost-vsock\"}},
+  \"balloon\": {\"free_page_reporting\": true, \"deflate_on_oom\": true},
   \"console\": {\"output\": {\"path\": \"console.log\"}, \"input\": {\"fd\": 0}},
   \"serial\":  {},                             16550 at ttyS0, for kernel debugging
   \"control\": {\"path\": \"control.sock\"},       SOCK_SEQPACKET, JSON: {\"do\": \"power_button\"}

@@ -28,6 +28,7 @@ use crate::platform::{power, serial};
 use crate::resources::{self, Resources};
 use crate::signal;
 use crate::vcpu::{Buses, VcpuSet};
+use crate::virtio::balloon::Balloon;
 use crate::virtio::block::Block;
 use crate::virtio::console::Console;
 use crate::virtio::net::{Net, NetOptions, vhost::VhostNet};
@@ -35,7 +36,7 @@ use crate::virtio::rng::Rng;
 use crate::virtio::vsock::{Vsock, vhost::VhostVsock};
 use crate::virtio::{self, Device};
 
-const _: () = assert!(MAX_DEVICES + 4 <= SLOTS, "host bridge, console, rng and vsock need slots too");
+const _: () = assert!(MAX_DEVICES + 5 <= SLOTS, "host bridge, console, rng, vsock and balloon need slots too");
 
 /// Runs the VM of `config` until it ends. In a jail with its own pid namespace, the calling process only waits and ends
 /// with the VM's exit code; the VM runs in a child.
@@ -84,6 +85,7 @@ fn build_and_run(config: &VmConfig) -> Result<End, End> {
     };
     let mut devices = make_devices(config, resources.disks, resources.nets, resources.console)?;
     devices.extend(make_vsock(config, resources.vsock)?);
+    devices.extend(make_balloon(config));
     let pci = plug(devices, &mut event_loop, &vm, &machine).map_err(|e| kvm_end(&e))?;
     let serial_output = resources.serial.map(Output::new);
     let has_serial = serial_output.is_some();
@@ -231,6 +233,12 @@ fn make_vsock(config: &VmConfig, file: Option<File>) -> Result<Option<Box<dyn De
     let device =
         Vsock::new("vsock".into(), kernel, vsock.cid).map_err(|e| fail(virtio::vsock::cid_refusal(vsock.cid, &e)))?;
     Ok(Some(Box::new(device)))
+}
+
+/// The memory balloon, last.
+fn make_balloon(config: &VmConfig) -> Option<Box<dyn Device>> {
+    let balloon = config.balloon.as_ref()?;
+    Some(Box::new(Balloon::new("balloon".into(), balloon, config.memory_mib)))
 }
 
 /// Gives each device its slot, BAR and interrupt line.

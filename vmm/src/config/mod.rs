@@ -23,16 +23,18 @@ pub const MAX_VCPUS: u8 = 64;
 pub const MIN_MEMORY_MIB: u32 = 32;
 /// Most guest memory, MiB (1 TiB).
 pub const MAX_MEMORY_MIB: u32 = 1024 * 1024;
-/// Most disks plus network interfaces. Bus 0 has 31 free slots; console, rng and vsock take three.
-pub const MAX_DEVICES: usize = 28;
+/// Most disks plus network interfaces. Bus 0 has 31 free slots; console, rng, vsock and balloon take four.
+pub const MAX_DEVICES: usize = 27;
 /// Longest kernel command line, bytes (x86 `COMMAND_LINE_SIZE` less the terminating zero).
 pub const MAX_CMDLINE: usize = 2047;
 
+mod balloon;
 mod console;
 mod disk;
 mod net;
 mod vsock;
 
+pub use balloon::BalloonConfig;
 pub use console::{ConsoleConfig, SerialConfig};
 pub use disk::DiskConfig;
 pub use net::{MacAddress, NetConfig, TapRef};
@@ -74,6 +76,9 @@ pub struct VmConfig {
     /// virtio sockets.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vsock: Option<VsockConfig>,
+    /// virtio memory balloon.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub balloon: Option<BalloonConfig>,
     /// 16550 at 0x3f8 (`ttyS0`), for kernel debugging: each byte costs an exit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub serial: Option<SerialConfig>,
@@ -174,6 +179,7 @@ impl VmConfig {
             rng: true,
             console: None,
             vsock: None,
+            balloon: None,
             serial: None,
             control: None,
             jail: None,
@@ -332,7 +338,7 @@ mod tests {
         "kernel": {"path": "/boot/vmlinux"}, "initrd": {"fd": 7}, "cmdline": "quiet",
         "disks": [{"id": "root", "file": {"fd": 8}, "read_only": true}],
         "nets": [{"mac": "02:00:00:00:00:01", "tap": {"fd": 9}, "vhost": {"fd": 10}, "mtu": 1500}],
-        "vsock": {"cid": 3, "vhost": {"fd": 12}},
+        "vsock": {"cid": 3, "vhost": {"fd": 12}}, "balloon": {},
         "console": {}, "control": {"fd": 11}, "jail": {"uid": 1000, "gid": 1000}
     }"#;
 
@@ -347,6 +353,7 @@ mod tests {
         let config = VmConfig::from_json(FULL.as_bytes()).unwrap();
         assert_eq!(config.kvm, FileRef::Path("/dev/kvm".into()));
         assert_eq!(config.console.as_ref().unwrap().output, FileRef::Fd(1));
+        assert_eq!(config.balloon, Some(BalloonConfig::default()));
         assert!(config.rng && config.jail.as_ref().unwrap().pid_namespace);
         assert_eq!(VmConfig::from_json(&config.to_json()).unwrap(), config);
     }
@@ -354,7 +361,7 @@ mod tests {
     #[test]
     fn faults_name_the_field() {
         type Change = Box<dyn Fn(&mut serde_json::Value)>;
-        let cases: [(&str, Change); 13] = [
+        let cases: [(&str, Change); 14] = [
             ("vcpus", Box::new(|v| v["vcpus"] = 0.into())),
             ("memory_mib", Box::new(|v| v["memory_mib"] = 0.into())),
             ("name", Box::new(|v| v["name"] = "".into())),
@@ -366,6 +373,7 @@ mod tests {
             ("vsock.cid", Box::new(|v| v["vsock"]["cid"] = 2.into())),
             ("vsock.cid", Box::new(|v| v["vsock"]["cid"] = u32::MAX.into())),
             ("vsock.vhost", Box::new(|v| v["vsock"]["vhost"]["fd"] = 8.into())),
+            ("free", Box::new(|v| v["balloon"]["free"] = true.into())),
             ("colour", Box::new(|v| v["colour"] = "blue".into())),
             ("fd 8", Box::new(|v| v["nets"][0]["tap"]["fd"] = 8.into())),
         ];

@@ -386,6 +386,10 @@ impl EventLoop {
                 state: self.run_state(),
                 uptime_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
                 vcpus: vcpus.stats(),
+                memory: self.slots.iter_mut().find_map(|slot| match &mut slot.state {
+                    State::Active(device) => device.memory(),
+                    _ => None,
+                }),
                 devices: self
                     .slots
                     .iter()

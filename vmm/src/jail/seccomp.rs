@@ -48,7 +48,7 @@ const TABLE: &[(libc::c_long, &[ThreadKind], &str)] = &[
     (libc::SYS_futex, BOTH, "locks and channels"),
     (libc::SYS_brk, BOTH, "allocator"),
     (libc::SYS_munmap, BOTH, "allocator; thread stacks"),
-    (libc::SYS_madvise, BOTH, "thread end"),
+    (libc::SYS_madvise, BOTH, "thread end; the balloon gives memory back"),
     (libc::SYS_mremap, BOTH, "allocator"),
     (libc::SYS_rt_sigreturn, ALL, "after a kick"),
     (libc::SYS_rt_sigprocmask, BOTH, "thread end, abort"),

@@ -12,6 +12,7 @@
 //! once, before the VM starts. Each device is a folder with the same files: `mod.rs` (what it is), `device.rs` (inactive:
 //! features and configuration space), `active.rs` (activated: the data path), `tests.rs`.
 
+pub mod balloon;
 pub mod block;
 pub mod chain;
 pub mod console;
@@ -33,6 +34,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use self::balloon::MemoryStats;
 use self::chain::RingFault;
 use self::device_config::DeviceConfig;
 use self::interrupt::Interrupts;
@@ -60,6 +62,8 @@ pub enum DeviceKind {
     Console = 3,
     /// Entropy source.
     Rng = 4,
+    /// Memory balloon.
+    Balloon = 5,
     /// Socket device.
     Vsock = 19,
 }
@@ -117,6 +121,11 @@ pub trait ActiveDevice: Send {
     fn deactivate(self: Box<Self>) -> Result<Box<dyn Device>, DeviceFault>;
     /// Counters since activation.
     fn stats(&self) -> DeviceStats;
+    /// Memory figures, when this is the balloon; asks the driver for newer ones. May be called while paused, when guest
+    /// memory is not to be touched.
+    fn memory(&mut self) -> Option<MemoryStats> {
+        None
+    }
     /// The agent wants something; may be called while paused, when guest memory is not to be touched. `None` when this
     /// is not the device for it.
     fn order(&mut self, _order: Order) -> Option<Result<(), String>> {

@@ -1,5 +1,6 @@
 //! The scenarios. A file holds one subject: `SCENARIOS` run on the host, `ROLES` are played by its guests.
 
+mod balloon;
 mod faults;
 mod hostile;
 mod lifecycle;
@@ -10,7 +11,13 @@ use crate::guest::Role;
 use crate::host::Scenario;
 
 /// Everything the test runs, in this order.
-pub const SCENARIOS: &[&[Scenario]] =
-    &[lifecycle::SCENARIOS, whole::SCENARIOS, vsock::SCENARIOS, hostile::SCENARIOS, faults::SCENARIOS];
+pub const SCENARIOS: &[&[Scenario]] = &[
+    lifecycle::SCENARIOS,
+    whole::SCENARIOS,
+    vsock::SCENARIOS,
+    balloon::SCENARIOS,
+    hostile::SCENARIOS,
+    faults::SCENARIOS,
+];
 /// Everything a guest can be.
-pub const ROLES: &[&[Role]] = &[lifecycle::ROLES, whole::ROLES, vsock::ROLES, hostile::ROLES];
+pub const ROLES: &[&[Role]] = &[lifecycle::ROLES, whole::ROLES, vsock::ROLES, balloon::ROLES, hostile::ROLES];

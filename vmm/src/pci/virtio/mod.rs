@@ -182,6 +182,7 @@ impl VirtioFunction {
             DeviceKind::Block => 0x01_8000,
             DeviceKind::Console => 0x07_8000,
             DeviceKind::Rng => 0xff_0000,
+            DeviceKind::Balloon => 0x05_8000,
             DeviceKind::Vsock => 0x02_8000,
         };
         let mut space = ConfigSpace::new(Identity {

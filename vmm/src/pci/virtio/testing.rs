@@ -59,10 +59,14 @@ impl DeviceLoop for NoKvm {
 }
 
 pub(super) fn function() -> Option<(VirtioFunction, Arc<NoKvm>)> {
+    function_of(&Rng::new("rng".into()))
+}
+
+pub(super) fn function_of(device: &dyn Device) -> Option<(VirtioFunction, Arc<NoKvm>)> {
     let ram = Arc::new(GuestRam::from_ranges(&[(GuestAddress(0), 0x1_0000)]).ok()?);
     let host = Arc::new(NoKvm::default());
     let machine = Machine { ram, router: host.clone(), doorbells: host.clone(), devices: host.clone() };
-    let function = VirtioFunction::new(0, &Rng::new("rng".into()), 0xc000_0000, 16, None, machine).ok()?;
+    let function = VirtioFunction::new(0, device, 0xc000_0000, 16, None, machine).ok()?;
     Some((function, host))
 }
 

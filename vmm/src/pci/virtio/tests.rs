@@ -1,5 +1,7 @@
 use super::testing::function;
 use super::*;
+use crate::config::BalloonConfig;
+use crate::virtio::balloon::Balloon;
 use proptest::prelude::*;
 
 fn write(function: &mut VirtioFunction, offset: u64, value: u64, len: usize) -> Result<(), End> {
@@ -86,6 +88,20 @@ fn configuration_window_reaches_the_bar() {
     let mut value = [0; 2];
     function.config_read(window + 16, &mut value).unwrap();
     assert_eq!(u16::from_le_bytes(value), 1, "num_queues");
+}
+
+#[test]
+fn configuration_space_is_shared_with_its_device() {
+    let device = Balloon::new("balloon".into(), &BalloonConfig::default(), 64);
+    let config = device.config_space();
+    let (mut function, _) = super::testing::function_of(&device).unwrap();
+    assert_eq!(read(&mut function, 0x15, 1), 0, "generation");
+    config.update(0, &7u32.to_le_bytes());
+    assert_eq!((read(&mut function, 0x2000, 4), read(&mut function, 0x15, 1)), (7, 1));
+    write(&mut function, 0x2000, u64::MAX, 8).unwrap();
+    write(&mut function, 0x2ffc, u64::MAX, 8).unwrap();
+    assert_eq!((config.le32(0), config.le32(4)), (7, u32::MAX), "only the driver's field is the driver's");
+    assert_eq!(read(&mut function, 0x2008, 8), 0);
 }
 
 proptest! {
