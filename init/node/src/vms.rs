@@ -9,7 +9,9 @@ use holdfast_model::app::App;
 use holdfast_model::guest::{AppDocument, Mount};
 use holdfast_model::net::Mac;
 use holdfast_supervise::{Capabilities, Capability, Limits, Sandbox, StopPolicy, UnitName, UnitSpec};
-use holdfast_vmm::config::{ConsoleConfig, DiskConfig, FileRef, JailConfig, MacAddress, NetConfig, TapRef, VmConfig};
+use holdfast_vmm::config::{
+    BalloonConfig, ConsoleConfig, DiskConfig, FileRef, JailConfig, MacAddress, NetConfig, TapRef, VmConfig,
+};
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
 use sha2::{Digest, Sha256};
 use std::fs::{self, File, OpenOptions};
@@ -237,6 +239,8 @@ pub fn start(
         nets,
         console: Some(ConsoleConfig::to(FileRef::Fd(1))),
         control: Some(control),
+        // What the app frees comes back by itself; nothing inflates the balloon unasked.
+        balloon: Some(BalloonConfig::default()),
         // PID 1 makes the pid namespace, so the VMM needs no waiting parent of its own.
         jail: Some(JailConfig { uid, gid: uid, pid_namespace: false }),
         ..VmConfig::new(host_name(name), kernel)
