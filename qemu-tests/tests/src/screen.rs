@@ -83,7 +83,7 @@ fn emit(text: &str) {
     let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
 }
 
-/// Width of the terminal: `$COLUMNS`, else the usual one.
+/// Width of the terminal; the usual one where it cannot be known.
 fn columns() -> usize {
-    std::env::var("COLUMNS").ok().and_then(|c| c.parse().ok()).filter(|c| *c >= 20).unwrap_or(110)
+    terminal_size::terminal_size_of(std::io::stdout()).map_or(110, |(width, _)| usize::from(width.0).max(20))
 }

@@ -131,6 +131,7 @@ fn own(world: &mut World, show: &mut Show, args: &Args, stop: &AtomicBool) -> Re
             }
             Ok(slots.first().is_some_and(|s| s.version == next.version && s.state == "active").then_some(()))
         })?;
+        show.refresh(world);
         show.screen.say(&format!("{} runs and is committed", next.version));
         answered(world, show)?;
     }
@@ -150,6 +151,7 @@ fn answered(world: &mut World, show: &mut Show) -> Result<()> {
         show.tick(world);
         Ok((show.app_answers && world.app_runs(NAME)?).then_some(()))
     })?;
+    show.refresh(world);
     show.screen.say(&format!("the app answers at http://{}/", world.app_address()));
     Ok(())
 }
@@ -208,11 +210,15 @@ impl Show {
         }
     }
 
-    /// Shows what is new.
+    /// Shows what is new, if it was not looked at a moment ago.
     fn tick(&mut self, world: &mut World) {
-        if self.refreshed.is_some_and(|t| t.elapsed() < REFRESH) {
-            return;
+        if self.refreshed.is_none_or(|t| t.elapsed() >= REFRESH) {
+            self.refresh(world);
         }
+    }
+
+    /// Shows what is new.
+    fn refresh(&mut self, world: &mut World) {
         self.refreshed = Some(Instant::now());
         self.console(world);
         if let Ok(block) = self.status(world) {
