@@ -13,8 +13,9 @@
 //!
 //! Modules in reading order: [`config`] (what a VM is made of), [`vm`] (builds and runs it), [`memory`], [`boot`]
 //! (kernel, CPU state, ACPI), [`vcpu`], [`bus`], [`pci`], [`irq`], [`virtio`] (the device contract, then one folder per
-//! device), [`event_loop`], [`platform`] (power, serial port), [`control`] (the socket to the agent), [`jail`],
-//! [`signal`] (SIGTERM is the power button), [`resources`] (opens or adopts every file), [`exit`] (exit codes).
+//! device), [`rate`] (token buckets), [`event_loop`], [`platform`] (power, serial port), [`control`] (the socket to the
+//! agent), [`jail`], [`signal`] (SIGTERM is the power button), [`resources`] (opens or adopts every file), [`exit`]
+//! (exit codes).
 
 pub mod boot;
 pub mod bus;
@@ -28,6 +29,7 @@ pub mod memory;
 pub mod output;
 pub mod pci;
 pub mod platform;
+pub mod rate;
 pub mod resources;
 pub mod signal;
 pub mod vcpu;

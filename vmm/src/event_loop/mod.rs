@@ -121,6 +121,18 @@ enum State {
 struct Slot {
     name: String,
     state: State,
+    /// What the active device last answered to [`ActiveDevice::deadline`].
+    deadline: Option<Instant>,
+}
+
+impl Slot {
+    /// Asks the device anew when it wants to be called.
+    fn renew_deadline(&mut self) {
+        self.deadline = match &self.state {
+            State::Active(device) => device.deadline(),
+            _ => None,
+        };
+    }
 }
 
 /// The device thread's state.
@@ -176,7 +188,7 @@ impl EventLoop {
 
     /// Takes a device; its slot number.
     pub fn add(&mut self, device: Box<dyn Device>) -> usize {
-        self.slots.push(Slot { name: device.name().to_string(), state: State::Inactive(device) });
+        self.slots.push(Slot { name: device.name().to_string(), state: State::Inactive(device), deadline: None });
         self.slots.len() - 1
     }
 
@@ -257,6 +269,7 @@ impl EventLoop {
                     data => self.device_ready(data),
                 }
             }
+            self.call_expired();
             self.run_commands();
             if let Some(end) = self.end.take() {
                 return Ok(end);
@@ -272,8 +285,10 @@ impl EventLoop {
         if !self.again.is_empty() && !self.paused {
             return 0;
         }
-        match self.stop_at {
+        let devices: &[Slot] = if self.paused { &[] } else { &self.slots[..] };
+        match devices.iter().filter_map(|slot| slot.deadline).chain(self.stop_at).min() {
             None => -1,
+            // Rounded up, so that nobody is called early.
             Some(at) => i32::try_from(at.saturating_duration_since(Instant::now()).as_millis() + 1).unwrap_or(i32::MAX),
         }
     }
@@ -288,13 +303,34 @@ impl EventLoop {
             Ok(Progress::Again) => {
                 self.again.insert(data);
             }
-            Err(fault) => self.fault(slot, &fault),
+            Err(fault) => return self.fault(slot, &fault),
+        }
+        self.slots[slot].renew_deadline();
+    }
+
+    /// Calls the devices whose deadline has passed.
+    fn call_expired(&mut self) {
+        if self.paused || self.slots.iter().all(|slot| slot.deadline.is_none()) {
+            return;
+        }
+        let now = Instant::now();
+        for slot in 0..self.slots.len() {
+            if self.slots[slot].deadline.is_none_or(|at| at > now) {
+                continue;
+            }
+            if let State::Active(device) = &mut self.slots[slot].state
+                && let Err(fault) = device.expired()
+            {
+                self.fault(slot, &fault);
+            }
+            self.slots[slot].renew_deadline();
         }
     }
 
     fn fault(&mut self, slot: usize, fault: &DeviceFault) {
         if let Some(slot) = self.slots.get_mut(slot) {
             slot.state = State::Gone;
+            slot.deadline = None;
         }
         self.end.finish(end_of(fault));
     }
@@ -321,10 +357,12 @@ impl EventLoop {
             self.watch_sources(slot, &active.sources()).map_err(|e| End::host_fault(format!("epoll: {e}")))?;
         }
         self.slots[slot].state = State::Active(active);
+        self.slots[slot].renew_deadline();
         Ok(())
     }
 
     fn reset(&mut self, slot: usize) -> Result<(), End> {
+        self.slots[slot].deadline = None;
         match std::mem::replace(&mut self.slots[slot].state, State::Gone) {
             State::Active(active) => {
                 self.forget_sources(slot, &active.sources());
@@ -472,6 +510,7 @@ impl EventLoop {
             } else if let Err(e) = self.watch_sources(slot, &sources) {
                 self.end.finish(End::host_fault(format!("epoll: {e}")));
             }
+            self.slots[slot].renew_deadline();
         }
         vcpus.resume();
         Reply::Done

@@ -2,11 +2,14 @@ use super::*;
 use crate::control::{ControlClient, listen};
 use crate::pci::virtio::DeviceLoop;
 use crate::vcpu::Buses;
+use crate::virtio::device_config::DeviceConfig;
 use crate::virtio::interrupt::IrqLine;
 use crate::virtio::rng::Rng;
 use crate::virtio::testing::{Driver, activation, ram};
+use crate::virtio::{DeviceKind, DeviceStats, F_COMMON};
 use std::path::PathBuf;
 use std::sync::Barrier;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::JoinHandle;
 
 #[derive(Debug)]
@@ -24,8 +27,87 @@ struct Running {
     _directory: tempfile::TempDir,
 }
 
+/// A device that does nothing but ask to be called a few times.
+struct Alarm {
+    calls: Arc<AtomicU32>,
+    next: Option<Instant>,
+}
+
+const ALARM_CALLS: u32 = 3;
+const ALARM_PERIOD: Duration = Duration::from_millis(5);
+
+impl Device for Alarm {
+    fn kind(&self) -> DeviceKind {
+        DeviceKind::Rng
+    }
+
+    fn name(&self) -> &str {
+        "alarm"
+    }
+
+    fn features(&self) -> u64 {
+        F_COMMON
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &[]
+    }
+
+    fn config_space(&self) -> DeviceConfig {
+        Vec::new().into()
+    }
+
+    fn activate(mut self: Box<Self>, _: Activation) -> Result<Box<dyn ActiveDevice>, DeviceFault> {
+        self.next = Some(Instant::now() + ALARM_PERIOD);
+        Ok(self)
+    }
+}
+
+impl ActiveDevice for Alarm {
+    fn sources(&self) -> Vec<Source> {
+        Vec::new()
+    }
+
+    fn ready(&mut self, _: u8) -> Result<Progress, DeviceFault> {
+        Ok(Progress::Drained)
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        self.next
+    }
+
+    fn expired(&mut self) -> Result<(), DeviceFault> {
+        let now = Instant::now();
+        assert!(self.next.is_some_and(|at| at <= now), "called early or unasked");
+        let calls = self.calls.fetch_add(1, Ordering::SeqCst) + 1;
+        self.next = (calls < ALARM_CALLS).then_some(now + ALARM_PERIOD);
+        Ok(())
+    }
+
+    fn pause(&mut self) -> Result<(), DeviceFault> {
+        Ok(())
+    }
+
+    fn resume(&mut self) -> Result<(), DeviceFault> {
+        Ok(())
+    }
+
+    fn deactivate(self: Box<Self>) -> Result<Box<dyn Device>, DeviceFault> {
+        Ok(self)
+    }
+
+    fn stats(&self) -> DeviceStats {
+        DeviceStats::default()
+    }
+}
+
 /// A device thread with an entropy device in slot 0 and no vCPUs.
 fn start() -> Running {
+    start_with(Box::new(Rng::new("rng".into())))
+}
+
+/// A device thread with `device` in slot 0 and no vCPUs.
+fn start_with(device: Box<dyn Device>) -> Running {
     let directory = tempfile::tempdir().unwrap();
     let socket = directory.path().join("control");
     let control = ControlServer::new(listen(&socket).unwrap()).unwrap();
@@ -33,7 +115,7 @@ fn start() -> Running {
     let terminate = Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap());
     let power = Power::new(Arc::new(NoLine));
     let mut event_loop = EventLoop::new(handle.clone(), end.clone(), power, terminate, Some(control)).unwrap();
-    event_loop.add(Box::new(Rng::new("rng".into())));
+    event_loop.add(device);
     let buses = Arc::new(Buses { pio: Default::default(), mmio: Default::default() });
     let vcpus = VcpuSet::start(Vec::new(), &buses, &end, &Arc::new(Barrier::new(1)), false).unwrap();
     vcpus.resume();
@@ -88,6 +170,25 @@ fn paused_device_serves_nothing_and_catches_up_after_resume() {
     client.pause().unwrap();
     client.stop(Duration::from_secs(60)).unwrap();
     assert_eq!(running.thread.join().unwrap().class, ExitClass::Stopped);
+}
+
+#[test]
+fn device_is_called_at_its_deadlines_but_not_while_paused() {
+    let calls = Arc::new(AtomicU32::new(0));
+    let running = start_with(Box::new(Alarm { calls: calls.clone(), next: None }));
+    let mut client = ControlClient::connect(&running.socket).unwrap();
+    client.pause().unwrap();
+    let ram = ram();
+    running.handle.activate(0, activation(&ram, &[]).0).unwrap();
+    std::thread::sleep(4 * ALARM_PERIOD);
+    assert_eq!(calls.load(Ordering::SeqCst), 0, "called while paused");
+    client.resume().unwrap();
+    eventually("all deadlines", || calls.load(Ordering::SeqCst) == ALARM_CALLS);
+    std::thread::sleep(4 * ALARM_PERIOD);
+    assert_eq!(calls.load(Ordering::SeqCst), ALARM_CALLS, "called without a deadline");
+    running.handle.reset(0).unwrap();
+    running.end.finish(End::new(ExitClass::PowerOff, "test"));
+    assert_eq!(running.thread.join().unwrap().class, ExitClass::PowerOff);
 }
 
 #[test]

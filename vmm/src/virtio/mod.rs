@@ -30,6 +30,7 @@ pub mod vsock;
 use std::io;
 use std::os::fd::RawFd;
 use std::sync::Arc;
+use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -104,6 +105,19 @@ pub trait ActiveDevice: Send {
     /// # Errors
     /// The fault ends the VM; the device is not called again.
     fn ready(&mut self, token: u8) -> Result<Progress, DeviceFault>;
+    /// When the device wants to be called although no descriptor is ready (a rate limit has room again). Asked after
+    /// each other call; a device without an answer sleeps until a descriptor wakes it.
+    fn deadline(&self) -> Option<Instant> {
+        None
+    }
+    /// The instant of the last [`ActiveDevice::deadline`] has passed, by a few milliseconds at most. Must not block. Never
+    /// called while paused, nor early.
+    ///
+    /// # Errors
+    /// As [`ActiveDevice::ready`].
+    fn expired(&mut self) -> Result<(), DeviceFault> {
+        Ok(())
+    }
     /// Stop touching guest memory. When this returns, no request is in flight. Not called twice in a row.
     ///
     /// # Errors
