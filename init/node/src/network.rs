@@ -15,7 +15,7 @@ use holdfast_model::net::{Addressing, InstanceKind, Prefix};
 use holdfast_model::observed::{AppInterfaceStatus, AppState, InstanceStatus, PortStatus};
 use holdfast_netkernel::discover::physical_links;
 use holdfast_netkernel::monitor::Event;
-use holdfast_netkernel::{Monitor, NetDriver, Services as _, tap};
+use holdfast_netkernel::{Monitor, NetDriver, Services as _};
 use holdfast_netsvc::config::{Lease, Reply, Request};
 use holdfast_plan::item::ServiceKind;
 use holdfast_plan::names;
@@ -272,7 +272,8 @@ impl Network {
     /// # Errors
     /// When it is not there or in use.
     pub fn open_tap(&mut self, name: &str) -> Result<OwnedFd> {
-        Ok(tap::attach(name)?)
+        let mut queues = holdfast_links::tap::attach(name, 1)?;
+        queues.pop().with_context(|| format!("tap {name} has no queue"))
     }
 
     fn taps(&self, app: Uuid) -> Vec<&TapPlan> {

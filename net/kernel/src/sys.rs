@@ -128,60 +128,6 @@ pub fn attach_filter(fd: &impl AsRawFd, program: &[(u16, u8, u8, u32)]) -> io::R
     Ok(())
 }
 
-const TUNSETIFF: libc::Ioctl = 0x4004_54ca_u32 as libc::Ioctl;
-const TUNSETPERSIST: libc::Ioctl = 0x4004_54cb_u32 as libc::Ioctl;
-const TUNSETOWNER: libc::Ioctl = 0x4004_54cc_u32 as libc::Ioctl;
-const TUNSETVNETHDRSZ: libc::Ioctl = 0x4004_54d8_u32 as libc::Ioctl;
-
-/// struct ifreq: 16 bytes of name, then a union that begins with the flags or the MTU; 40 bytes in all.
-fn interface_request(name: &str) -> io::Result<[u8; 40]> {
-    let mut request = [0; 40];
-    if name.is_empty() || name.len() > 15 {
-        return Err(io::ErrorKind::InvalidInput.into());
-    }
-    request[..name.len()].copy_from_slice(name.as_bytes());
-    Ok(request)
-}
-
-/// MTU in bytes of the interface of that name, in the network namespace of the calling thread; `ENODEV` without one.
-pub fn interface_mtu(name: &str) -> io::Result<u32> {
-    let mut request = interface_request(name)?;
-    let fd = socket(libc::AF_INET, libc::SOCK_DGRAM, 0)?;
-    // SAFETY: SIOCGIFMTU reads and writes one struct ifreq, for which `request` has room.
-    check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::SIOCGIFMTU as libc::Ioctl, request.as_mut_ptr()) })?;
-    Ok(u32::from_ne_bytes([request[16], request[17], request[18], request[19]]))
-}
-
-/// Attaches a descriptor of `/dev/net/tun` to the tap of that name, making it when absent.
-pub fn tun_set_interface(fd: &impl AsRawFd, name: &str, flags: i16) -> io::Result<()> {
-    let mut request = interface_request(name)?;
-    request[16..18].copy_from_slice(&flags.to_ne_bytes());
-    // SAFETY: TUNSETIFF reads and writes one struct ifreq, for which `request` has room.
-    check(unsafe { libc::ioctl(fd.as_raw_fd(), TUNSETIFF, request.as_mut_ptr()) })?;
-    Ok(())
-}
-
-/// Lets the tap outlive its descriptors.
-pub fn tun_set_persistent(fd: &impl AsRawFd) -> io::Result<()> {
-    // SAFETY: TUNSETPERSIST takes its argument by value.
-    check(unsafe { libc::ioctl(fd.as_raw_fd(), TUNSETPERSIST, 1 as libc::c_ulong) })?;
-    Ok(())
-}
-
-/// Lets that user attach to the tap.
-pub fn tun_set_owner(fd: &impl AsRawFd, uid: u32) -> io::Result<()> {
-    // SAFETY: TUNSETOWNER takes its argument by value.
-    check(unsafe { libc::ioctl(fd.as_raw_fd(), TUNSETOWNER, libc::c_ulong::from(uid)) })?;
-    Ok(())
-}
-
-/// Size of the virtio-net header before each frame.
-pub fn tun_set_header_size(fd: &impl AsRawFd, bytes: i32) -> io::Result<()> {
-    // SAFETY: TUNSETVNETHDRSZ reads one int.
-    check(unsafe { libc::ioctl(fd.as_raw_fd(), TUNSETVNETHDRSZ, &raw const bytes) })?;
-    Ok(())
-}
-
 /// Binds and listens on a SOCK_SEQPACKET path, replacing a stale one.
 pub fn seqpacket_listener(path: &std::path::Path) -> io::Result<OwnedFd> {
     use std::os::unix::ffi::OsStrExt;

@@ -1,6 +1,7 @@
 //! The actuators against the real kernel, each test in a network namespace of its own thread, and against the `nft` and
 //! `ip` programs as independent witnesses. Without root (or a witness) a test says so and does nothing.
 
+use holdfast_links::tap::{attach, mtu};
 use holdfast_model::net::Prefix;
 use holdfast_netkernel::route::KernelRoute;
 use holdfast_netkernel::{Event, Monitor, Netlink, PROTOCOL, Rtnl, sys, sysctl, tap};
@@ -78,11 +79,11 @@ async fn links_are_made_read_back_and_removed() {
     let tap_link = n.link("tap-t").await.expect("tap");
     assert_eq!(tap_link.tun_owner, Some(2003));
     assert_eq!((tap_link.master, tap_link.isolated), (Some(bridge.index), true));
-    drop(tap::attach("tap-t").expect("attach"));
-    assert_eq!(tap::mtu("tap-t").expect("mtu"), 1500);
-    let error = tap::attach("br-t").expect_err("no tap").to_string();
+    drop(attach("tap-t", 1).expect("attach"));
+    assert_eq!(mtu("tap-t").expect("mtu"), 1500);
+    let error = attach("br-t", 1).expect_err("no tap").to_string();
     assert_eq!(error, "tap br-t: an interface of another kind has the name");
-    let error = tap::attach("tap-u").expect_err("absent").to_string();
+    let error = attach("tap-u", 1).expect_err("absent").to_string();
     assert_eq!(error, "interface tap-u does not exist");
     if let Some(text) = witness("ip", &["-d", "link", "show", "tap-t"]) {
         assert!(text.contains("isolated on") && text.contains("vnet_hdr on persist on user 2003"), "{text}");

@@ -1,56 +1,91 @@
-//! Virtual cables: what joins a VM's network card with a network.
+//! Virtual cables: what joins a VM's network card with a network, seen from the VM's end.
 //!
 //! Principles:
 //! 1. A cable's two sides are separate: the network side is planned and made by the reconciler; here is only the VM's side.
-//! 2. The VMM gets descriptors, never names or privileges: [`Cable::attach`] runs in its parent.
+//! 2. The VMM gets descriptors, never names or privileges: [`tap::attach`] runs in its parent, or before its jail closes.
 //! 3. A cable outlives the VM and this process: attaching again after a crash gives the same network.
-//! 4. A new kind of cable is a new implementation and a new [`End`], nothing else.
+//! 4. Frames go straight between the kernel and the memory they are kept in ([`Buffer`]): no copy of ours, no allocation.
+//! 5. A new kind of cable is a new implementation of [`Link`], nothing else. What a kind cannot do is in its
+//!    [`Link::offloads`], not in special cases of its users.
 //!
-//! Reading order: [`Cable`], [`End`], [`tap`].
-#![forbid(unsafe_code)]
+//! Reading order: [`Link`], [`Offloads`], [`buffer`] (memory of a frame), [`tap`] (an interface of the host), [`unix`]
+//! (a cable to another VM, without the host's network), `sys` (system calls).
+#![deny(unsafe_code)]
 
+pub mod buffer;
+#[allow(unsafe_code)] // The system calls themselves.
+mod sys;
 pub mod tap;
+pub mod unix;
 
-pub use tap::TapCable;
+pub use buffer::Buffer;
+pub use tap::Tap;
+pub use unix::UnixLink;
 
-use holdfast_model::net::Mac;
-use std::os::fd::OwnedFd;
-use thiserror::Error;
+use std::fmt;
+use std::io;
+use std::os::fd::RawFd;
 
-/// Why a VM could not be joined to its network.
-#[derive(Debug, Error)]
-#[error("cable {cable} for {mac}: {reason}; the network of the app must be created first and no other VM may hold it")]
-pub struct CableError {
-    /// Name of the cable.
-    pub cable: String,
-    /// MAC of the card.
-    pub mac: String,
-    /// What was found.
-    pub reason: String,
+/// Bytes of the header in front of each frame: `virtio_net_hdr` with its number of buffers (virtio 1.3 §5.1.6).
+pub const HEADER: usize = 12;
+/// Longest frame, header included: a 64 KiB segment with Ethernet header and VLAN tag.
+pub const MAX_FRAME: usize = HEADER + 18 + 65_535;
+/// Most buffers that one frame can be spread over (`UIO_MAXIOV`).
+pub const MAX_BUFFERS: usize = 1024;
+
+/// One queue pair's end of a cable. Carries Ethernet frames, each behind a header of [`HEADER`] bytes that says what
+/// is left to do on it (checksum, segmentation). Never blocks.
+pub trait Link: Send + fmt::Debug {
+    /// Readable when a frame waits, writable when one may be sent; fit for edge-triggered epoll. Stays the same for life.
+    fn fd(&self) -> RawFd;
+
+    /// Work that this cable can leave to the other side, in both directions.
+    fn offloads(&self) -> Offloads;
+
+    /// What this end takes over from now on: a subset of [`Link::offloads`]. On a cable with several pairs, for all of
+    /// them.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    fn set_offloads(&self, accepted: Offloads) -> io::Result<()>;
+
+    /// Whether frames may come and go here: pairs that the guest does not use are disabled, so that no frame waits where
+    /// nobody looks. Asking for what is so already changes nothing.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    fn set_enabled(&mut self, enabled: bool) -> io::Result<()>;
+
+    /// Takes one frame with its header into `buffers`, which together hold at least [`HEADER`] bytes and are at most
+    /// [`MAX_BUFFERS`]. Returns its bytes, header included, at most what fits: give a byte too many to see that it does.
+    ///
+    /// # Errors
+    /// `WouldBlock` when none waits; others when none will come for now.
+    fn receive(&self, buffers: &mut [Buffer]) -> io::Result<usize>;
+
+    /// Sends one frame with its header out of `buffers`; sizes as for [`Link::receive`].
+    ///
+    /// # Errors
+    /// `WouldBlock` when the cable is full; others when this frame is lost.
+    fn transmit(&self, buffers: &mut [Buffer]) -> io::Result<usize>;
 }
 
-/// The VM's end of a cable.
-#[derive(Debug)]
-pub enum End {
-    /// A descriptor that carries Ethernet frames, each behind a virtio-net header.
-    Frames {
-        /// Non-blocking; fit for vhost-net (`VHOST_NET_SET_BACKEND`) and for read and write.
-        descriptor: OwnedFd,
-        /// Bytes of header before each frame.
-        header_bytes: u32,
-        /// MTU of the network.
-        mtu: u32,
-    },
+/// Work on frames that one side may leave to the other (`TUN_F_*` of `linux/if_tun.h`, virtio 1.3 §5.1.3).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Offloads {
+    /// Frames without their checksum.
+    pub checksum: bool,
+    /// TCP over IPv4 in large segments.
+    pub tso4: bool,
+    /// TCP over IPv6 in large segments.
+    pub tso6: bool,
+    /// Large TCP segments with ECN.
+    pub ecn: bool,
+    /// UDP over IPv4 and IPv6 in large segments.
+    pub uso: bool,
 }
 
-/// A cable that a VM can be plugged into.
-pub trait Cable {
-    /// Name for messages.
-    fn name(&self) -> &str;
-
-    /// MAC of the card at the VM's end.
-    fn mac(&self) -> Mac;
-
-    /// The VM's end. May be called again once the former end is closed; while it is open this is an error.
-    fn attach(&self) -> Result<End, CableError>;
+impl Offloads {
+    /// Nothing: frames are complete and no longer than the MTU.
+    pub const NONE: Offloads = Offloads { checksum: false, tso4: false, tso6: false, ecn: false, uso: false };
 }

@@ -132,9 +132,14 @@ pub struct Cable {
     threads: Vec<std::thread::JoinHandle<()>>,
 }
 
+/// The only queue of a tap.
+fn attach(name: &str) -> OwnedFd {
+    holdfast_links::tap::attach(name, 1).expect("attach").remove(0)
+}
+
 impl Cable {
     pub fn plug(device: &Namespace, tap_name: &str, app: &Namespace, mac: [u8; 6]) -> Self {
-        let host = device.run(|| tap::attach(tap_name).expect("attach"));
+        let host = device.run(|| attach(tap_name));
         let guest = app.run(|| {
             runtime().block_on(async {
                 let mut n = Rtnl::new().expect("netlink");
@@ -143,7 +148,7 @@ impl Cable {
                 }
                 let link = n.link("eth0").await.expect("link");
                 n.set_mac(&link, mac).await.expect("mac");
-                let fd = tap::attach("eth0").expect("attach");
+                let fd = attach("eth0");
                 let link = n.link("eth0").await.expect("link");
                 n.set_up(&link, true).await.expect("up");
                 fd
