@@ -437,6 +437,31 @@ pub fn rings() -> Seeds {
     vec![memory, writes]
 }
 
+/// Rings of a network card: of frames, and of its control queue with a command for two queue pairs.
+#[must_use]
+pub fn net_rings() -> Seeds {
+    let mut seeds = rings();
+    let mut memory = vec![0u8; 4096];
+    // Two chained descriptors: the command (read), the answer (write).
+    for (n, (address, length, flags)) in [(0x3c00u64, 4u32, 1u16), (0x4d00, 1, 2)].into_iter().enumerate() {
+        memory[n * 16..n * 16 + 8].copy_from_slice(&address.to_le_bytes());
+        memory[n * 16 + 8..n * 16 + 12].copy_from_slice(&length.to_le_bytes());
+        memory[n * 16 + 12..n * 16 + 14].copy_from_slice(&flags.to_le_bytes());
+    }
+    memory[14] = 1;
+    memory[0x402] = 1;
+    memory[0xc00..0xc04].copy_from_slice(&[4, 0, 2, 0]);
+    seeds.push(memory);
+    // One receive buffer of 2 KiB for each pair.
+    let mut memory = vec![0u8; 4096];
+    memory[..8].copy_from_slice(&0x1_0000u64.to_le_bytes());
+    memory[8..12].copy_from_slice(&2048u32.to_le_bytes());
+    memory[12] = 2;
+    memory[0x402] = 1;
+    seeds.push(memory);
+    seeds
+}
+
 /// Register accesses: offset, width, value.
 #[must_use]
 pub fn accesses() -> Seeds {
@@ -453,7 +478,8 @@ pub fn vmm_config() -> Seeds {
     texts(&[
         r#"{"name":"web","vcpus":2,"memory_mib":256,"kernel":{"path":"/boot/vmlinux"},"initrd":{"fd":7},"cmdline":"quiet",
         "disks":[{"id":"root","file":{"fd":8},"read_only":true}],
-        "nets":[{"mac":"02:00:00:00:00:01","tap":{"fd":9},"vhost":{"fd":10},"mtu":1500}],
+        "nets":[{"mac":"02:00:00:00:00:01","tap":{"fds":[9,12]},"vhost":{"fds":[10,13]},"queue_pairs":2,"mtu":1500},
+            {"mac":"02:00:00:00:00:02","link":{"unix":{"fd":14}},"limits":{"receive":{"bytes_per_second":9}}}],
         "console":{},"control":{"fd":11},"jail":{"uid":1000,"gid":1000}}"#,
     ])
 }

@@ -28,7 +28,10 @@ and what can be added:
   \"cmdline\": \"console=hvc0 root=/dev/vda\",
   \"disks\":   [{\"id\": \"root\", \"file\": {\"path\": \"root.img\"}, \"read_only\": true}],
   \"nets\":    [{\"mac\": \"02:00:00:00:00:01\", \"tap\": {\"name\": \"tap0\"},
-              \"vhost\": {\"path\": \"/dev/vhost-net\"}, \"mtu\": 1500}],
+              \"vhost\": {\"path\": \"/dev/vhost-net\"}, \"queue_pairs\": 2, \"mtu\": 1500}],
+              one queue pair for each vCPU at most; several inherited: {\"fds\": [N, M]}. A cable to another VM is
+              \"link\": {\"unix\": {\"fd\": N}} in place of \"tap\". Without vhost, for each direction:
+              \"limits\": {\"receive\": {\"bytes_per_second\": 1000000}, \"transmit\": {\"ops_per_second\": 1000}}
   \"rng\": true,
   \"vsock\":   {\"cid\": 3, \"vhost\": {\"path\": \"/dev/vhost-vsock\"}},
   \"balloon\": {\"free_page_reporting\": true, \"deflate_on_oom\": true},

@@ -6,11 +6,11 @@ use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
+use holdfast_links::{Tap, UnixLink, tap};
 use thiserror::Error;
 
-use crate::config::{FileRef, TapRef, VmConfig};
+use crate::config::{FileRef, LinkRef, NetConfig, TapRef, UnixRef, VhostRef, VmConfig};
 use crate::control;
-use crate::virtio::net::tap::Tap;
 
 /// A file of the configuration cannot be used.
 #[derive(Debug, Error)]
@@ -33,8 +33,8 @@ pub struct Resources {
     pub initrd: Option<File>,
     /// Disk images in config order.
     pub disks: Vec<File>,
-    /// Taps in config order, each with its vhost-net.
-    pub nets: Vec<(Tap, Option<File>)>,
+    /// Cables in config order.
+    pub nets: Vec<Cable>,
     /// `/dev/vhost-vsock`.
     pub vsock: Option<File>,
     /// Console output and input.
@@ -43,6 +43,14 @@ pub struct Resources {
     pub serial: Option<OwnedFd>,
     /// Listening control socket.
     pub control: Option<OwnedFd>,
+}
+
+/// What a network card is plugged into.
+pub enum Cable {
+    /// One queue of a tap for each queue pair, and as many vhost-nets or none.
+    Tap(Vec<Tap>, Vec<File>),
+    /// A packet socket.
+    Unix(UnixLink),
 }
 
 impl Resources {
@@ -61,11 +69,7 @@ impl Resources {
         }
         let mut nets = Vec::new();
         for (n, net) in config.nets.iter().enumerate() {
-            let user = format!("net{n}");
-            let tap = open_tap(&user, &net.tap)?;
-            let hint = "; without \"vhost\" frames pass through the VMM instead";
-            let vhost = net.vhost.as_ref().map(|f| open(&user, f, Mode::ReadWrite, hint)).transpose()?;
-            nets.push((tap, vhost));
+            nets.push(open_cable(&format!("net{n}"), net)?);
         }
         let hint = "; the host's kernel needs vhost-vsock, and this user the right to open it";
         let vsock = match &config.vsock {
@@ -132,23 +136,47 @@ fn open_path(path: &Path, mode: Mode) -> io::Result<File> {
     options.custom_flags(libc::O_CLOEXEC | libc::O_NOCTTY).open(path)
 }
 
-fn open_tap(user: &str, tap: &TapRef) -> Result<Tap, ResourceError> {
-    let fail = |what, file: String, hint| {
-        let user = user.to_string();
-        move |source| ResourceError { user, what, file, source, hint }
-    };
-    match tap {
-        TapRef::Name(name) => {
-            let hint = "; make it with `ip tuntap add NAME mode tap vnet_hdr`, or run with CAP_NET_ADMIN";
-            Tap::attach(name).map_err(fail("attach to tap", name.clone(), hint))
-        }
-        TapRef::Fd(fd) => {
-            let file = format!("inherited fd {fd}");
-            let file_of = adopt(*fd).map_err(fail("use", file.clone(), ""))?;
-            let hint = "; it must be attached with IFF_TAP, IFF_NO_PI and IFF_VNET_HDR";
-            Tap::adopt(file_of).map_err(fail("use as a tap", file, hint))
-        }
+fn open_cable(user: &str, net: &NetConfig) -> Result<Cable, ResourceError> {
+    if let Some(LinkRef::Unix(UnixRef::Fd(fd))) = &net.link {
+        let fail = |source| resource(user, "use as a cable", format!("inherited fd {fd}"), source, "");
+        return Ok(Cable::Unix(adopt(*fd).and_then(|file| UnixLink::adopt(file.into())).map_err(fail)?));
     }
+    let taps = match &net.tap {
+        Some(TapRef::Name(name)) => {
+            let hint =
+                "; make it with `ip tuntap add NAME mode tap vnet_hdr` (and multi_queue for several queue pairs)";
+            let fail = |source| resource(user, "attach to tap", name.clone(), source, hint);
+            let fds = tap::attach(name, net.queue_pairs).map_err(|e| fail(io::Error::other(e)))?;
+            let adopted: io::Result<Vec<Tap>> = fds.into_iter().map(|fd| Tap::adopt(fd, net.queue_pairs > 1)).collect();
+            adopted.map_err(fail)?
+        }
+        Some(TapRef::Fd(fd)) => vec![adopt_tap(user, *fd, false)?],
+        Some(TapRef::Fds(fds)) => {
+            fds.iter().map(|fd| adopt_tap(user, *fd, fds.len() > 1)).collect::<Result<Vec<_>, _>>()?
+        }
+        None => Vec::new(),
+    };
+    let hint = "; without \"vhost\" frames pass through the VMM instead";
+    let open_vhost = |file: &FileRef| open(user, file, Mode::ReadWrite, hint);
+    let vhosts: Result<Vec<File>, ResourceError> = match &net.vhost {
+        None => Ok(Vec::new()),
+        Some(VhostRef::Path(path)) => taps.iter().map(|_| open_vhost(&FileRef::Path(path.clone()))).collect(),
+        Some(VhostRef::Fd(fd)) => open_vhost(&FileRef::Fd(*fd)).map(|file| vec![file]),
+        Some(VhostRef::Fds(fds)) => fds.iter().map(|fd| open_vhost(&FileRef::Fd(*fd))).collect(),
+    };
+    Ok(Cable::Tap(taps, vhosts?))
+}
+
+fn adopt_tap(user: &str, fd: RawFd, multi_queue: bool) -> Result<Tap, ResourceError> {
+    let hint =
+        "; it must be attached with IFF_TAP, IFF_NO_PI, IFF_VNET_HDR, and IFF_MULTI_QUEUE if it is one of several";
+    adopt(fd)
+        .and_then(|file| Tap::adopt(file.into(), multi_queue))
+        .map_err(|source| resource(user, "use as a tap", format!("inherited fd {fd}"), source, hint))
+}
+
+fn resource(user: &str, what: &'static str, file: String, source: io::Error, hint: &'static str) -> ResourceError {
+    ResourceError { user: user.to_string(), what, file, source, hint }
 }
 
 /// Takes an inherited descriptor. Standard streams are duplicated, since others use them too.

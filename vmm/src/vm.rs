@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::{FromRawFd, IntoRawFd};
 use std::sync::{Arc, Barrier};
 
+use holdfast_links::Tap;
 use kvm_bindings::{
     KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region,
 };
@@ -13,7 +14,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::boot::{self, acpi, cpu};
 use crate::bus::Bus;
-use crate::config::{MAX_DEVICES, VmConfig};
+use crate::config::{MAX_DEVICES, NetConfig, VmConfig};
 use crate::control::ControlServer;
 use crate::event_loop::{EndSlot, EventLoop, LoopHandle};
 use crate::exit::{End, ExitClass};
@@ -25,13 +26,13 @@ use crate::output::Output;
 use crate::pci::bus::{ConfigPorts, Ecam, PciBus, SLOTS, Window};
 use crate::pci::virtio::{BAR_SIZE, Doorbells, Machine, VirtioFunction};
 use crate::platform::{power, serial};
-use crate::resources::{self, Resources};
+use crate::resources::{self, Cable, Resources};
 use crate::signal;
 use crate::vcpu::{Buses, VcpuSet};
 use crate::virtio::balloon::Balloon;
 use crate::virtio::block::Block;
 use crate::virtio::console::Console;
-use crate::virtio::net::{Net, NetOptions, vhost::VhostNet};
+use crate::virtio::net::{Lane, Net, NetOptions, vhost::VhostNet};
 use crate::virtio::rng::Rng;
 use crate::virtio::vsock::{Vsock, vhost::VhostVsock};
 use crate::virtio::{self, Device};
@@ -174,14 +175,13 @@ fn map_memory(vm: &VmFd, ram: &GuestRam) -> Result<(), String> {
     Ok(())
 }
 
-type Nets = Vec<(crate::virtio::net::tap::Tap, Option<File>)>;
 type ConsoleFiles = Option<(std::os::fd::OwnedFd, Option<std::os::fd::OwnedFd>)>;
 
 /// Devices in PCI order: disks, network cards, console, entropy.
 fn make_devices(
     config: &VmConfig,
     disks: Vec<File>,
-    nets: Nets,
+    nets: Vec<Cable>,
     console: ConsoleFiles,
 ) -> Result<Vec<Box<dyn Device>>, End> {
     let mut devices: Vec<Box<dyn Device>> = Vec::new();
@@ -190,25 +190,8 @@ fn make_devices(
             .map_err(|e| End::new(ExitClass::Resource, format!("disk {}: {}: {e}", disk.id, disk.file)))?;
         devices.push(Box::new(block));
     }
-    for (n, (net, (tap, vhost))) in config.nets.iter().zip(nets).enumerate() {
-        let options = NetOptions { name: format!("net{n}"), mac: net.mac, mtu: net.mtu };
-        let device = match vhost {
-            None => Net::user(tap, options),
-            Some(file) => match VhostNet::new(file) {
-                Ok(vhost) => Net::vhost(tap, vhost, options),
-                // The descriptor served an earlier VM, whose memory it still belongs to. A fresh one is the cure; until
-                // then frames pass through this process, slower and still right.
-                Err(e) if e.raw_os_error() == Some(libc::EBUSY) => {
-                    eprintln!("vmm: net{n}: vhost-net descriptor was used before; frames pass through the VMM");
-                    Net::user(tap, options)
-                }
-                Err(e) => {
-                    let text = format!("net{n}: cannot set up vhost-net: {e}; leave out \"vhost\" to do without");
-                    return Err(End::new(ExitClass::Resource, text));
-                }
-            },
-        };
-        devices.push(Box::new(device));
+    for (n, (net, cable)) in config.nets.iter().zip(nets).enumerate() {
+        devices.push(Box::new(make_net(&format!("net{n}"), net, cable)?));
     }
     if let Some((output, input)) = console {
         devices.push(Box::new(Console::new("console".into(), output, input)));
@@ -239,6 +222,37 @@ fn make_vsock(config: &VmConfig, file: Option<File>) -> Result<Option<Box<dyn De
 fn make_balloon(config: &VmConfig) -> Option<Box<dyn Device>> {
     let balloon = config.balloon.as_ref()?;
     Some(Box::new(Balloon::new("balloon".into(), balloon, config.memory_mib)))
+}
+
+/// One network card.
+fn make_net(name: &str, net: &NetConfig, cable: Cable) -> Result<Net, End> {
+    let limits = net.limits.unwrap_or_default();
+    let options = NetOptions {
+        mtu: net.mtu,
+        receive: limits.receive,
+        transmit: limits.transmit,
+        ..NetOptions::new(name, net.mac)
+    };
+    let (taps, vhosts) = match cable {
+        Cable::Unix(link) => return Ok(Net::new(vec![Lane::User(Box::new(link))], options)),
+        Cable::Tap(taps, vhosts) => (taps, vhosts),
+    };
+    let through_us = |taps: Vec<Tap>| taps.into_iter().map(|tap| Lane::User(Box::new(tap))).collect();
+    let lanes: Vec<Lane> = match vhosts.into_iter().map(VhostNet::new).collect::<io::Result<Vec<_>>>() {
+        Ok(vhosts) if vhosts.is_empty() => through_us(taps),
+        Ok(vhosts) => taps.into_iter().zip(vhosts).map(|(tap, vhost)| Lane::Vhost(tap, vhost)).collect(),
+        // A descriptor served an earlier VM, whose memory it still belongs to. A fresh one is the cure; until then
+        // frames pass through this process, slower and still right.
+        Err(e) if e.raw_os_error() == Some(libc::EBUSY) => {
+            eprintln!("vmm: {name}: vhost-net descriptor was used before; frames pass through the VMM");
+            through_us(taps)
+        }
+        Err(e) => {
+            let text = format!("{name}: cannot set up vhost-net: {e}; leave out \"vhost\" to do without");
+            return Err(End::new(ExitClass::Resource, text));
+        }
+    };
+    Ok(Net::new(lanes, options))
 }
 
 /// Gives each device its slot, BAR and interrupt line.

@@ -10,7 +10,7 @@ use holdfast_model::guest::{AppDocument, Mount};
 use holdfast_model::net::Mac;
 use holdfast_supervise::{Capabilities, Capability, Limits, Sandbox, StopPolicy, UnitName, UnitSpec};
 use holdfast_vmm::config::{
-    BalloonConfig, ConsoleConfig, DiskConfig, FileRef, JailConfig, MacAddress, NetConfig, TapRef, VmConfig,
+    BalloonConfig, ConsoleConfig, DiskConfig, FileRef, JailConfig, MacAddress, NetConfig, TapRef, VhostRef, VmConfig,
 };
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
 use sha2::{Digest, Sha256};
@@ -224,7 +224,7 @@ pub fn start(
     for nic in &plan.nics {
         let tap = TapRef::Fd(fds.add(open_tap(&nic.tap)?));
         // Without vhost the frames go through the VMM: slower, and still right.
-        let vhost = write(Path::new("/dev/vhost-net")).ok().map(|f| FileRef::Fd(fds.add(f)));
+        let vhost = write(Path::new("/dev/vhost-net")).ok().map(|f| VhostRef::Fd(fds.add(f)));
         nets.push(NetConfig { vhost, mtu: Some(nic.mtu), ..NetConfig::new(MacAddress(nic.mac), tap) });
     }
 

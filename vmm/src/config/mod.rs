@@ -37,7 +37,7 @@ mod vsock;
 pub use balloon::BalloonConfig;
 pub use console::{ConsoleConfig, SerialConfig};
 pub use disk::DiskConfig;
-pub use net::{MacAddress, NetConfig, TapRef};
+pub use net::{LinkRef, MacAddress, NetConfig, NetLimits, TapRef, UnixRef, VhostRef};
 pub use vsock::{MAX_CID, MIN_CID, VsockConfig};
 
 /// One VM.
@@ -233,7 +233,7 @@ impl VmConfig {
             disk.validate(&format!("disks[{n}]"), ids.insert(disk.id.as_str()))?;
         }
         for (n, net) in self.nets.iter().enumerate() {
-            net.validate(&format!("nets[{n}]"))?;
+            net.validate(&format!("nets[{n}]"), self.vcpus)?;
         }
         if let Some(vsock) = &self.vsock {
             vsock.validate("vsock")?;

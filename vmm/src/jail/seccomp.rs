@@ -4,13 +4,14 @@
 
 use std::collections::BTreeMap;
 
+use holdfast_links::tap;
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule, TargetArch,
 };
 
 use super::JailError;
 use crate::exit::ExitClass;
-use crate::virtio::net::{tap, vhost as vhost_net};
+use crate::virtio::net::vhost as vhost_net;
 use crate::virtio::vhost;
 use crate::virtio::vsock::vhost as vhost_vsock;
 
@@ -68,8 +69,8 @@ const TABLE: &[(libc::c_long, &[ThreadKind], &str)] = &[
     (libc::SYS_epoll_pwait, DEVICE, "event loop"),
     (libc::SYS_epoll_ctl, DEVICE, "devices come and go"),
     (libc::SYS_eventfd2, DEVICE, "vhost errors"),
-    (libc::SYS_readv, DEVICE, "tap"),
-    (libc::SYS_writev, DEVICE, "tap"),
+    (libc::SYS_readv, DEVICE, "frames of a tap or unix link"),
+    (libc::SYS_writev, DEVICE, "frames of a tap or unix link"),
     (libc::SYS_io_uring_enter, DEVICE, "block"),
     (libc::SYS_preadv, DEVICE, "block without io_uring"),
     (libc::SYS_pwritev2, DEVICE, "block without io_uring"),
@@ -112,7 +113,7 @@ fn compile(kind: ThreadKind) -> Result<BpfProgram, String> {
         ThreadKind::Waiter => return finish(rules),
     };
     if kind == ThreadKind::Device {
-        ioctls.extend(tap::ioctl_numbers());
+        ioctls.extend(tap::ioctl_numbers().map(|(number, _)| number));
         ioctls.extend(vhost::ioctl_numbers());
         ioctls.extend(vhost_net::ioctl_numbers());
         ioctls.extend(vhost_vsock::ioctl_numbers());

@@ -176,7 +176,7 @@ pub struct Activation {
 }
 
 impl Activation {
-    /// Exactly `N` queues, or the fault that says which is missing.
+    /// Exactly the first `N` queues, or the fault that says which is missing. For devices whose queues are all needed.
     ///
     /// # Errors
     /// [`DeviceFault::Guest`].
@@ -185,6 +185,23 @@ impl Activation {
         queues.try_into().map_err(|_| DeviceFault::Guest {
             device: device.to_string(),
             reason: format!("driver enabled {found} of {N} queues"),
+        })
+    }
+
+    /// The queue of that index, once; `None` when the driver did not enable it.
+    pub fn take_queue(&mut self, index: u16) -> Option<VirtQueue> {
+        let place = self.queues.iter().position(|queue| queue.index == index)?;
+        Some(self.queues.remove(place))
+    }
+
+    /// The queue of that index, without which the device cannot work.
+    ///
+    /// # Errors
+    /// [`DeviceFault::Guest`].
+    pub fn needed_queue(&mut self, index: u16, device: &str) -> Result<VirtQueue, DeviceFault> {
+        self.take_queue(index).ok_or_else(|| DeviceFault::Guest {
+            device: device.to_string(),
+            reason: format!("driver did not enable queue {index}"),
         })
     }
 }

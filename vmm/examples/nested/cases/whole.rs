@@ -9,7 +9,7 @@ use std::process::Child;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
-use holdfast_vmm::config::{ConsoleConfig, DiskConfig, FileRef, JailConfig, NetConfig, TapRef};
+use holdfast_vmm::config::{ConsoleConfig, DiskConfig, FileRef, JailConfig, NetConfig, TapRef, VhostRef};
 use holdfast_vmm::control::{ControlClient, RunState, listen};
 
 use crate::guest::{Role, say};
@@ -51,7 +51,8 @@ fn jailed() -> Outcome {
     config.kvm = FileRef::Fd(4);
     config.disks = vec![DiskConfig::new("data", FileRef::Fd(7))];
     let mac = "02:00:00:00:00:02".parse().map_err(text)?;
-    config.nets = vec![NetConfig { mac, tap: TapRef::Fd(8), vhost: Some(FileRef::Fd(9)), mtu: Some(1400) }];
+    let vhost = Some(VhostRef::Fd(9));
+    config.nets = vec![NetConfig { vhost, mtu: Some(1400), ..NetConfig::new(mac, TapRef::Fd(8)) }];
     config.control = Some(FileRef::Fd(10));
     config.console = Some(ConsoleConfig::to(FileRef::Fd(11)));
     config.jail = Some(JailConfig { uid: 1000, gid: 1000, pid_namespace: true });

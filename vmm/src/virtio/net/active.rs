@@ -1,249 +1,257 @@
-//! The activated network card, user-space path: `readv` and `writev` straight between the tap and guest memory.
+//! The activated network card: which pairs exist and which are in use.
+//!
+//! ```text
+//!  start: pair 0 runs, the others stand still     driver: VQ_PAIRS_SET n     pairs 0..n run, the others stand still
+//! ```
+//!
+//! A pair that stands still is disabled on the cable as well, so that no frame is steered to where nobody looks.
 
-use std::collections::VecDeque;
-use std::io;
+use std::time::Instant;
 
-use virtio_bindings::bindings::virtio_net::VIRTIO_NET_F_MRG_RXBUF;
+use holdfast_links::Link;
 
-use super::Net;
-use super::tap::HEADER;
-use crate::virtio::chain::{Chain, Segment, copy_to, iovecs};
+use super::control::{Command, ControlQueue};
+use super::device::{Lane, Net, NetOptions};
+use super::features;
+use super::pair::UserPair;
+use super::vhost_pair::VhostPair;
 use crate::virtio::queue::VirtQueue;
-use crate::virtio::{ActiveDevice, Device, DeviceFault, DeviceStats, Progress, Source};
+use crate::virtio::vhost::rings::Rings;
+use crate::virtio::{Activation, ActiveDevice, Device, DeviceFault, DeviceStats, Progress, Source};
 
-/// Token of the receive queue's doorbell; equals its queue index.
-const RECEIVE: u8 = 0;
-/// Token of the transmit queue's doorbell.
-const TRANSMIT: u8 = 1;
-/// Token of the tap.
-const TAP: u8 = 2;
-/// Frames handled in one go before other devices have their turn.
-const BUDGET: usize = 256;
-/// Largest frame a tap with offloads delivers, header included (64 KiB segment plus link and virtio headers).
-const MAX_FRAME: u64 = 65_535 + 18 + HEADER as u64;
+/// Tokens of each pair's sources.
+const TOKENS: u8 = 4;
+/// A pair's tokens, from its first on: the receive queue's doorbell,
+pub(super) const RECEIVE: u8 = 0;
+/// the transmit queue's doorbell,
+pub(super) const TRANSMIT: u8 = 1;
+/// and the cable.
+pub(super) const LINK: u8 = 2;
+/// Token of the control queue's doorbell.
+pub(super) const CONTROL: u8 = 0xff;
 
-/// A receive chain taken from the ring and not used yet.
-struct Buffer {
-    head: u16,
-    len: u64,
-    segments: Vec<Segment>,
-}
-
-pub(super) struct ActiveTap {
-    device: Net,
-    receive: VirtQueue,
-    transmit: VirtQueue,
-    mergeable: bool,
-    /// Receive chains in ring order, at least one frame's worth when the driver keeps up.
-    buffers: VecDeque<Buffer>,
-    buffered: u64,
-    chain: Chain,
-    iovecs: Vec<libc::iovec>,
-    /// The tap took no more: transmit waits until it is writable.
-    transmit_blocked: bool,
-    stats: DeviceStats,
-}
-
-// SAFETY: `iovecs` is scratch space, filled and used within one call and empty between calls.
-unsafe impl Send for ActiveTap {}
-
-impl ActiveTap {
-    pub(super) fn new(device: Net, [receive, transmit]: [VirtQueue; 2], features: u64) -> Self {
-        Self {
-            device,
-            receive,
-            transmit,
-            mergeable: features & 1 << VIRTIO_NET_F_MRG_RXBUF != 0,
-            buffers: VecDeque::new(),
-            buffered: 0,
-            chain: Chain::default(),
-            iovecs: Vec::new(),
-            transmit_blocked: false,
-            stats: DeviceStats::default(),
-        }
+/// What works the rings of one queue pair. Starts and stops alternate, beginning with a start.
+pub(super) trait Pair: Send {
+    /// Its end of the cable.
+    fn link(&mut self) -> &mut dyn Link;
+    /// As [`ActiveDevice::sources`].
+    fn sources(&self) -> Vec<Source>;
+    /// As [`ActiveDevice::ready`]; nothing happens while it stands still.
+    fn ready(&mut self, token: u8) -> Result<Progress, DeviceFault>;
+    /// As [`ActiveDevice::deadline`].
+    fn deadline(&self) -> Option<Instant> {
+        None
     }
-
-    fn transmit(&mut self) -> Result<Progress, DeviceFault> {
-        let fault = DeviceFault::ring(&self.device.options.name, 1);
-        self.transmit.take_kick();
-        if self.transmit_blocked {
-            return Ok(Progress::Drained);
-        }
-        for _ in 0..BUDGET {
-            if !self.transmit.pop(&mut self.chain).map_err(&fault)? {
-                if self.transmit.enable_kicks().map_err(&fault)? {
-                    continue;
-                }
-                self.transmit.notify().map_err(&fault)?;
-                return Ok(Progress::Drained);
-            }
-            let len = self.chain.readable_len();
-            if len < HEADER as u64 {
-                return Err(fault(self.chain.shape_fault("a frame starts with a 12-byte header")));
-            }
-            self.iovecs.clear();
-            iovecs(self.transmit.ram(), self.chain.readable.iter().copied(), &mut self.iovecs);
-            let sent = self.device.tap.send(&self.iovecs);
-            self.iovecs.clear();
-            match sent {
-                Ok(_) => {
-                    self.stats.out_ops += 1;
-                    self.stats.out_bytes += len - HEADER as u64;
-                }
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                    self.transmit.unpop(1);
-                    self.transmit_blocked = true;
-                    break;
-                }
-                // The link is down or the frame is nonsense: frames get lost, as on a wire.
-                Err(_) => self.stats.errors += 1,
-            }
-            self.transmit.push(self.chain.head, 0).map_err(&fault)?;
-        }
-        self.transmit.notify().map_err(&fault)?;
-        Ok(if self.transmit_blocked { Progress::Drained } else { Progress::Again })
-    }
-
-    /// Takes chains until one frame of any size fits; `false` when the driver has offered too little.
-    fn fill(&mut self) -> Result<bool, DeviceFault> {
-        let fault = DeviceFault::ring(&self.device.options.name, 0);
-        loop {
-            let enough = if self.mergeable { self.buffered >= MAX_FRAME } else { !self.buffers.is_empty() };
-            if enough {
-                return Ok(true);
-            }
-            if !self.receive.pop(&mut self.chain).map_err(&fault)? {
-                if self.receive.enable_kicks().map_err(&fault)? {
-                    continue;
-                }
-                // Less than the largest frame: still better than nothing once it holds a usual one.
-                return Ok(self.mergeable && self.buffered >= 2048);
-            }
-            let len = self.chain.writable_len();
-            if len < HEADER as u64 {
-                return Err(fault(self.chain.shape_fault("a receive buffer holds a 12-byte header")));
-            }
-            self.buffered += len;
-            self.buffers.push_back(Buffer {
-                head: self.chain.head,
-                len,
-                segments: std::mem::take(&mut self.chain.writable),
-            });
-        }
-    }
-
-    fn receive(&mut self) -> Result<Progress, DeviceFault> {
-        self.receive.take_kick();
-        let mut progress = Progress::Again;
-        for _ in 0..BUDGET {
-            if !self.fill()? {
-                progress = Progress::Drained;
-                break;
-            }
-            let chains = if self.mergeable { self.buffers.len() } else { 1 };
-            self.iovecs.clear();
-            for buffer in self.buffers.iter().take(chains) {
-                iovecs(self.receive.ram(), buffer.segments.iter().copied(), &mut self.iovecs);
-            }
-            let got = self.device.tap.receive(&self.iovecs);
-            self.iovecs.clear();
-            match got {
-                Ok(len) if len >= HEADER => self.deliver(len as u64)?,
-                Ok(_) => self.stats.errors += 1,
-                Err(e) => {
-                    // EIO: the interface is down, or its device is gone; frames stop coming, the guest goes on.
-                    if !matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) {
-                        self.stats.errors += 1;
-                    }
-                    progress = Progress::Drained;
-                    break;
-                }
-            }
-        }
-        self.receive.notify().map_err(DeviceFault::ring(&self.device.options.name, 0))?;
-        Ok(progress)
-    }
-
-    /// Gives the chains that hold a frame of `len` bytes (header included) to the driver.
-    fn deliver(&mut self, len: u64) -> Result<(), DeviceFault> {
-        let fault = DeviceFault::ring(&self.device.options.name, 0);
-        let (mut used, mut covered) = (0u16, 0u64);
-        for buffer in &self.buffers {
-            used += 1;
-            covered += buffer.len;
-            if covered >= len {
-                break;
-            }
-        }
-        // num_buffers @10 of the header (virtio 1.3 §5.1.6.4.1); 1 without mergeable buffers.
-        let header: Vec<Segment> = match self.buffers.front() {
-            Some(first) => crate::virtio::chain::window(&first.segments, 10, 2).collect(),
-            None => return Ok(()),
-        };
-        copy_to(self.receive.ram(), &header, &used.to_le_bytes());
-        let mut left = len;
-        for _ in 0..used {
-            let Some(buffer) = self.buffers.pop_front() else {
-                break;
-            };
-            self.buffered -= buffer.len;
-            let here = left.min(buffer.len);
-            left -= here;
-            self.receive.push(buffer.head, u32::try_from(here).unwrap_or(u32::MAX)).map_err(&fault)?;
-            self.chain.writable = buffer.segments;
-        }
-        self.stats.in_ops += 1;
-        self.stats.in_bytes += len - HEADER as u64;
+    /// As [`ActiveDevice::expired`].
+    fn expired(&mut self) -> Result<(), DeviceFault> {
         Ok(())
     }
+    /// Goes on where it stopped, and looks for work that came meanwhile.
+    fn start(&mut self) -> Result<(), DeviceFault>;
+    /// Touches guest memory no more.
+    fn stop(&mut self) -> Result<(), DeviceFault>;
+    /// The back end, of a pair that stands still.
+    fn finish(self: Box<Self>) -> Lane;
+    /// Counters.
+    fn stats(&self) -> DeviceStats;
+}
 
-    /// Puts chains taken ahead back into the ring.
-    fn unfill(&mut self) {
-        self.receive.unpop(u16::try_from(self.buffers.len()).unwrap_or(0));
-        self.buffers.clear();
-        self.buffered = 0;
+/// One pair of the card.
+enum Place {
+    /// The driver set up no queues for it.
+    Empty(Lane),
+    /// It can be used.
+    Filled(Box<dyn Pair>),
+}
+
+pub(super) struct ActiveNet {
+    options: NetOptions,
+    places: Vec<Place>,
+    /// The first so many run, unless the card is paused.
+    in_use: usize,
+    paused: bool,
+    control: Option<ControlQueue>,
+}
+
+impl ActiveNet {
+    pub(super) fn start(net: Net, mut activation: Activation) -> Result<Self, DeviceFault> {
+        let Net { options, mut lanes, .. } = net;
+        let name = options.name.clone();
+        let accepted = activation.features;
+        if let Some(reason) = features::broken_rule(accepted) {
+            return Err(DeviceFault::Guest { device: name, reason });
+        }
+        for (index, lane) in lanes.iter_mut().enumerate() {
+            let set = lane.link().set_enabled(index == 0);
+            set.map_err(DeviceFault::host(&name, "choose the pairs of the cable"))?;
+        }
+        if let Some(lane) = lanes.first_mut() {
+            let set = lane.link().set_offloads(features::guest_offloads(accepted));
+            set.map_err(DeviceFault::host(&name, "set the offloads of the cable"))?;
+        }
+        // virtio 1.3 §5.1.2: the control queue comes after the pairs that the driver knows of.
+        let known = if accepted & features::MQ != 0 { lanes.len() } else { 1 };
+        let index_of = |n: usize| u16::try_from(n).unwrap_or(u16::MAX);
+        let control = if accepted & features::CTRL_VQ != 0 {
+            activation.take_queue(index_of(2 * known)).map(|queue| ControlQueue::new(&name, queue))
+        } else {
+            None
+        };
+        let mut places = Vec::new();
+        for (n, lane) in lanes.into_iter().enumerate() {
+            let queues = if n == 0 {
+                Some([activation.needed_queue(0, &name)?, activation.needed_queue(1, &name)?])
+            } else if n < known {
+                // "Up to N of each kind" (§5.1.5): a driver need not set up all.
+                activation.take_queue(index_of(2 * n)).zip(activation.take_queue(index_of(2 * n + 1))).map(Into::into)
+            } else {
+                None
+            };
+            let first_token = u8::try_from(n).unwrap_or(0) * TOKENS;
+            places.push(match queues {
+                None => Place::Empty(lane),
+                Some(queues) => Place::Filled(pair(lane, &options, queues, &activation, first_token)?),
+            });
+        }
+        let mut active = Self { options, places, in_use: 0, paused: false, control };
+        active.use_pairs(1)?;
+        Ok(active)
+    }
+
+    fn filled(&mut self) -> impl Iterator<Item = &mut Box<dyn Pair>> {
+        self.places.iter_mut().filter_map(|place| match place {
+            Place::Filled(pair) => Some(pair),
+            Place::Empty(_) => None,
+        })
+    }
+
+    /// Starts and stops pairs, so that the first `count` run. `false` when there are not so many.
+    fn use_pairs(&mut self, count: usize) -> Result<bool, DeviceFault> {
+        let there = self.places.iter().take_while(|place| matches!(place, Place::Filled(_))).count();
+        if count > there {
+            return Ok(false);
+        }
+        let (before, name) = (std::mem::replace(&mut self.in_use, count), self.options.name.clone());
+        let fail = DeviceFault::host(&name, "choose the pairs of the cable");
+        for (n, pair) in self.filled().enumerate().take(there) {
+            match (n < before, n < count) {
+                (false, true) => {
+                    pair.link().set_enabled(true).map_err(&fail)?;
+                    pair.start()?;
+                }
+                (true, false) => {
+                    pair.stop()?;
+                    pair.link().set_enabled(false).map_err(&fail)?;
+                }
+                _ => {}
+            }
+        }
+        Ok(true)
+    }
+
+    fn control(&mut self) -> Result<Progress, DeviceFault> {
+        let Some(mut control) = self.control.take() else {
+            return Ok(Progress::Drained);
+        };
+        let result = control.run(|command| match command {
+            Command::SetPairs(count) => self.use_pairs(usize::from(count)),
+        });
+        self.control = Some(control);
+        result
     }
 }
 
-impl ActiveDevice for ActiveTap {
+/// The queues of one pair with their back end.
+fn pair(
+    lane: Lane,
+    options: &NetOptions,
+    queues: [VirtQueue; 2],
+    activation: &Activation,
+    first_token: u8,
+) -> Result<Box<dyn Pair>, DeviceFault> {
+    let (name, accepted) = (options.name.as_str(), activation.features);
+    Ok(match lane {
+        Lane::User(link) => Box::new(UserPair::new(link, options, queues, accepted, first_token)),
+        Lane::Vhost(tap, vhost) => {
+            let (ram, interrupts) = ((&*activation.ram, accepted), activation.interrupts.clone());
+            let rings = Rings::set_up(vhost.common(), name, queues.into(), ram, interrupts, first_token)?;
+            Box::new(VhostPair::new(name, tap, vhost, rings))
+        }
+    })
+}
+
+impl ActiveDevice for ActiveNet {
     fn sources(&self) -> Vec<Source> {
-        vec![
-            Source::input(self.receive.kick_fd(), RECEIVE),
-            Source::input(self.transmit.kick_fd(), TRANSMIT),
-            Source { fd: self.device.tap.fd(), token: TAP, writable: true },
-        ]
+        let pairs = self.places.iter().flat_map(|place| match place {
+            Place::Filled(pair) => pair.sources(),
+            Place::Empty(_) => Vec::new(),
+        });
+        let control = self.control.as_ref().map(|control| Source::input(control.queue().kick_fd(), CONTROL));
+        pairs.chain(control).collect()
     }
 
     fn ready(&mut self, token: u8) -> Result<Progress, DeviceFault> {
-        match token {
-            RECEIVE => self.receive(),
-            TRANSMIT => self.transmit(),
-            _ => {
-                if std::mem::take(&mut self.transmit_blocked) && self.transmit()? == Progress::Again {
-                    self.transmit.ring_self();
-                }
-                self.receive()
-            }
+        if token == CONTROL {
+            return self.control();
+        }
+        match self.places.get_mut(usize::from(token / TOKENS)) {
+            Some(Place::Filled(pair)) => pair.ready(token),
+            _ => Ok(Progress::Drained),
         }
     }
 
+    fn deadline(&self) -> Option<Instant> {
+        let of = |place: &Place| match place {
+            Place::Filled(pair) => pair.deadline(),
+            Place::Empty(_) => None,
+        };
+        self.places.iter().filter_map(of).min()
+    }
+
+    fn expired(&mut self) -> Result<(), DeviceFault> {
+        let in_use = self.in_use;
+        self.filled().take(in_use).try_for_each(|pair| pair.expired())
+    }
+
     fn pause(&mut self) -> Result<(), DeviceFault> {
-        self.unfill();
-        Ok(())
+        self.paused = true;
+        let in_use = self.in_use;
+        self.filled().take(in_use).try_for_each(|pair| pair.stop())
     }
 
     fn resume(&mut self) -> Result<(), DeviceFault> {
-        self.transmit_blocked = false;
-        self.receive.ring_self();
-        self.transmit.ring_self();
+        self.paused = false;
+        let in_use = self.in_use;
+        self.filled().take(in_use).try_for_each(|pair| pair.start())?;
+        if let Some(control) = &self.control {
+            control.queue().ring_self();
+        }
         Ok(())
     }
 
-    fn deactivate(self: Box<Self>) -> Result<Box<dyn Device>, DeviceFault> {
-        Ok(Box::new(self.device))
+    fn deactivate(mut self: Box<Self>) -> Result<Box<dyn Device>, DeviceFault> {
+        if !self.paused {
+            self.use_pairs(0)?;
+        }
+        let lanes = self.places.into_iter().map(|place| match place {
+            Place::Filled(pair) => pair.finish(),
+            Place::Empty(lane) => lane,
+        });
+        Ok(Box::new(Net::new(lanes.collect(), self.options)))
     }
 
     fn stats(&self) -> DeviceStats {
-        self.stats
+        let mut sum = DeviceStats::default();
+        for place in &self.places {
+            if let Place::Filled(pair) = place {
+                let stats = pair.stats();
+                sum.out_bytes += stats.out_bytes;
+                sum.in_bytes += stats.in_bytes;
+                sum.out_ops += stats.out_ops;
+                sum.in_ops += stats.in_ops;
+                sum.errors += stats.errors;
+            }
+        }
+        sum
     }
 }

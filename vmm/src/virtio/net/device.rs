@@ -1,39 +1,29 @@
 //! The inactive network card.
 
-use virtio_bindings::bindings::virtio_net::{
-    VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4,
-    VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_HOST_ECN, VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_MAC,
-    VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU, VIRTIO_NET_F_STATUS,
-};
+use holdfast_links::{Link, Offloads, Tap};
 
-use super::active::ActiveTap;
-use super::tap::{Offloads, Tap};
+use super::active::ActiveNet;
+use super::features;
 use super::vhost::VhostNet;
-use super::vhost_active::ActiveVhost;
 use crate::config::MacAddress;
+use crate::rate::Limits;
 use crate::virtio::device_config::DeviceConfig;
 use crate::virtio::{
     Activation, ActiveDevice, Device, DeviceFault, DeviceKind, F_COMMON, F_EVENT_IDX, F_INDIRECT, F_VERSION_1,
 };
 
+/// Most queue pairs of one card.
+pub const MAX_PAIRS: u16 = 16;
 /// Frames a queue holds.
 const QUEUE_SIZE: u16 = 256;
-/// What the tap and we do for the guest.
-const F_NET: u64 = 1 << VIRTIO_NET_F_CSUM
-    | 1 << VIRTIO_NET_F_GUEST_CSUM
-    | 1 << VIRTIO_NET_F_GUEST_TSO4
-    | 1 << VIRTIO_NET_F_GUEST_TSO6
-    | 1 << VIRTIO_NET_F_GUEST_ECN
-    | 1 << VIRTIO_NET_F_HOST_TSO4
-    | 1 << VIRTIO_NET_F_HOST_TSO6
-    | 1 << VIRTIO_NET_F_HOST_ECN
-    | 1 << VIRTIO_NET_F_MRG_RXBUF
-    | 1 << VIRTIO_NET_F_MAC
-    | 1 << VIRTIO_NET_F_STATUS;
+/// Commands the control queue holds.
+const CONTROL_SIZE: u16 = 64;
 /// Bits that the back end must know when it works the rings.
-const F_BACKEND: u64 = F_VERSION_1 | F_EVENT_IDX | F_INDIRECT | 1 << VIRTIO_NET_F_MRG_RXBUF;
+const F_BACKEND: u64 = F_VERSION_1 | F_EVENT_IDX | F_INDIRECT | features::MRG_RXBUF;
+/// `VIRTIO_NET_S_LINK_UP` of the status field (virtio 1.3 §5.1.4).
+const LINK_UP: u16 = 1;
 
-/// What the guest is told of its card.
+/// What the guest is told of its card, and how much it may do.
 #[derive(Debug, Clone)]
 pub struct NetOptions {
     /// Name in messages.
@@ -42,46 +32,64 @@ pub struct NetOptions {
     pub mac: MacAddress,
     /// MTU, when other than the guest's own choice.
     pub mtu: Option<u16>,
+    /// Limits of frames to the guest; of each pair.
+    pub receive: Limits,
+    /// Limits of frames from the guest; of each pair.
+    pub transmit: Limits,
 }
 
-/// Who works the rings.
-pub(super) enum Backend {
-    /// The host kernel.
-    Vhost(VhostNet),
-    /// This process.
-    User,
+impl NetOptions {
+    /// A card without MTU or limits.
+    pub fn new(name: &str, mac: MacAddress) -> Self {
+        Self { name: name.into(), mac, mtu: None, receive: Limits::default(), transmit: Limits::default() }
+    }
+}
+
+/// The back end of one queue pair.
+pub enum Lane {
+    /// This process works the rings.
+    User(Box<dyn Link>),
+    /// The host's kernel does.
+    Vhost(Tap, VhostNet),
+}
+
+impl Lane {
+    pub(super) fn link(&mut self) -> &mut dyn Link {
+        match self {
+            Lane::User(link) => &mut **link,
+            Lane::Vhost(tap, _) => tap,
+        }
+    }
+
+    fn offloads(&self) -> Offloads {
+        match self {
+            Lane::User(link) => link.offloads(),
+            Lane::Vhost(tap, _) => tap.offloads(),
+        }
+    }
 }
 
 /// A network card.
 pub struct Net {
     pub(super) options: NetOptions,
-    pub(super) tap: Tap,
-    pub(super) backend: Backend,
+    pub(super) lanes: Vec<Lane>,
+    queue_sizes: Vec<u16>,
 }
 
 impl Net {
-    /// A card whose frames pass through this process.
-    pub fn user(tap: Tap, options: NetOptions) -> Self {
-        Self { options, tap, backend: Backend::User }
-    }
-
-    /// A card whose rings vhost-net works.
-    pub fn vhost(tap: Tap, vhost: VhostNet, options: NetOptions) -> Self {
-        Self { options, tap, backend: Backend::Vhost(vhost) }
-    }
-
-    pub(super) fn for_tests(tap: Tap, options: NetOptions) -> Self {
-        Self::user(tap, options)
-    }
-
-    pub(super) fn offloads(features: u64) -> Offloads {
-        let has = |bit: u32| features & 1 << bit != 0;
-        Offloads {
-            checksum: has(VIRTIO_NET_F_GUEST_CSUM),
-            tso4: has(VIRTIO_NET_F_GUEST_TSO4),
-            tso6: has(VIRTIO_NET_F_GUEST_TSO6),
-            ecn: has(VIRTIO_NET_F_GUEST_ECN),
+    /// A card with one queue pair for each of `lanes`, which are ends of the same cable, of one kind, and 1 to
+    /// [`MAX_PAIRS`].
+    pub fn new(lanes: Vec<Lane>, options: NetOptions) -> Self {
+        // virtio 1.3 §5.1.2: receiveq1, transmitq1 and so on, then the control queue, if there is one.
+        let mut queue_sizes = vec![QUEUE_SIZE; 2 * lanes.len()];
+        if lanes.len() > 1 {
+            queue_sizes.push(CONTROL_SIZE);
         }
+        Self { options, lanes, queue_sizes }
+    }
+
+    fn pairs(&self) -> u16 {
+        u16::try_from(self.lanes.len()).unwrap_or(MAX_PAIRS)
     }
 }
 
@@ -95,37 +103,30 @@ impl Device for Net {
     }
 
     fn features(&self) -> u64 {
-        let mtu = if self.options.mtu.is_some() { 1 << VIRTIO_NET_F_MTU } else { 0 };
-        let all = F_COMMON | F_NET | mtu;
-        match &self.backend {
-            Backend::User => all,
-            Backend::Vhost(vhost) => all & (!F_BACKEND | vhost.common().features()),
-        }
+        let cable = self.lanes.first().map_or(Offloads::NONE, Lane::offloads);
+        let all = F_COMMON | features::offered(cable, self.pairs(), self.options.mtu.is_some());
+        let known = |lane: &Lane| match lane {
+            Lane::User(_) => u64::MAX,
+            Lane::Vhost(_, vhost) => !F_BACKEND | vhost.common().features(),
+        };
+        self.lanes.iter().fold(all, |features, lane| features & known(lane))
     }
 
     fn queue_sizes(&self) -> &[u16] {
-        &[QUEUE_SIZE, QUEUE_SIZE]
+        &self.queue_sizes
     }
 
-    /// virtio 1.3 §5.1.4: mac @0, status @6 (bit 0: link up), max_virtqueue_pairs @8, mtu @10.
+    /// virtio 1.3 §5.1.4: mac @0, status @6, max_virtqueue_pairs @8, mtu @10.
     fn config_space(&self) -> DeviceConfig {
         let mut space = vec![0u8; 12];
         space[..6].copy_from_slice(&self.options.mac.0);
-        space[6] = 1;
-        space[8] = 1;
+        space[6..8].copy_from_slice(&LINK_UP.to_le_bytes());
+        space[8..10].copy_from_slice(&self.pairs().to_le_bytes());
         space[10..12].copy_from_slice(&self.options.mtu.unwrap_or(0).to_le_bytes());
         space.into()
     }
 
     fn activate(self: Box<Self>, activation: Activation) -> Result<Box<dyn ActiveDevice>, DeviceFault> {
-        self.tap
-            .set_offloads(Self::offloads(activation.features))
-            .map_err(DeviceFault::host(&self.options.name, "set the tap's offloads"))?;
-        let Activation { ram, features, queues, interrupts } = activation;
-        let queues = Activation::all_queues::<2>(queues, &self.options.name)?;
-        match &self.backend {
-            Backend::User => Ok(Box::new(ActiveTap::new(*self, queues, features))),
-            Backend::Vhost(_) => Ok(Box::new(ActiveVhost::start(*self, queues, &ram, features, interrupts)?)),
-        }
+        Ok(Box::new(ActiveNet::start(*self, activation)?))
     }
 }

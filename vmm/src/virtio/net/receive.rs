@@ -1,0 +1,207 @@
+//! Frames from the cable into guest memory, on this process's path.
+
+use std::io;
+use std::time::Instant;
+
+use virtio_queue::QueueT;
+
+use holdfast_links::{HEADER, Link, MAX_FRAME};
+
+use super::ahead::{Ahead, MOST};
+use super::features;
+use crate::rate::{Limiter, Limits};
+use crate::virtio::chain::Chain;
+use crate::virtio::queue::VirtQueue;
+use crate::virtio::{DeviceFault, Progress};
+
+/// Frames handled in one go before other devices have their turn.
+const BUDGET: usize = 256;
+/// Shortest Ethernet frame: two addresses and a type.
+const MIN_FRAME: usize = HEADER + 14;
+/// Place of num_buffers in the header (virtio 1.3 §5.1.6).
+const NUM_BUFFERS: usize = 10;
+
+/// A frame that needs more chains than the driver had offered when it came: its end waits in the spill.
+#[derive(Debug, Clone, Copy)]
+struct Carried {
+    len: usize,
+    /// Bytes that are in the chains already.
+    placed: usize,
+}
+
+/// The receiving half of a queue pair.
+pub(super) struct Receiver {
+    device: String,
+    queue: VirtQueue,
+    mergeable: bool,
+    /// The driver takes over checksums.
+    checksum: bool,
+    ahead: Ahead,
+    chain: Chain,
+    carried: Option<Carried>,
+    spill: Vec<u8>,
+    limiter: Option<Limiter>,
+    /// When the limit has room again; until then nothing is received.
+    pub(super) wake_at: Option<Instant>,
+    pub(super) frames: u64,
+    pub(super) bytes: u64,
+    pub(super) lost: u64,
+}
+
+impl Receiver {
+    pub(super) fn new(device: &str, queue: VirtQueue, accepted: u64, limits: &Limits) -> Self {
+        Self {
+            device: device.to_string(),
+            queue,
+            mergeable: accepted & features::MRG_RXBUF != 0,
+            checksum: accepted & features::GUEST_CSUM != 0,
+            ahead: Ahead::default(),
+            chain: Chain::default(),
+            carried: None,
+            spill: vec![0; MAX_FRAME + 1],
+            limiter: Limiter::new(limits, Instant::now()),
+            wake_at: None,
+            frames: 0,
+            bytes: 0,
+            lost: 0,
+        }
+    }
+
+    pub(super) fn queue(&self) -> &VirtQueue {
+        &self.queue
+    }
+
+    /// Receives until the cable has no frame, the driver no room, the limit none left, or the share is used up.
+    pub(super) fn run(&mut self, link: &dyn Link) -> Result<Progress, DeviceFault> {
+        self.queue.disable_kicks().map_err(DeviceFault::ring(&self.device, self.queue.index))?;
+        let mut progress = Progress::Again;
+        for _ in 0..BUDGET {
+            if !self.step(link)? {
+                progress = Progress::Drained;
+                break;
+            }
+        }
+        let fault = DeviceFault::ring(&self.device, self.queue.index);
+        self.queue.notify().map_err(fault)?;
+        Ok(progress)
+    }
+
+    /// One frame; `false` when there is none or no room.
+    fn step(&mut self, link: &dyn Link) -> Result<bool, DeviceFault> {
+        if let Some(carried) = self.carried {
+            return self.place(carried);
+        }
+        if self.must_wait() {
+            return Ok(false);
+        }
+        // With mergeable buffers any frame should fit at once; without, the driver promises that each chain is large enough.
+        self.fill(if self.mergeable { MAX_FRAME } else { 1 })?;
+        if self.ahead.chains() == 0 {
+            return Ok(false);
+        }
+        let room = self.ahead.bytes();
+        match self.ahead.receive(link, &mut self.spill) {
+            Ok(len) if len <= room && (MIN_FRAME..=MAX_FRAME).contains(&len) => self.deliver(len)?,
+            Ok(len) if self.mergeable && (MIN_FRAME..=MAX_FRAME).contains(&len) => {
+                self.carried = Some(Carried { len, placed: room });
+            }
+            // A runt, a giant, or larger than the driver's buffer: lost, as on a wire.
+            Ok(_) => self.lost += 1,
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            // The interface is down or the other end is gone; frames stop coming, the guest goes on.
+            Err(_) => {
+                self.lost += 1;
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn must_wait(&mut self) -> bool {
+        let Some(limiter) = &mut self.limiter else {
+            return false;
+        };
+        // The size shows when the frame is here, so it is paid for afterwards.
+        self.wake_at = limiter.check(1, Instant::now()).err();
+        self.wake_at.is_some()
+    }
+
+    /// Takes chains until `wanted` bytes fit. `false` when the driver has not offered so much; it rings when it offers more.
+    fn fill(&mut self, wanted: usize) -> Result<bool, DeviceFault> {
+        let fault = DeviceFault::ring(&self.device, self.queue.index);
+        while self.ahead.bytes() < wanted {
+            if !self.queue.pop(&mut self.chain).map_err(&fault)? {
+                if self.queue.enable_kicks().map_err(&fault)? {
+                    continue;
+                }
+                return Ok(false);
+            }
+            if self.chain.writable_len() < HEADER as u64 || !self.chain.readable.is_empty() {
+                return Err(fault(self.chain.shape_fault("a receive buffer is write-only and holds a 12-byte header")));
+            }
+            if self.chain.writable.len() > MOST {
+                return Err(fault(self.chain.shape_fault("a receive buffer has at most 1023 pieces")));
+            }
+            if self.ahead.is_full_for(self.chain.writable.len()) {
+                self.queue.unpop(1);
+                return Ok(false);
+            }
+            self.ahead.push(self.chain.head, &self.chain.writable, self.queue.ram());
+        }
+        Ok(true)
+    }
+
+    /// Goes on with a frame that did not fit; `false` when it still does not.
+    fn place(&mut self, Carried { len, placed }: Carried) -> Result<bool, DeviceFault> {
+        if !self.fill(len)? {
+            // The driver cannot offer more before it gets some back.
+            let exhausted = self.ahead.chains() >= usize::from(self.queue.ring().size()) || self.ahead.is_full_for(1);
+            if exhausted {
+                self.carried = None;
+                self.lost += 1;
+            }
+            return Ok(exhausted);
+        }
+        self.ahead.write_at(placed, &self.spill[..len - placed]);
+        self.carried = None;
+        self.deliver(len)?;
+        Ok(true)
+    }
+
+    /// Gives the chains that hold a frame of `len` bytes (header included) to the driver.
+    fn deliver(&mut self, len: usize) -> Result<(), DeviceFault> {
+        let fault = DeviceFault::ring(&self.device, self.queue.index);
+        let chains = self.ahead.chains_for(len);
+        // virtio 1.3 §5.1.6.4.1: 1 without mergeable buffers, and no flags for a driver that knows none.
+        self.ahead.write_at(NUM_BUFFERS, &chains.to_le_bytes());
+        if !self.checksum {
+            self.ahead.write_at(0, &[0]);
+        }
+        let mut left = len;
+        for _ in 0..chains {
+            let Some(chain) = self.ahead.pop() else {
+                break;
+            };
+            let here = left.min(chain.bytes);
+            left -= here;
+            self.queue.push(chain.head, u32::try_from(here).unwrap_or(u32::MAX)).map_err(&fault)?;
+        }
+        let bytes = (len - HEADER) as u64;
+        self.frames += 1;
+        self.bytes += bytes;
+        if let Some(limiter) = &mut self.limiter {
+            limiter.charge(bytes);
+        }
+        Ok(())
+    }
+
+    /// Puts chains taken ahead back into the ring; a frame half placed is lost.
+    pub(super) fn put_back(&mut self) {
+        self.queue.unpop(self.ahead.clear());
+        if self.carried.take().is_some() {
+            self.lost += 1;
+        }
+        self.wake_at = None;
+    }
+}

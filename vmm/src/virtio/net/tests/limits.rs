@@ -1,0 +1,85 @@
+//! Rate limits of the user-space path.
+
+use std::time::Instant;
+
+use super::super::features::MRG_RXBUF;
+use super::*;
+use crate::rate::Limits;
+use crate::virtio::testing::ram;
+
+/// Two frames at once, then a hundred in a second.
+fn two_at_once() -> Limits {
+    Limits { ops_per_second: Some(100), burst_ops: Some(2), ..Limits::default() }
+}
+
+/// Lets the time pass that the device asks for, and calls it.
+fn wait(active: &mut Box<dyn ActiveDevice>) {
+    let at = active.deadline().expect("a deadline");
+    std::thread::sleep(at.saturating_duration_since(Instant::now()));
+    active.expired().unwrap();
+}
+
+#[test]
+fn sent_frames_wait_for_the_limit_and_none_is_lost() {
+    let ram = ram();
+    let (receive, mut transmit) = (Driver::new(&ram, 0, 16), Driver::new(&ram, 1, 16));
+    let (link, peer) = wire();
+    let limited = NetOptions { transmit: two_at_once(), ..options() };
+    let mut active = activate(net(vec![link], limited), &[&receive, &transmit], MRG_RXBUF).unwrap();
+    assert_eq!(active.deadline(), None);
+    for _ in 0..4 {
+        transmit.chain(&[(0x8_0000, 72, false)]);
+    }
+    active.ready(TRANSMIT).unwrap();
+    let first = transmit.used().len();
+    assert!((2..4).contains(&first), "{first} of 4 went at once");
+    while transmit.used().len() < 4 {
+        wait(&mut active);
+    }
+    assert_eq!((peer.count(), active.stats().out_ops, active.stats().errors), (4, 4, 0));
+}
+
+#[test]
+fn received_frames_wait_on_the_cable_for_the_limit() {
+    let ram = ram();
+    let (mut receive, transmit) = (Driver::new(&ram, 0, 16), Driver::new(&ram, 1, 16));
+    let (link, peer) = wire();
+    let limited = NetOptions { receive: two_at_once(), ..options() };
+    let mut active = activate(net(vec![link], limited), &[&receive, &transmit], MRG_RXBUF).unwrap();
+    for n in 0..8 {
+        receive.chain(&[(0x8_0000 + 0x1000 * n, 2048, true)]);
+    }
+    for _ in 0..4 {
+        peer.send(&frame(60));
+    }
+    active.ready(LINK).unwrap();
+    let first = receive.used().len();
+    assert!((2..4).contains(&first), "{first} of 4 came at once");
+    while receive.used().len() < 4 {
+        wait(&mut active);
+    }
+    assert_eq!(active.stats().in_ops, 4);
+}
+
+#[test]
+fn paused_card_has_no_deadline_and_goes_on_after() {
+    let ram = ram();
+    let (receive, mut transmit) = (Driver::new(&ram, 0, 16), Driver::new(&ram, 1, 16));
+    let (link, peer) = wire();
+    let slow = Limits { bytes_per_second: Some(1000), burst_bytes: Some(60), ..Limits::default() };
+    let limited = NetOptions { transmit: slow, ..options() };
+    let mut active = activate(net(vec![link], limited), &[&receive, &transmit], MRG_RXBUF).unwrap();
+    for _ in 0..2 {
+        transmit.chain(&[(0x8_0000, 72, false)]);
+    }
+    active.ready(TRANSMIT).unwrap();
+    assert!(active.deadline().is_some());
+    active.pause().unwrap();
+    assert_eq!(active.deadline(), None);
+    active.resume().unwrap();
+    active.ready(TRANSMIT).unwrap();
+    while transmit.used().len() < 2 {
+        wait(&mut active);
+    }
+    assert_eq!(peer.count(), 2);
+}
