@@ -121,8 +121,34 @@ fn write_host_initrd(to: &Path, vmm: &Path, nested: &Path, guest: &Path) -> Resu
     if bzimage.exists() {
         outer.add("guest-bzimage", &read(&bzimage)?);
     }
+    let iperf = with_libraries("/usr/bin/iperf3");
+    if let Some(archive) = &iperf {
+        outer.add("iperf.cpio", archive);
+    }
+    let mut whole = outer.finish();
+    // The kernel unpacks one archive after the other.
+    whole.resize(whole.len().next_multiple_of(512), 0);
+    whole.extend(iperf.unwrap_or_default());
     let mut file = std::fs::File::create(to).map_err(|e| e.to_string())?;
-    file.write_all(&outer.finish()).map_err(|e| e.to_string())
+    file.write_all(&whole).map_err(|e| e.to_string())
+}
+
+/// An archive of a Debian program with its shared libraries and loader, at their places; `None` when it is not here.
+fn with_libraries(program: &str) -> Option<Vec<u8>> {
+    let listing = Command::new("ldd").arg(program).output().ok().filter(|output| output.status.success())?;
+    let listing = String::from_utf8_lossy(&listing.stdout).into_owned();
+    let libraries = listing.split_whitespace().filter(|word| word.starts_with('/'));
+    let (mut archive, mut folders) = (Cpio::default(), std::collections::BTreeSet::new());
+    for path in std::iter::once(program).chain(libraries) {
+        let name = path.trim_start_matches('/');
+        for (at, _) in name.match_indices('/') {
+            if folders.insert(name[..at].to_string()) {
+                archive.entry(&name[..at], 0o40_755, &[]);
+            }
+        }
+        archive.add(name, &std::fs::read(path).ok()?);
+    }
+    Some(archive.finish())
 }
 
 /// Boots, prints the scenarios' lines as they come, counts them.

@@ -49,6 +49,7 @@ const PACKAGES: &[(&str, Need, &str)] = &[
     ("fdisk", Need::Test, "witness of GPT"),
     ("nftables", Need::Test, "witness of firewall rules"),
     ("iproute2", Need::Test, "network namespaces of tests"),
+    ("iperf3", Need::Test, "traffic between VMs"),
     ("iputils-ping", Need::Test, "traffic in network tests"),
     ("isc-dhcp-client", Need::Test, "witness of our DHCP server"),
     ("dnsmasq-base", Need::Test, "witness of our DHCP client"),

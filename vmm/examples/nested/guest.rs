@@ -53,6 +53,18 @@ impl Registers {
         // SAFETY: within the mapping, aligned; device registers have no other owner that we respect here.
         unsafe { self.0.add(offset).cast::<u16>().write_volatile(value) }
     }
+
+    /// Writes an 8-bit register.
+    pub fn write_u8(&self, offset: usize, value: u8) {
+        // SAFETY: as above.
+        unsafe { self.0.add(offset).write_volatile(value) }
+    }
+
+    /// Writes a 32-bit register.
+    pub fn write_u32(&self, offset: usize, value: u32) {
+        // SAFETY: as above.
+        unsafe { self.0.add(offset).cast::<u32>().write_volatile(value) }
+    }
 }
 
 /// Hands the registers of each PCI device with this id to `with`.

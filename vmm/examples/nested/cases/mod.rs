@@ -4,6 +4,7 @@ mod balloon;
 mod faults;
 mod hostile;
 mod lifecycle;
+mod net;
 mod vsock;
 mod whole;
 
@@ -14,10 +15,12 @@ use crate::host::Scenario;
 pub const SCENARIOS: &[&[Scenario]] = &[
     lifecycle::SCENARIOS,
     whole::SCENARIOS,
+    net::SCENARIOS,
     vsock::SCENARIOS,
     balloon::SCENARIOS,
     hostile::SCENARIOS,
     faults::SCENARIOS,
 ];
 /// Everything a guest can be.
-pub const ROLES: &[&[Role]] = &[lifecycle::ROLES, whole::ROLES, vsock::ROLES, balloon::ROLES, hostile::ROLES];
+pub const ROLES: &[&[Role]] =
+    &[lifecycle::ROLES, whole::ROLES, net::ROLES, vsock::ROLES, balloon::ROLES, hostile::ROLES];

@@ -1,0 +1,132 @@
+//! Other ways to plug a card: two guests, two queue pairs, a limit.
+
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+use holdfast_links::{tap as host_tap, unix};
+use holdfast_vmm::config::{LinkRef, NetConfig, NetLimits, TapRef, UnixRef, VhostRef};
+use holdfast_vmm::rate::Limits;
+
+use super::{Guest, HOST, interface, iperf, round_trip, tap, up, vhost, without_iperf};
+use crate::host::{Outcome, text};
+use crate::support::configure;
+
+const BRIDGE: &str = "br-n";
+
+/// Linux's requests to bridges (linux/sockios.h).
+const SIOCBRADDBR: libc::c_ulong = 0x89a0;
+const SIOCBRADDIF: libc::c_ulong = 0x89a2;
+
+pub(super) fn two_guests() -> Outcome {
+    if let Some(outcome) = without_iperf() {
+        return outcome;
+    }
+    let mut ends = Vec::new();
+    make_bridge()?;
+    for name in ["tap-a", "tap-b"] {
+        host_tap::create(name, 1000, false).map_err(text)?;
+        up(name)?;
+        let index = std::fs::read_to_string(format!("/sys/class/net/{name}/ifindex")).map_err(text)?;
+        interface(BRIDGE, SIOCBRADDIF, index.trim().parse().map_err(text)?)?;
+        ends.push(host_tap::attach(name, 1).map_err(text)?.remove(0));
+    }
+    let net = |mac| NetConfig { vhost: Some(VhostRef::Fd(6)), ..NetConfig::new(mac, TapRef::Fd(5)) };
+    let bridge = between(vec![vec![ends.remove(0), vhost()?], vec![ends.remove(0), vhost()?]], net)?;
+    let (one, other) = unix::pair().map_err(text)?;
+    let unix = |mac| NetConfig { mtu: Some(65_521), ..NetConfig::linked(mac, LinkRef::Unix(UnixRef::Fd(5))) };
+    let cable = between(vec![vec![one], vec![other]], unix)?;
+    Ok(format!("bridge and vhost: {bridge} | unix cable: {cable}"))
+}
+
+fn make_bridge() -> Result<(), String> {
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0").map_err(text)?;
+    let name = std::ffi::CString::new(BRIDGE).map_err(text)?;
+    use std::os::fd::AsRawFd;
+    // SAFETY: the kernel reads a name of at most 16 bytes that ends with zero.
+    let made = unsafe { libc::ioctl(socket.as_raw_fd(), SIOCBRADDBR as _, name.as_ptr()) };
+    crate::support::check(made).map_err(|e| format!("{BRIDGE}: {e}"))?;
+    up(BRIDGE)
+}
+
+/// Starts two guests; the second asks the first.
+fn between(
+    mut files: Vec<Vec<OwnedFd>>,
+    net: impl Fn(holdfast_vmm::config::MacAddress) -> NetConfig,
+) -> Result<String, String> {
+    let _server = Guest::start("net-one", 2, &net, files.remove(0), 1, "")?;
+    let client = Guest::start("net-two", 3, &net, files.remove(0), 1, "nested.peer=10.9.0.2")?;
+    let mut rates = Vec::new();
+    for _ in 0..2 {
+        let words = client.lines.wait("guest: flow")?;
+        let numbers: Vec<f64> = words.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+        let [bytes, seconds] = numbers[..] else { return Err(words) };
+        rates.push(format!("{:.0}", bytes / seconds / 1e6));
+    }
+    Ok(format!("{} MB/s", rates.join(" and ")))
+}
+
+pub(super) fn two_pairs() -> Outcome {
+    if let Some(outcome) = without_iperf() {
+        return outcome;
+    }
+    let mut notes = Vec::new();
+    for (name, with_vhost) in [("tap-m", true), ("tap-n", false)] {
+        host_tap::create(name, 1000, true).map_err(text)?;
+        configure(name, HOST).map_err(text)?;
+        let mut files = host_tap::attach(name, 2).map_err(text)?;
+        if with_vhost {
+            files.extend([vhost()?, vhost()?]);
+        }
+        let net = |mac| NetConfig {
+            queue_pairs: 2,
+            vhost: with_vhost.then(|| VhostRef::Fds(vec![7, 8])),
+            ..NetConfig::new(mac, TapRef::Fds(vec![5, 6]))
+        };
+        let mut guest = Guest::start("net-pairs", 2, net, files, 2, "")?;
+        let flow = iperf("10.9.0.2", &["--time", "2", "--parallel", "8"])?;
+        let deadline = Instant::now() + Duration::from_secs(10);
+        let interrupts = loop {
+            let words = guest.lines.wait("guest: interrupts")?;
+            let counts: Vec<u64> = words.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+            match counts[..] {
+                [first, second] if first > 0 && second > 0 => break words,
+                _ if Instant::now() > deadline => return Err(format!("interrupts of the receive queues: {words}")),
+                _ => {}
+            }
+        };
+        if guest.child.try_wait().map_err(text)?.is_some() {
+            return Err("the VM ended".into());
+        }
+        let path = if with_vhost { "vhost" } else { "user" };
+        notes.push(format!("{path}: {:.0} MB/s, interrupts of the receive queues {interrupts}", flow.rate()));
+        drop(guest);
+        interface(name, libc::SIOCSIFFLAGS, 0)?;
+    }
+    Ok(notes.join(" | "))
+}
+
+pub(super) fn limited() -> Outcome {
+    if let Some(outcome) = without_iperf() {
+        return outcome;
+    }
+    const LIMIT: u64 = 1_000_000;
+    let files = vec![tap("tap-l")?];
+    let limits = Limits { bytes_per_second: Some(LIMIT), burst_bytes: Some(100_000), ..Limits::default() };
+    let net = |mac| NetConfig {
+        limits: Some(NetLimits { receive: limits, transmit: limits }),
+        ..NetConfig::new(mac, TapRef::Fd(5))
+    };
+    let _guest = Guest::start("net-limit", 2, net, files, 1, "")?;
+    round_trip("10.9.0.2", 20)?;
+    let mut notes = Vec::new();
+    for (way, words) in [("to", &["--time", "3"][..]), ("from", &["--time", "3", "--reverse"])] {
+        let flow = iperf("10.9.0.2", words)?;
+        // Payload is less than the frames that are counted; the burst and a queue of frames come on top.
+        let most = (LIMIT as f64 * flow.seconds + 400_000.0) * 1.2;
+        if flow.bytes > most {
+            return Err(format!("{way} the guest: {} bytes in {} s", flow.bytes, flow.seconds));
+        }
+        notes.push(format!("{way} {:.2} MB/s", flow.rate()));
+    }
+    Ok(format!("limit 1 MB/s: {}", notes.join(", ")))
+}
