@@ -79,7 +79,7 @@ pub enum UnixRef {
     Fd(RawFd),
 }
 
-/// Limits of one card, of each of its queue pairs.
+/// Limits of one card, of all its queue pairs together.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NetLimits {

@@ -15,6 +15,7 @@ use super::device::{Lane, Net, NetOptions};
 use super::features;
 use super::pair::UserPair;
 use super::vhost_pair::VhostPair;
+use crate::rate::Limiter;
 use crate::virtio::queue::VirtQueue;
 use crate::virtio::vhost::rings::Rings;
 use crate::virtio::{Activation, ActiveDevice, Device, DeviceFault, DeviceStats, Progress, Source};
@@ -30,6 +31,12 @@ pub(super) const LINK: u8 = 2;
 /// Token of the control queue's doorbell.
 pub(super) const CONTROL: u8 = 0xff;
 
+/// What all pairs of a card may do together; `None` is no limit.
+pub(super) struct Limiters {
+    pub(super) receive: Option<Limiter>,
+    pub(super) transmit: Option<Limiter>,
+}
+
 /// What works the rings of one queue pair. Starts and stops alternate, beginning with a start.
 pub(super) trait Pair: Send {
     /// Its end of the cable.
@@ -37,13 +44,13 @@ pub(super) trait Pair: Send {
     /// As [`ActiveDevice::sources`].
     fn sources(&self) -> Vec<Source>;
     /// As [`ActiveDevice::ready`]; nothing happens while it stands still.
-    fn ready(&mut self, token: u8) -> Result<Progress, DeviceFault>;
+    fn ready(&mut self, token: u8, limiters: &mut Limiters) -> Result<Progress, DeviceFault>;
     /// As [`ActiveDevice::deadline`].
     fn deadline(&self) -> Option<Instant> {
         None
     }
     /// As [`ActiveDevice::expired`].
-    fn expired(&mut self) -> Result<(), DeviceFault> {
+    fn expired(&mut self, _: &mut Limiters) -> Result<(), DeviceFault> {
         Ok(())
     }
     /// Goes on where it stopped, and looks for work that came meanwhile.
@@ -71,6 +78,9 @@ pub(super) struct ActiveNet {
     in_use: usize,
     paused: bool,
     control: Option<ControlQueue>,
+    limiters: Limiters,
+    /// Who is first when a limit has room again.
+    turn: usize,
 }
 
 impl ActiveNet {
@@ -110,10 +120,13 @@ impl ActiveNet {
             let first_token = u8::try_from(n).unwrap_or(0) * TOKENS;
             places.push(match queues {
                 None => Place::Empty(lane),
-                Some(queues) => Place::Filled(pair(lane, &options, queues, &activation, first_token)?),
+                Some(queues) => Place::Filled(pair(lane, &name, queues, &activation, first_token)?),
             });
         }
-        let mut active = Self { options, places, in_use: 0, paused: false, control };
+        let now = Instant::now();
+        let limiters =
+            Limiters { receive: Limiter::new(&options.receive, now), transmit: Limiter::new(&options.transmit, now) };
+        let mut active = Self { options, places, in_use: 0, paused: false, control, limiters, turn: 0 };
         active.use_pairs(1)?;
         Ok(active)
     }
@@ -164,14 +177,14 @@ impl ActiveNet {
 /// The queues of one pair with their back end.
 fn pair(
     lane: Lane,
-    options: &NetOptions,
+    name: &str,
     queues: [VirtQueue; 2],
     activation: &Activation,
     first_token: u8,
 ) -> Result<Box<dyn Pair>, DeviceFault> {
-    let (name, accepted) = (options.name.as_str(), activation.features);
+    let accepted = activation.features;
     Ok(match lane {
-        Lane::User(link) => Box::new(UserPair::new(link, options, queues, accepted, first_token)),
+        Lane::User(link) => Box::new(UserPair::new(link, name, queues, accepted, first_token)),
         Lane::Vhost(tap, vhost) => {
             let (ram, interrupts) = ((&*activation.ram, accepted), activation.interrupts.clone());
             let rings = Rings::set_up(vhost.common(), name, queues.into(), ram, interrupts, first_token)?;
@@ -195,7 +208,7 @@ impl ActiveDevice for ActiveNet {
             return self.control();
         }
         match self.places.get_mut(usize::from(token / TOKENS)) {
-            Some(Place::Filled(pair)) => pair.ready(token),
+            Some(Place::Filled(pair)) => pair.ready(token, &mut self.limiters),
             _ => Ok(Progress::Drained),
         }
     }
@@ -208,9 +221,16 @@ impl ActiveDevice for ActiveNet {
         self.places.iter().filter_map(of).min()
     }
 
+    /// Another pair begins each time, so that none takes all of a limit.
     fn expired(&mut self) -> Result<(), DeviceFault> {
-        let in_use = self.in_use;
-        self.filled().take(in_use).try_for_each(|pair| pair.expired())
+        self.turn = self.turn.wrapping_add(1);
+        for n in 0..self.in_use {
+            let place = self.turn.wrapping_add(n) % self.in_use;
+            if let Some(Place::Filled(pair)) = self.places.get_mut(place) {
+                pair.expired(&mut self.limiters)?;
+            }
+        }
+        Ok(())
     }
 
     fn pause(&mut self) -> Result<(), DeviceFault> {

@@ -32,9 +32,9 @@ pub struct NetOptions {
     pub mac: MacAddress,
     /// MTU, when other than the guest's own choice.
     pub mtu: Option<u16>,
-    /// Limits of frames to the guest; of each pair.
+    /// Limits of frames to the guest, of all pairs together.
     pub receive: Limits,
-    /// Limits of frames from the guest; of each pair.
+    /// Limits of frames from the guest, of all pairs together.
     pub transmit: Limits,
 }
 

@@ -4,8 +4,8 @@ use std::time::Instant;
 
 use holdfast_links::Link;
 
-use super::active::{LINK, Pair, RECEIVE, TRANSMIT};
-use super::device::{Lane, NetOptions};
+use super::active::{LINK, Limiters, Pair, RECEIVE, TRANSMIT};
+use super::device::Lane;
 use super::receive::Receiver;
 use super::transmit::Transmitter;
 use crate::virtio::queue::VirtQueue;
@@ -23,15 +23,15 @@ impl UserPair {
     /// Stands still until it is started.
     pub(super) fn new(
         link: Box<dyn Link>,
-        options: &NetOptions,
+        device: &str,
         [receive, transmit]: [VirtQueue; 2],
         accepted: u64,
         first_token: u8,
     ) -> Self {
         Self {
             link,
-            receiver: Receiver::new(&options.name, receive, accepted, &options.receive),
-            transmitter: Transmitter::new(&options.name, transmit, &options.transmit),
+            receiver: Receiver::new(device, receive, accepted),
+            transmitter: Transmitter::new(device, transmit),
             running: false,
             first_token,
         }
@@ -52,20 +52,20 @@ impl Pair for UserPair {
     }
 
     /// Doorbells are not read: each ring wakes an edge-triggered epoll, whatever the eventfd counts.
-    fn ready(&mut self, token: u8) -> Result<Progress, DeviceFault> {
+    fn ready(&mut self, token: u8, limiters: &mut Limiters) -> Result<Progress, DeviceFault> {
         if !self.running {
             return Ok(Progress::Drained);
         }
         match token - self.first_token {
-            RECEIVE => self.receiver.run(&*self.link),
-            TRANSMIT => self.transmitter.run(&*self.link),
+            RECEIVE => self.receiver.run(&*self.link, &mut limiters.receive),
+            TRANSMIT => self.transmitter.run(&*self.link, &mut limiters.transmit),
             _ => {
                 if std::mem::take(&mut self.transmitter.blocked)
-                    && self.transmitter.run(&*self.link)? == Progress::Again
+                    && self.transmitter.run(&*self.link, &mut limiters.transmit)? == Progress::Again
                 {
                     self.transmitter.queue().ring_self();
                 }
-                self.receiver.run(&*self.link)
+                self.receiver.run(&*self.link, &mut limiters.receive)
             }
         }
     }
@@ -75,13 +75,15 @@ impl Pair for UserPair {
         times.into_iter().flatten().min().filter(|_| self.running)
     }
 
-    fn expired(&mut self) -> Result<(), DeviceFault> {
+    fn expired(&mut self, limiters: &mut Limiters) -> Result<(), DeviceFault> {
         let now = Instant::now();
         let due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
-        if due(self.receiver.wake_at) && self.receiver.run(&*self.link)? == Progress::Again {
+        if due(self.receiver.wake_at) && self.receiver.run(&*self.link, &mut limiters.receive)? == Progress::Again {
             self.receiver.queue().ring_self();
         }
-        if due(self.transmitter.wake_at) && self.transmitter.run(&*self.link)? == Progress::Again {
+        if due(self.transmitter.wake_at)
+            && self.transmitter.run(&*self.link, &mut limiters.transmit)? == Progress::Again
+        {
             self.transmitter.queue().ring_self();
         }
         Ok(())

@@ -9,7 +9,7 @@ use holdfast_links::{HEADER, Link, MAX_FRAME};
 
 use super::ahead::{Ahead, MOST};
 use super::features;
-use crate::rate::{Limiter, Limits};
+use crate::rate::Limiter;
 use crate::virtio::chain::Chain;
 use crate::virtio::queue::VirtQueue;
 use crate::virtio::{DeviceFault, Progress};
@@ -40,7 +40,6 @@ pub(super) struct Receiver {
     chain: Chain,
     carried: Option<Carried>,
     spill: Vec<u8>,
-    limiter: Option<Limiter>,
     /// When the limit has room again; until then nothing is received.
     pub(super) wake_at: Option<Instant>,
     pub(super) frames: u64,
@@ -49,7 +48,7 @@ pub(super) struct Receiver {
 }
 
 impl Receiver {
-    pub(super) fn new(device: &str, queue: VirtQueue, accepted: u64, limits: &Limits) -> Self {
+    pub(super) fn new(device: &str, queue: VirtQueue, accepted: u64) -> Self {
         Self {
             device: device.to_string(),
             queue,
@@ -59,7 +58,6 @@ impl Receiver {
             chain: Chain::default(),
             carried: None,
             spill: vec![0; MAX_FRAME + 1],
-            limiter: Limiter::new(limits, Instant::now()),
             wake_at: None,
             frames: 0,
             bytes: 0,
@@ -72,11 +70,11 @@ impl Receiver {
     }
 
     /// Receives until the cable has no frame, the driver no room, the limit none left, or the share is used up.
-    pub(super) fn run(&mut self, link: &dyn Link) -> Result<Progress, DeviceFault> {
+    pub(super) fn run(&mut self, link: &dyn Link, limiter: &mut Option<Limiter>) -> Result<Progress, DeviceFault> {
         self.queue.disable_kicks().map_err(DeviceFault::ring(&self.device, self.queue.index))?;
         let mut progress = Progress::Again;
         for _ in 0..BUDGET {
-            if !self.step(link)? {
+            if !self.step(link, limiter)? {
                 progress = Progress::Drained;
                 break;
             }
@@ -87,11 +85,11 @@ impl Receiver {
     }
 
     /// One frame; `false` when there is none or no room.
-    fn step(&mut self, link: &dyn Link) -> Result<bool, DeviceFault> {
+    fn step(&mut self, link: &dyn Link, limiter: &mut Option<Limiter>) -> Result<bool, DeviceFault> {
         if let Some(carried) = self.carried {
-            return self.place(carried);
+            return self.place(carried, limiter);
         }
-        if self.must_wait() {
+        if self.must_wait(limiter) {
             return Ok(false);
         }
         // With mergeable buffers any frame should fit at once; without, the driver promises that each chain is large enough.
@@ -101,7 +99,7 @@ impl Receiver {
         }
         let room = self.ahead.bytes();
         match self.ahead.receive(link, &mut self.spill) {
-            Ok(len) if len <= room && (MIN_FRAME..=MAX_FRAME).contains(&len) => self.deliver(len)?,
+            Ok(len) if len <= room && (MIN_FRAME..=MAX_FRAME).contains(&len) => self.deliver(len, limiter)?,
             Ok(len) if self.mergeable && (MIN_FRAME..=MAX_FRAME).contains(&len) => {
                 self.carried = Some(Carried { len, placed: room });
             }
@@ -118,8 +116,8 @@ impl Receiver {
         Ok(true)
     }
 
-    fn must_wait(&mut self) -> bool {
-        let Some(limiter) = &mut self.limiter else {
+    fn must_wait(&mut self, limiter: &mut Option<Limiter>) -> bool {
+        let Some(limiter) = limiter else {
             return false;
         };
         // The size shows when the frame is here, so it is paid for afterwards.
@@ -153,7 +151,7 @@ impl Receiver {
     }
 
     /// Goes on with a frame that did not fit; `false` when it still does not.
-    fn place(&mut self, Carried { len, placed }: Carried) -> Result<bool, DeviceFault> {
+    fn place(&mut self, Carried { len, placed }: Carried, limiter: &mut Option<Limiter>) -> Result<bool, DeviceFault> {
         if !self.fill(len)? {
             // The driver cannot offer more before it gets some back.
             let exhausted = self.ahead.chains() >= usize::from(self.queue.ring().size()) || self.ahead.is_full_for(1);
@@ -165,12 +163,12 @@ impl Receiver {
         }
         self.ahead.write_at(placed, &self.spill[..len - placed]);
         self.carried = None;
-        self.deliver(len)?;
+        self.deliver(len, limiter)?;
         Ok(true)
     }
 
     /// Gives the chains that hold a frame of `len` bytes (header included) to the driver.
-    fn deliver(&mut self, len: usize) -> Result<(), DeviceFault> {
+    fn deliver(&mut self, len: usize, limiter: &mut Option<Limiter>) -> Result<(), DeviceFault> {
         let fault = DeviceFault::ring(&self.device, self.queue.index);
         let chains = self.ahead.chains_for(len);
         // virtio 1.3 §5.1.6.4.1: 1 without mergeable buffers, and no flags for a driver that knows none.
@@ -190,7 +188,7 @@ impl Receiver {
         let bytes = (len - HEADER) as u64;
         self.frames += 1;
         self.bytes += bytes;
-        if let Some(limiter) = &mut self.limiter {
+        if let Some(limiter) = limiter {
             limiter.charge(bytes);
         }
         Ok(())

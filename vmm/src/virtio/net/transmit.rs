@@ -6,7 +6,7 @@ use std::time::Instant;
 use holdfast_links::{Buffer, HEADER, Link, MAX_BUFFERS, MAX_FRAME};
 
 use super::ahead::append;
-use crate::rate::{Limiter, Limits};
+use crate::rate::Limiter;
 use crate::virtio::chain::Chain;
 use crate::virtio::queue::VirtQueue;
 use crate::virtio::{DeviceFault, Progress};
@@ -23,7 +23,6 @@ pub(super) struct Transmitter {
     buffers: Vec<Buffer>,
     /// The cable took no more: wait until it is writable.
     pub(super) blocked: bool,
-    limiter: Option<Limiter>,
     /// When the limit has room again; until then nothing is sent.
     pub(super) wake_at: Option<Instant>,
     pub(super) frames: u64,
@@ -32,14 +31,13 @@ pub(super) struct Transmitter {
 }
 
 impl Transmitter {
-    pub(super) fn new(device: &str, queue: VirtQueue, limits: &Limits) -> Self {
+    pub(super) fn new(device: &str, queue: VirtQueue) -> Self {
         Self {
             device: device.to_string(),
             queue,
             chain: Chain::default(),
             buffers: Vec::new(),
             blocked: false,
-            limiter: Limiter::new(limits, Instant::now()),
             wake_at: None,
             frames: 0,
             bytes: 0,
@@ -52,14 +50,14 @@ impl Transmitter {
     }
 
     /// Sends until the driver has no frame, the cable or the limit no room, or the share is used up.
-    pub(super) fn run(&mut self, link: &dyn Link) -> Result<Progress, DeviceFault> {
+    pub(super) fn run(&mut self, link: &dyn Link, limiter: &mut Option<Limiter>) -> Result<Progress, DeviceFault> {
         if self.blocked {
             return Ok(Progress::Drained);
         }
         self.queue.disable_kicks().map_err(DeviceFault::ring(&self.device, self.queue.index))?;
         let mut progress = Progress::Again;
         for _ in 0..BUDGET {
-            if !self.step(link)? {
+            if !self.step(link, limiter)? {
                 progress = Progress::Drained;
                 break;
             }
@@ -70,7 +68,7 @@ impl Transmitter {
     }
 
     /// One frame; `false` when there is none or no room.
-    fn step(&mut self, link: &dyn Link) -> Result<bool, DeviceFault> {
+    fn step(&mut self, link: &dyn Link, limiter: &mut Option<Limiter>) -> Result<bool, DeviceFault> {
         let fault = DeviceFault::ring(&self.device, self.queue.index);
         if !self.queue.pop(&mut self.chain).map_err(&fault)? {
             return self.queue.enable_kicks().map_err(&fault);
@@ -83,7 +81,7 @@ impl Transmitter {
             return Err(fault(self.chain.shape_fault("a frame has at most 1024 pieces")));
         }
         let bytes = len - HEADER as u64;
-        if let Some(limiter) = &mut self.limiter {
+        if let Some(limiter) = limiter.as_mut() {
             self.wake_at = limiter.check(bytes, Instant::now()).err();
             if self.wake_at.is_some() {
                 self.queue.unpop(1);
@@ -110,7 +108,7 @@ impl Transmitter {
             }
         }
         // Not before: a frame that the cable refused comes again.
-        if let Some(limiter) = &mut self.limiter {
+        if let Some(limiter) = limiter.as_mut() {
             limiter.charge(bytes);
         }
         self.queue.push(self.chain.head, 0).map_err(&fault)?;

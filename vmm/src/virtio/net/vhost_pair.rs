@@ -3,7 +3,7 @@
 
 use holdfast_links::{Link, Tap};
 
-use super::active::Pair;
+use super::active::{Limiters, Pair};
 use super::device::Lane;
 use super::vhost::VhostNet;
 use crate::virtio::vhost::rings::Rings;
@@ -42,7 +42,7 @@ impl Pair for VhostPair {
         self.rings.sources()
     }
 
-    fn ready(&mut self, token: u8) -> Result<Progress, DeviceFault> {
+    fn ready(&mut self, token: u8, _: &mut Limiters) -> Result<Progress, DeviceFault> {
         self.rings.ready(token)
     }
 

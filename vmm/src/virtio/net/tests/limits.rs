@@ -62,6 +62,31 @@ fn received_frames_wait_on_the_cable_for_the_limit() {
 }
 
 #[test]
+fn pairs_share_one_limit() {
+    let ram = ram();
+    let mut drivers: Vec<Driver<'_>> = (0..5).map(|n| Driver::new(&ram, n, 16)).collect();
+    let (links, peers): (_, Vec<Peer>) = (0..2).map(|_| wire()).unzip();
+    let slow = Limits { ops_per_second: Some(1), burst_ops: Some(2), ..Limits::default() };
+    let limited = NetOptions { transmit: slow, ..options() };
+    drivers[4].write(0x10_0000, &[4, 0, 2, 0]);
+    drivers[4].chain(&[(0x10_0000, 4, false), (0x10_1000, 1, true)]);
+    for queue in [1, 3] {
+        for _ in 0..2 {
+            drivers[queue].chain(&[(0x8_0000, 72, false)]);
+        }
+    }
+    let features = MRG_RXBUF | super::super::features::CTRL_VQ | super::super::features::MQ;
+    let mut active = activate(net(links, limited), &drivers.iter().collect::<Vec<_>>(), features).unwrap();
+    active.ready(super::super::active::CONTROL).unwrap();
+    active.ready(TRANSMIT).unwrap();
+    active.ready(4 + TRANSMIT).unwrap();
+    // Two of the burst; a third only on a machine that stood still for a second.
+    let sent = peers.iter().map(Peer::count).sum::<usize>();
+    assert!((2..4).contains(&sent), "{sent} of 4 went at once");
+    assert!(active.deadline().is_some());
+}
+
+#[test]
 fn paused_card_has_no_deadline_and_goes_on_after() {
     let ram = ram();
     let (receive, mut transmit) = (Driver::new(&ram, 0, 16), Driver::new(&ram, 1, 16));
