@@ -28,6 +28,8 @@ const OVERHEAD_LIMIT_BYTES: u64 = 48 << 20;
 const STOP_DEADLINE: Duration = Duration::from_secs(20);
 /// Grace of the app inside its guest: less than the above, so that the guest can unmount.
 const APP_GRACE_SECONDS: u32 = 10;
+/// Where the unit finds its configuration: PID 1 places descriptors from 3 on, in order.
+const CONFIG_FD: RawFd = 3;
 /// The config disk's sectors.
 const SECTOR: usize = 512;
 
@@ -163,14 +165,21 @@ pub fn host_name(name: &str) -> String {
     if text.is_empty() { "app".into() } else { text.into() }
 }
 
-/// Descriptors in the order in which the unit gets them, from 3 on.
+/// What the configuration names, in the order in which the unit gets it behind the configuration itself. The list to hand over exists
+/// only with the configuration in front, so a number that [`Fds::add`] gave is never off by one.
 #[derive(Default)]
 struct Fds(Vec<OwnedFd>);
 
 impl Fds {
+    /// Takes a descriptor; gives the number that the unit will know it by.
     fn add(&mut self, fd: impl Into<OwnedFd>) -> RawFd {
         self.0.push(fd.into());
-        2 + RawFd::try_from(self.0.len()).unwrap_or(RawFd::MAX - 3)
+        CONFIG_FD + RawFd::try_from(self.0.len()).unwrap_or(RawFd::MAX - CONFIG_FD)
+    }
+
+    /// All that the unit gets: the configuration at [`CONFIG_FD`], then what was added.
+    fn behind(self, config: OwnedFd) -> Vec<OwnedFd> {
+        std::iter::once(config).chain(self.0).collect()
     }
 }
 
@@ -192,9 +201,6 @@ pub fn start(
         OpenOptions::new().read(true).write(true).open(path).with_context(|| format!("app {name}: {}", path.display()))
     };
 
-    // Slot 3 is the configuration itself, filled in last.
-    let placeholder = fds.add(memfd("vm", b"")?);
-    debug_assert_eq!(placeholder, 3);
     let control = FileRef::Fd(fds.add(listen_at(&control_folder.join(format!("{unit}.sock")))?));
     let kvm = FileRef::Fd(fds.add(write(Path::new("/dev/kvm"))?));
     let kernel = FileRef::Fd(fds.add(read(Path::new("/guest/vmlinux"))?));
@@ -245,10 +251,10 @@ pub fn start(
         jail: Some(JailConfig { uid, gid: uid, pid_namespace: false }),
         ..VmConfig::new(host_name(name), kernel)
     };
-    fds.0[0] = memfd("vm", &serde_json::to_vec(&config)?)?;
+    let fds = fds.behind(memfd("vm", &serde_json::to_vec(&config)?)?);
 
     let mut spec = UnitSpec::new(unit.clone(), "/bin/vmm", 0);
-    spec.args = vec!["--config-fd".into(), "3".into()];
+    spec.args = vec!["--config-fd".into(), CONFIG_FD.to_string()];
     spec.limits = Limits {
         memory_max_bytes: Some(plan.app.memory_bytes + OVERHEAD_LIMIT_BYTES),
         cpu_weight: None,
@@ -269,7 +275,7 @@ pub fn start(
         ..Sandbox::default()
     };
     spec.tag = plan.tag();
-    let borrowed: Vec<BorrowedFd<'_>> = fds.0.iter().map(AsFd::as_fd).collect();
+    let borrowed: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
     supervisor.start(&spec, &borrowed).with_context(|| format!("app {name}: unit {unit}"))?;
     Ok(())
 }
@@ -372,6 +378,28 @@ mod tests {
         c.app.restart_counter = 9;
         assert_ne!(a.tag(), b.tag());
         assert_eq!(a.tag(), c.tag());
+    }
+
+    #[test]
+    fn descriptors_are_known_by_their_place_behind_the_configuration() {
+        use std::io::Read as _;
+        let mut fds = Fds::default();
+        let names = ["kernel", "disk", "tap"];
+        let numbers = names.map(|name| fds.add(memfd(name, name.as_bytes()).unwrap()));
+        assert_eq!(numbers, [4, 5, 6]);
+        let list = fds.behind(memfd("vm", b"config").unwrap());
+        let found: Vec<String> = list
+            .into_iter()
+            .map(|fd| {
+                let mut text = String::new();
+                File::from(fd).read_to_string(&mut text).unwrap();
+                text
+            })
+            .collect();
+        assert_eq!(found[0], "config");
+        for (name, number) in names.into_iter().zip(numbers) {
+            assert_eq!(found[usize::try_from(number - CONFIG_FD).unwrap()], name);
+        }
     }
 
     #[test]
