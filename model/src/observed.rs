@@ -151,6 +151,8 @@ pub struct TrustStatus {
     pub vault_sealed: bool,
     /// The vault is open.
     pub vault_open: bool,
+    /// A word about the vault: why it stays closed, or that escrow opened it; empty when it opened by itself.
+    pub vault_note: String,
     /// What is weaker than it could be, one sentence each.
     pub weaknesses: Vec<String>,
     /// PCR values, index and lower-case hex.

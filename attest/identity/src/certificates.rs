@@ -8,6 +8,7 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use p256::ecdsa;
+use p256::pkcs8::der::pem;
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyUsagePurpose,
     PKCS_ECDSA_P256_SHA256, PublicKeyData, SerialNumber, SignatureAlgorithm, SigningKey,
@@ -42,7 +43,8 @@ pub struct Certificates {
 
 impl Certificates {
     /// The certificates kept in `dir`, or fresh ones when there are none or when they are for other keys (the TPM was
-    /// cleared). The second value says whether they are fresh: then the controller does not know this device yet.
+    /// cleared). The second value says whether they are fresh. The device's own is fresh only if the identity keeps none either
+    /// ([`Identity::kept_device_certificate`]): a device that lost its disk is still the one that its controller knows.
     ///
     /// # Errors
     /// [`IdentityError`].
@@ -63,7 +65,7 @@ impl Certificates {
         Ok((fresh, true))
     }
 
-    /// Makes certificates for all keys of `identity`.
+    /// Makes certificates for all keys of `identity`, around the device certificate that it keeps, if it keeps one for its key.
     ///
     /// # Errors
     /// [`IdentityError`].
@@ -73,7 +75,11 @@ impl Certificates {
         let mut params = params(&device_key, "device", now);
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyCertSign];
-        let device = params.self_signed(&signer).map_err(|e| signer.explain("device key", &e))?.pem();
+        let kept = identity.kept_device_certificate()?.filter(|der| is_for(der, &device_key));
+        let device = match kept {
+            Some(der) => der_to_pem(&der)?,
+            None => params.self_signed(&signer).map_err(|e| signer.explain("device key", &e))?.pem(),
+        };
         let issuer = Issuer::new(params, &signer);
 
         let sign = |usage: Use, key: &'static str, name: &str, purpose: KeyUsagePurpose| {
@@ -101,9 +107,7 @@ impl Certificates {
         let holds = |pem: Option<&str>, usage: Use| -> Result<bool, IdentityError> {
             Ok(match (pem, identity.public_key(usage)?) {
                 (None, None) => true,
-                (Some(pem), Some(public)) => {
-                    pem_to_der(pem).is_some_and(|der| der.windows(65).any(|w| w == public.point.to_sec1()))
-                }
+                (Some(pem), Some(public)) => pem_to_der(pem).is_some_and(|der| is_for(&der, &public.point)),
                 _ => false,
             })
         };
@@ -112,6 +116,17 @@ impl Certificates {
             && holds(self.quote.as_deref(), Use::Quote)?
             && holds(self.endorsement.as_deref(), Use::Endorsement)?)
     }
+}
+
+/// Whether a certificate carries this public key.
+fn is_for(der: &[u8], key: &Point) -> bool {
+    der.windows(65).any(|w| w == key.to_sec1())
+}
+
+/// The PEM text of a certificate, as rcgen writes it: controllers hash the text, so the same bytes must give the same text.
+fn der_to_pem(der: &[u8]) -> Result<String, IdentityError> {
+    let failed = |e: pem::Error| IdentityError::Certificate { key: "device key", reason: e.to_string() };
+    pem::encode_string("CERTIFICATE", pem::LineEnding::LF, der).map_err(failed)
 }
 
 /// The DER inside the first PEM block.
@@ -227,6 +242,76 @@ mod tests {
         let years = (device.validity().not_after.timestamp() - device.validity().not_before.timestamp()) / 31_536_000;
         assert_eq!(years, 20);
         assert!(device.validity().not_before.timestamp() >= 1_767_225_600, "a clock that was never set");
+    }
+
+    /// An identity that keeps a device certificate, as a TPM does.
+    struct Keeper(SoftwareIdentity, std::sync::Mutex<Option<Vec<u8>>>);
+
+    impl Identity for Keeper {
+        fn kept_device_certificate(&self) -> Result<Option<Vec<u8>>, IdentityError> {
+            Ok(self.1.lock().unwrap().clone())
+        }
+        fn keep_device_certificate(&self, der: &[u8]) -> Result<(), IdentityError> {
+            *self.1.lock().unwrap() = Some(der.to_vec());
+            Ok(())
+        }
+        fn strength(&self) -> crate::Strength {
+            self.0.strength()
+        }
+        fn public_key(&self, usage: Use) -> Result<Option<crate::PublicKey>, IdentityError> {
+            self.0.public_key(usage)
+        }
+        fn sign_sha256(&self, digest: &[u8; 32]) -> Result<[u8; 64], IdentityError> {
+            self.0.sign_sha256(digest)
+        }
+        fn shared_point(&self, peer: &Point) -> Result<Point, IdentityError> {
+            self.0.shared_point(peer)
+        }
+        fn quote(&self, nonce: &[u8]) -> Result<Option<crate::Quote>, IdentityError> {
+            self.0.quote(nonce)
+        }
+        fn extend_phase(&self, word: &str) -> Result<(), IdentityError> {
+            self.0.extend_phase(word)
+        }
+        fn extend(&self, pcr: u32, digest: &[u8; 32]) -> Result<(), IdentityError> {
+            self.0.extend(pcr, digest)
+        }
+        fn endorsement_certificates(&self) -> Result<Vec<Vec<u8>>, IdentityError> {
+            self.0.endorsement_certificates()
+        }
+        fn seal(&self, key: &crate::VaultKey) -> Result<crate::SealedKey, IdentityError> {
+            self.0.seal(key)
+        }
+        fn unseal(&self, sealed: &crate::SealedKey) -> Result<crate::VaultKey, IdentityError> {
+            self.0.unseal(sealed)
+        }
+        fn commit_epoch(&self, epoch: u32) -> Result<(), IdentityError> {
+            self.0.commit_epoch(epoch)
+        }
+    }
+
+    #[test]
+    fn a_device_that_lost_its_disk_is_still_the_same_device() {
+        let dir = tempfile::tempdir().unwrap();
+        let software = |name: &str| SoftwareIdentity::new(&dir.path().join(name), "test");
+        let keeper = Keeper(software("keys"), std::sync::Mutex::default());
+        let now = SystemTime::now();
+        let (first, _) = Certificates::load_or_issue(&dir.path().join("disk 1"), &keeper, now).unwrap();
+        keeper.keep_device_certificate(&pem_to_der(&first.device).unwrap()).unwrap();
+
+        let (again, fresh) = Certificates::load_or_issue(&dir.path().join("disk 2"), &keeper, now).unwrap();
+        assert!(fresh);
+        assert_eq!(again.device, first.device, "to the letter: its hash is the device's name");
+        let device = pem_to_der(&again.device).unwrap();
+        let agreement = pem_to_der(&again.agreement).unwrap();
+        let (_, device) = X509Certificate::from_der(&device).unwrap();
+        let (_, agreement) = X509Certificate::from_der(&agreement).unwrap();
+        agreement.verify_signature(Some(device.public_key())).unwrap();
+        assert_eq!(agreement.issuer(), device.subject());
+
+        // A cleared TPM has other keys: what is kept is somebody else's then.
+        let cleared = Keeper(software("new keys"), std::sync::Mutex::new(pem_to_der(&first.device)));
+        assert_ne!(Certificates::issue(&cleared, now).unwrap().device, first.device);
     }
 
     #[test]

@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
-use holdfast_format::pcr::{self, Digest, phase};
+use holdfast_format::pcr::PCR_UKI;
 use holdfast_format::policy::EPOCH_INDEX;
 use zeroize::Zeroizing;
 
@@ -14,7 +14,7 @@ use crate::strength::{KeyProtection, Strength};
 use crate::tpm::policy::ReleasePolicy;
 use crate::tpm::quote::Quote;
 use crate::tpm::templates::Role;
-use crate::tpm::{Tpm, TpmError};
+use crate::tpm::{Condition, Tpm, TpmError};
 use crate::{IdentityError, Point, PublicKey, SealedKey, Use, VaultKey};
 
 /// Keys in a TPM, and the signed policy of the running image.
@@ -64,13 +64,8 @@ impl HardwareIdentity {
 
     /// Whether PCR 11 shows the boot that the release signed, with the phase `vault-open` behind it.
     fn is_past_vault_open(&self, policy: &ReleasePolicy) -> Result<bool, TpmError> {
-        let Some(signed) = hex::decode(&policy.document.pcr11).ok().and_then(|v| Digest::try_from(v).ok()) else {
-            return Ok(false);
-        };
-        let opened = pcr::extend(&signed, &pcr::phase_digest(phase::VAULT_OPEN));
-        let values = self.tpm.read_pcrs(&[pcr::PCR_UKI])?;
-        let ready = pcr::extend(&opened, &pcr::phase_digest(phase::READY));
-        Ok(values.iter().any(|(_, value)| *value == opened || *value == ready))
+        let values = self.tpm.read_pcrs(&[PCR_UKI])?;
+        Ok(values.iter().any(|(_, value)| policy.is_past_vault_open(value)))
     }
 }
 
@@ -130,6 +125,14 @@ impl Identity for HardwareIdentity {
         Ok(self.tpm.endorsement_certificates()?.into_iter().map(|(_, der)| der).collect())
     }
 
+    fn kept_device_certificate(&self) -> Result<Option<Vec<u8>>, IdentityError> {
+        Ok(self.tpm.read_device_certificate()?)
+    }
+
+    fn keep_device_certificate(&self, der: &[u8]) -> Result<(), IdentityError> {
+        Ok(self.tpm.write_device_certificate(der)?)
+    }
+
     fn seal(&self, key: &VaultKey) -> Result<SealedKey, IdentityError> {
         // What cannot be sealed is kept in clear: reported by `strength`, and the device works all the same.
         let clear = || Ok(SealedKey::Clear(Zeroizing::new(key.expose().to_vec())));
@@ -143,7 +146,7 @@ impl Identity for HardwareIdentity {
             Ok(_) => Err(TpmError::NotSealable("another key came back than was sealed".into()).into()),
             // An agent that died while it made the vault: after a reboot it is sealed as it should be.
             Err(e) if self.is_past_vault_open(policy)? => Err(e),
-            Err(IdentityError::Tpm(TpmError::StaysSealed(reason))) => {
+            Err(IdentityError::Tpm(TpmError::StaysSealed { reason, .. })) => {
                 *self.unsealable.lock().unwrap_or_else(PoisonError::into_inner) = reason;
                 clear()
             }
@@ -156,7 +159,10 @@ impl Identity for HardwareIdentity {
             SealedKey::Clear(bytes) => return clear_key(bytes),
             SealedKey::Tpm { epoch_bound, private, public } => (*epoch_bound, private, public),
         };
-        let policy = self.policy.as_ref().map_err(|reason| TpmError::StaysSealed(reason.clone()))?;
+        let policy = self
+            .policy
+            .as_ref()
+            .map_err(|reason| TpmError::StaysSealed { condition: Condition::Boot, reason: reason.clone() })?;
         Ok(self.tpm.unseal(private, public, policy, epoch_bound)?)
     }
 

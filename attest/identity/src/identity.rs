@@ -59,6 +59,19 @@ pub trait Identity: Send + Sync {
     /// [`IdentityError`].
     fn endorsement_certificates(&self) -> Result<Vec<Vec<u8>>, IdentityError>;
 
+    /// The device certificate (DER) that is kept where the vault's state does not matter, so that the controller knows this device
+    /// while the vault is closed or new. `None` when there is none, and always without a TPM.
+    ///
+    /// # Errors
+    /// [`IdentityError`].
+    fn kept_device_certificate(&self) -> Result<Option<Vec<u8>>, IdentityError>;
+
+    /// Keeps the device certificate there; nothing without a TPM.
+    ///
+    /// # Errors
+    /// [`IdentityError`].
+    fn keep_device_certificate(&self, der: &[u8]) -> Result<(), IdentityError>;
+
     /// Seals a vault key as strongly as this boot allows; [`Identity::strength`] tells how strongly that is.
     ///
     /// # Errors

@@ -30,6 +30,6 @@ pub use identity::{Identity, Options, open};
 pub use software::SoftwareIdentity;
 pub use strength::{KeyProtection, Strength};
 pub use tpm::quote::Quote;
-pub use tpm::{Tpm, TpmError, TpmInfo};
+pub use tpm::{Condition, Tpm, TpmError, TpmInfo};
 pub use types::{IdentityError, Point, PublicKey, SealedKey, Use, VaultKey};
-pub use vault::{Vault, VaultError};
+pub use vault::{Recovered, Vault, VaultError};

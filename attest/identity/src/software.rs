@@ -109,6 +109,14 @@ impl Identity for SoftwareIdentity {
         Ok(Vec::new())
     }
 
+    fn kept_device_certificate(&self) -> Result<Option<Vec<u8>>, IdentityError> {
+        Ok(None)
+    }
+
+    fn keep_device_certificate(&self, _der: &[u8]) -> Result<(), IdentityError> {
+        Ok(())
+    }
+
     fn seal(&self, key: &VaultKey) -> Result<SealedKey, IdentityError> {
         Ok(SealedKey::Clear(Zeroizing::new(key.expose().to_vec())))
     }

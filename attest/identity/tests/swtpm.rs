@@ -14,7 +14,7 @@ use holdfast_identity::certificates::pem_to_der;
 use holdfast_identity::tpm::TpmError;
 use holdfast_identity::tpm::policy::{KEY_FILE, SIGNATURE_FILE};
 use holdfast_identity::{
-    Certificates, HardwareIdentity, Identity, IdentityError, KeyProtection, SealedKey, Use, VaultKey, escrow,
+    Certificates, Condition, HardwareIdentity, Identity, IdentityError, KeyProtection, SealedKey, Use, VaultKey, escrow,
 };
 use p256::ecdsa::signature::Verifier as _;
 use p256::ecdsa::signature::hazmat::PrehashVerifier as _;
@@ -142,19 +142,24 @@ fn free_port_pair() -> u16 {
 struct Image {
     sections: Vec<(&'static str, Vec<u8>)>,
     policies: SignedPolicies,
+    key: SigningKey,
 }
 
 impl Image {
     fn new(kernel: &str, epoch: u32) -> Self {
+        Self::signed(kernel, epoch, release_key())
+    }
+
+    fn signed(kernel: &str, epoch: u32, key: SigningKey) -> Self {
         let sections = vec![(".linux", kernel.as_bytes().to_vec()), (".cmdline", b"slot.root=00".to_vec())];
         let given = sections.iter().map(|(n, d)| (*n, d.as_slice()));
         let pcr11 = pcr::predict_pcr11(given, &[phase::ENTER_PID1]);
-        Self { sections, policies: SignedPolicies::sign(&pcr11, epoch, &release_key()) }
+        Self { sections, policies: SignedPolicies::sign(&pcr11, epoch, &key), key }
     }
 
     fn install(&self, boot_dir: &Path) {
         std::fs::write(boot_dir.join(SIGNATURE_FILE), self.policies.encode()).unwrap();
-        let pem = holdfast_format::keys::public_pem(release_key().verifying_key()).unwrap();
+        let pem = holdfast_format::keys::public_pem(self.key.verifying_key()).unwrap();
         std::fs::write(boot_dir.join(KEY_FILE), pem).unwrap();
     }
 }
@@ -236,6 +241,52 @@ fn signatures_and_agreements_fit_the_public_keys() {
     let key = VaultKey::random().unwrap();
     let kept = escrow::wrap(&identity, &key).unwrap();
     assert_eq!(escrow::unwrap(&identity, &kept).unwrap().expose(), key.expose());
+}
+
+#[test]
+fn the_device_certificate_outlives_disk_and_power_and_is_replaced_when_it_changes() {
+    let Some(mut machine) = Machine::new() else {
+        return;
+    };
+    let identity = machine.open();
+    assert_eq!(identity.kept_device_certificate().unwrap(), None);
+    let first = Certificates::issue(&identity, SystemTime::now()).unwrap();
+    identity.keep_device_certificate(&pem_to_der(&first.device).unwrap()).unwrap();
+    drop(identity);
+    machine.power_off();
+    machine.power_on();
+    let identity = machine.open();
+    assert_eq!(identity.kept_device_certificate().unwrap(), pem_to_der(&first.device));
+    assert_eq!(Certificates::issue(&identity, SystemTime::now()).unwrap().device, first.device);
+    // Longer than one write to NV memory.
+    let mut other = vec![0x30, 0x82, 0x05, 0x00];
+    other.resize(4 + 0x500, 7);
+    identity.keep_device_certificate(&other).unwrap();
+    assert_eq!(identity.kept_device_certificate().unwrap(), Some(other));
+    assert!(identity.keep_device_certificate(b"no certificate").is_err());
+}
+
+#[test]
+fn a_key_sealed_under_another_release_key_is_told_from_one_of_a_newer_epoch() {
+    let Some(mut machine) = Machine::new() else {
+        return;
+    };
+    let key = VaultKey::random().unwrap();
+    let identity = machine.boot(&Image::new("kernel A", 1));
+    let sealed = identity.seal(&key).unwrap();
+    let rotated = Image::signed("kernel A", 1, SigningKey::from_slice(&[0x22; 32]).unwrap());
+    let identity = machine.boot(&rotated);
+    let refused = identity.unseal(&sealed).unwrap_err();
+    let IdentityError::Tpm(TpmError::StaysSealed { condition, reason }) = refused else { panic!("{refused}") };
+    assert_eq!(condition, Condition::Boot, "{reason}");
+    // What escrow brings back is sealed to the new key.
+    let renewed = identity.seal(&key).unwrap();
+    assert_eq!(identity.unseal(&renewed).unwrap().expose(), key.expose());
+
+    identity.commit_epoch(2).unwrap();
+    let refused = identity.unseal(&renewed).unwrap_err();
+    let IdentityError::Tpm(TpmError::StaysSealed { condition, reason }) = refused else { panic!("{refused}") };
+    assert_eq!(condition, Condition::Epoch, "{reason}");
 }
 
 #[test]
@@ -322,7 +373,7 @@ fn the_vault_key_opens_once_per_boot_and_for_every_signed_image() {
     assert_eq!(identity.unseal(&sealed).unwrap().expose(), key.expose());
     identity.extend_phase(phase::VAULT_OPEN).unwrap();
     let refused = identity.unseal(&sealed).unwrap_err().to_string();
-    assert!(refused.contains("PCR 11: expected"), "{refused}");
+    assert!(refused.contains("vault-open of this boot is already past: PCR 11: expected"), "{refused}");
 
     let identity = machine.boot(&Image::new("kernel B, never seen before", 1));
     assert_eq!(identity.unseal(&sealed).unwrap().expose(), key.expose());
@@ -331,7 +382,10 @@ fn the_vault_key_opens_once_per_boot_and_for_every_signed_image() {
     let mut forged = Image::new("kernel C", 1);
     forged.policies = Image::new("kernel A", 1).policies;
     let identity = machine.boot(&forged);
-    assert!(matches!(identity.unseal(&sealed), Err(IdentityError::Tpm(TpmError::StaysSealed(_)))));
+    assert!(matches!(
+        identity.unseal(&sealed),
+        Err(IdentityError::Tpm(TpmError::StaysSealed { condition: Condition::Boot, .. }))
+    ));
 }
 
 #[test]

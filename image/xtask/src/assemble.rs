@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use holdfast_format::layout::{self, Part};
 use holdfast_format::release::{Kind, PRODUCT, Release};
 use holdfast_format::{
-    authenticode::Signer, cpio, fat, payload, pcr, policy::SignedPolicies, site, uki, uki::Uki, verity,
+    authenticode::Signer, cpio, fat, payload, pcr, pe, policy::SignedPolicies, site, uki, uki::Uki, verity,
 };
 use holdfast_model::slot::Slot;
 use std::collections::BTreeMap;
@@ -111,7 +111,7 @@ pub fn assemble(inputs: &Inputs<'_>, out: &Path, progress: &dyn Fn(&str)) -> Res
     progress("update payload");
     let update = out.join(format!("holdfast-{}.update", inputs.version));
     let new = work.path().join("payload");
-    write_payload(inputs, &new, &esp, &slot)?;
+    write_payload(&new, &release(inputs), &esp, &slot, inputs.keys)?;
     sizes.insert("update".into(), fs::metadata(&new)?.len());
     fs::rename(&new, &update)?;
     Ok(Artefacts { image, update, sizes })
@@ -225,7 +225,7 @@ fn seed(path: &Path, work: &Path) -> Result<()> {
 
 /// The signed UKI.
 fn build_uki(inputs: &Inputs<'_>, root: &verity::Root) -> Result<Vec<u8>> {
-    let stub = fs::read(STUB).with_context(|| format!("cannot read {STUB}: install package systemd-boot-efi"))?;
+    let stub = read_stub()?;
     let linux = fs::read(&inputs.host.bzimage)?;
     let mut initrd = cpio::Archive::new();
     initrd.dir("dev", 0o755).char_device("dev/console", 0o600, 5, 1).file(
@@ -237,21 +237,58 @@ fn build_uki(inputs: &Inputs<'_>, root: &verity::Root) -> Result<Vec<u8>> {
     let cmdline =
         format!("{} slot.version={} slot.epoch={} {KERNEL_OPTIONS}", root.to_cmdline(), inputs.version, inputs.epoch);
     let osrel = format!("ID=holdfast\nNAME=Holdfast\nVERSION_ID={0}\nPRETTY_NAME=\"Holdfast {0}\"\n", inputs.version);
+    seal_uki(
+        Uki {
+            stub: &stub,
+            osrel: osrel.as_bytes(),
+            cmdline: &cmdline,
+            pcrpkey: &[],
+            pcrsig: &[],
+            linux: &linux,
+            initrd: &initrd,
+            timestamp: BUILD_TIME,
+        },
+        inputs.epoch,
+        inputs.keys,
+    )
+}
+
+/// The same UKI under other keys: what a version is whose release key was rotated. The OS slot that its command line names stays as it is.
+///
+/// # Errors
+/// Not a UKI of ours, or a missing stub.
+pub fn rekey_uki(signed: &[u8], epoch: u32, keys: &Keys) -> Result<Vec<u8>> {
+    let parsed = pe::Pe::parse(signed)?;
+    let section = |name: &str| {
+        parsed.section(name).map(|s| s.data(signed)).with_context(|| format!("not a UKI of ours: no section {name}"))
+    };
+    let stub = read_stub()?;
+    let cmdline = uki::cmdline(signed)?;
     let unsigned = Uki {
         stub: &stub,
-        osrel: osrel.as_bytes(),
+        osrel: section(".osrel")?,
         cmdline: &cmdline,
-        pcrpkey: inputs.keys.release_public_pem.as_bytes(),
+        pcrpkey: &[],
         pcrsig: &[],
-        linux: &linux,
-        initrd: &initrd,
+        linux: section(".linux")?,
+        initrd: section(".initrd")?,
         timestamp: BUILD_TIME,
     };
+    seal_uki(unsigned, epoch, keys)
+}
+
+fn read_stub() -> Result<Vec<u8>> {
+    fs::read(STUB).with_context(|| format!("cannot read {STUB}: install package systemd-boot-efi"))
+}
+
+/// Adds the release's policy key, its signature over the PCR 11 of this UKI, and the Secure Boot signature.
+fn seal_uki(uki: Uki<'_>, epoch: u32, keys: &Keys) -> Result<Vec<u8>> {
+    let unsigned = Uki { pcrpkey: keys.release_public_pem.as_bytes(), ..uki };
     // The signature is not measured, so PCR 11 can be predicted without it and signed into it.
     let pcr11 = uki::predict_pcr11(&unsigned.build()?, &[pcr::phase::ENTER_PID1])?;
-    let signed = SignedPolicies::sign(&pcr11, inputs.epoch, &inputs.keys.release).encode();
+    let signed = SignedPolicies::sign(&pcr11, epoch, &keys.release).encode();
     let whole = Uki { pcrsig: &signed, ..unsigned }.build()?;
-    let signer = Signer::from_pem(&inputs.keys.secure_boot_key, &inputs.keys.secure_boot_certificate)?;
+    let signer = Signer::from_pem(&keys.secure_boot_key, &keys.secure_boot_certificate)?;
     Ok(signer.sign(&whole)?)
 }
 
@@ -281,9 +318,18 @@ fn write_disk(path: &Path, esp: &[u8], slot: &[u8], site: Option<&site::Site>) -
     Ok(())
 }
 
-fn write_payload(inputs: &Inputs<'_>, path: &Path, esp: &[u8], slot: &[u8]) -> Result<()> {
+/// Writes an update payload: a slot's UKI and OS, in the name of a release.
+///
+/// # Errors
+/// A full disk, or images that no device would take.
+pub fn write_update(path: &Path, release: &Release, uki: &[u8], slot: &[u8], keys: &Keys) -> Result<()> {
+    let esp = fat::esp_image(esp_bytes(), "HOLDFAST", uki)?;
+    write_payload(path, release, &esp, slot, keys)
+}
+
+fn write_payload(path: &Path, release: &Release, esp: &[u8], slot: &[u8], keys: &Keys) -> Result<()> {
     let mut file = std::io::BufWriter::new(File::create(path)?);
-    payload::write(&mut file, &release(inputs), payload::Images { os: slot, esp }, &inputs.keys.release)?;
+    payload::write(&mut file, release, payload::Images { os: slot, esp }, &keys.release)?;
     std::io::Write::flush(&mut file)?;
     file.get_ref().sync_all()?;
     Ok(())

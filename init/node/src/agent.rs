@@ -10,7 +10,7 @@
 mod config;
 mod events;
 mod fetching;
-mod power;
+pub(crate) mod power;
 mod running;
 
 use crate::apps::Runtime;
@@ -285,7 +285,7 @@ impl Agent {
             network: &self.network,
             update: &self.update,
             identity: self.device.identity().as_ref(),
-            vault: self.device.vault_protection(),
+            vault: self.device.vault(),
         };
         let observed = reports::observe(&view);
         self.observed.send_if_modified(|old| {

@@ -4,8 +4,9 @@ use anyhow::{Context, Result};
 use holdfast_node::agent::{self, Parts};
 use holdfast_node::boot::{self, Boot, Paths};
 use holdfast_node::logs::Waiting;
+use holdfast_node::recovery;
 use holdfast_node::supervisor::Supervisor;
-use holdfast_node::trust::{self, Device};
+use holdfast_node::trust::{self, Device, Opening};
 use holdfast_node::update::Update;
 use std::cell::RefCell;
 use std::process::ExitCode;
@@ -30,15 +31,26 @@ fn start() -> Result<std::convert::Infallible> {
         eprintln!("boot: {warning}");
     }
     let supervisor = Rc::new(RefCell::new(Supervisor::new(&paths.supervise())));
-    let (identity, vault) = match trust::open(&boot, &paths) {
-        Ok(open) => open,
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("event loop")?;
+    let opened = trust::open(&boot, &paths).and_then(|opening| match opening {
+        Opening::Open(opened) => Ok(opened),
+        Opening::Locked(locked) => {
+            let local = tokio::task::LocalSet::new();
+            let vault = local.block_on(&runtime, recovery::run(&boot, &paths, &supervisor, &locked))?;
+            Ok(locked.opened(vault, &paths))
+        }
+    });
+    let opened = match opened {
+        Ok(opened) => opened,
         Err(error) => return Err(vault_failed(&boot, &paths, &supervisor, error)),
     };
-    eprintln!("identity: {}", identity.strength());
-    eprintln!("vault open{}", if vault.created { ", made new" } else { "" });
-    let device = Rc::new(Device::new(identity, &boot, &paths, &vault).context("device certificates")?);
+    eprintln!("identity: {}", opened.identity.strength());
+    eprintln!("vault open{}", if opened.vault.created { ", made new" } else { "" });
+    if !opened.note.is_empty() {
+        eprintln!("vault: {}", opened.note);
+    }
+    let device = Rc::new(Device::new(opened, &boot, &paths).context("device certificates")?);
 
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("event loop")?;
     let local = tokio::task::LocalSet::new();
     let logs = Rc::new(RefCell::new(Waiting::default()));
     local.block_on(&runtime, agent::run(Parts { boot, paths, device, supervisor, logs }))

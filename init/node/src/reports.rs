@@ -6,9 +6,10 @@ use crate::contents::Contents;
 use crate::machine;
 use crate::network::Network;
 use crate::session::Status;
+use crate::trust::VaultState;
 use crate::update::Update;
 use crate::{trust, vms, volumes};
-use holdfast_identity::{Identity, KeyProtection};
+use holdfast_identity::Identity;
 use holdfast_model::desired::Desired;
 use holdfast_model::observed::{
     AppInterfaceStatus, AppState, AppStatus, DeviceState, DeviceStatus, LoadState, Observed, RebootRecord, VolumeStatus,
@@ -52,8 +53,8 @@ pub struct View<'a> {
     pub update: &'a Update,
     /// Keys.
     pub identity: &'a dyn Identity,
-    /// How the vault's key is kept.
-    pub vault: KeyProtection,
+    /// The vault.
+    pub vault: &'a VaultState,
 }
 
 /// Makes the report.
@@ -77,9 +78,6 @@ pub fn observe(view: &View<'_>) -> Observed {
 }
 
 fn device(view: &View<'_>) -> DeviceStatus {
-    let facts = &view.boot.facts;
-    let (memory_bytes, memory_used_bytes) = machine::memory();
-    let (storage_bytes, storage_used_bytes) = machine::storage(&view.paths.data);
     let state = if view.going_down {
         DeviceState::Rebooting
     } else if view.desired.maintenance {
@@ -91,31 +89,13 @@ fn device(view: &View<'_>) -> DeviceStatus {
     } else {
         DeviceState::Booting
     };
+    let (storage_bytes, storage_used_bytes) = machine::storage(&view.paths.data);
     DeviceStatus {
         state,
-        id: view.device.unwrap_or_default(),
-        architecture: std::env::consts::ARCH.to_owned(),
-        host_name: view.device.map_or_else(|| "holdfast".to_owned(), |id| id.to_string()),
-        manufacturer: machine::dmi("sys_vendor"),
-        product: machine::dmi("product_name"),
-        serial: view
-            .boot
-            .site
-            .as_ref()
-            .and_then(|s| s.serial.clone())
-            .unwrap_or_else(|| machine::dmi("product_serial")),
-        bios_version: machine::dmi("bios_version"),
-        cpus: machine::cpus(),
-        memory_bytes,
-        memory_used_bytes,
         storage_bytes,
         storage_used_bytes,
-        boot_time_seconds: machine::boot_time_seconds(),
-        uptime_seconds: machine::now().as_secs(),
-        cpu_total_ns: machine::cpu_total_ns(),
-        boot_count: facts.boot_count,
         last_reboot: view.last_reboot.clone(),
-        trust: trust::status(view.boot, &view.identity.strength(), view.vault.clone(), Vec::new()),
+        trust: trust::status(view.boot, &view.identity.strength(), view.vault, Vec::new()),
         slots: view.update.slots(),
         attestation: view.session.attestation,
         attestation_error: view.session.attestation_error.clone(),
@@ -123,6 +103,30 @@ fn device(view: &View<'_>) -> DeviceStatus {
         reboot_counter: view.reboot_counter,
         shutdown_counter: view.shutdown_counter,
         config_revision: view.desired.revision.clone(),
+        ..machine_status(view.boot, view.device)
+    }
+}
+
+/// What can be said of the device without its vault.
+#[must_use]
+pub fn machine_status(boot: &Boot, device: Option<Uuid>) -> DeviceStatus {
+    let (memory_bytes, memory_used_bytes) = machine::memory();
+    DeviceStatus {
+        id: device.unwrap_or_default(),
+        architecture: std::env::consts::ARCH.to_owned(),
+        host_name: device.map_or_else(|| "holdfast".to_owned(), |id| id.to_string()),
+        manufacturer: machine::dmi("sys_vendor"),
+        product: machine::dmi("product_name"),
+        serial: boot.site.as_ref().and_then(|s| s.serial.clone()).unwrap_or_else(|| machine::dmi("product_serial")),
+        bios_version: machine::dmi("bios_version"),
+        cpus: machine::cpus(),
+        memory_bytes,
+        memory_used_bytes,
+        boot_time_seconds: machine::boot_time_seconds(),
+        uptime_seconds: machine::now().as_secs(),
+        cpu_total_ns: machine::cpu_total_ns(),
+        boot_count: boot.facts.boot_count,
+        ..DeviceStatus::default()
     }
 }
 

@@ -83,7 +83,7 @@ pub struct Inputs {
 }
 
 /// A client for the site's controller; `None` when there is no site.
-fn client(boot: &Boot, device: &Device) -> Result<Option<Client>> {
+pub(crate) fn client(boot: &Boot, device: &Device) -> Result<Option<Client>> {
     use holdfast_controller_client::DeviceIdentity as _;
     let Some(site) = &boot.site else {
         return Ok(None);
@@ -464,7 +464,7 @@ fn wire_line(line: Line) -> newlog::Line {
 }
 
 /// The report without what changes all the time: only a change of the rest is worth an info message at once.
-fn without_gauges(observed: &Observed) -> Observed {
+pub(crate) fn without_gauges(observed: &Observed) -> Observed {
     let mut o = observed.clone();
     let d = &mut o.device;
     (d.memory_used_bytes, d.storage_used_bytes, d.uptime_seconds, d.cpu_total_ns, d.boot_time_seconds) =

@@ -5,11 +5,13 @@ use crate::machine;
 use anyhow::{Context, Result};
 use base64::Engine as _;
 use holdfast_api::keys::{EcPoint, KeyAgreement, KeyError, Signer};
+use holdfast_api::proto::attest::{AttestVolumeKeyData, AttestVolumeKeyVersion};
 use holdfast_controller_client::identity::{AttestationCertificate, CertificateUse, DeviceIdentity, EscrowKey, Quote};
 use holdfast_format::{gpt, keys, layout};
-use holdfast_identity::vault::{VaultOptions, open_or_create};
+use holdfast_identity::escrow::Escrowed;
+use holdfast_identity::vault::{VaultOptions, open_or_create, recover};
 use holdfast_identity::{
-    Certificates, Identity, KeyProtection, Options, Point, Strength, Use, Vault, escrow, eventlog,
+    Certificates, Identity, KeyProtection, Options, Point, Recovered, Strength, Use, Vault, VaultKey, escrow, eventlog,
 };
 use holdfast_model::observed::TrustStatus;
 use p256::ecdsa::{Signature, SigningKey, signature::hazmat::PrehashSigner};
@@ -19,23 +21,107 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
+/// What came of opening the vault.
+pub enum Opening {
+    /// It is open.
+    Open(Opened),
+    /// This boot cannot unseal it; see [`crate::recovery`].
+    Locked(Locked),
+}
+
+/// The identity and the open vault.
+pub struct Opened {
+    /// The keys.
+    pub identity: Arc<dyn Identity>,
+    /// The vault.
+    pub vault: Vault,
+    /// What is to be reported about how it was opened; empty when there is nothing to say.
+    pub note: String,
+}
+
+/// The identity, and a vault that stays closed to this boot.
+pub struct Locked {
+    /// The keys.
+    pub identity: Arc<dyn Identity>,
+    /// Why it stays closed.
+    pub why: String,
+    options: VaultOptions,
+}
+
+/// File below `/run/holdfast` with the note of [`Opened`], for an agent that is restarted in this boot and finds the vault open.
+const NOTE: &str = "vault-note";
+
+impl Locked {
+    /// Opens the vault with a key from escrow, and seals it to this boot.
+    ///
+    /// # Errors
+    /// When the key is none of this device's, or not this vault's: nothing is changed then.
+    pub fn open_with(&self, key: &EscrowKey) -> Result<Vault> {
+        Ok(recover(&self.options, self.identity.as_ref(), from_escrow(self.identity.as_ref(), key)?)?)
+    }
+
+    /// The open vault with the note of how it was opened.
+    #[must_use]
+    pub fn opened(self, vault: Vault, paths: &Paths) -> Opened {
+        let how = match &vault.recovered {
+            Some(Recovered::LeftAsItWas(reason)) => {
+                format!("it was opened with the key from escrow, and must be again at the next boot: {reason}")
+            }
+            _ => "it was opened with the key from escrow and sealed anew to the running image".to_owned(),
+        };
+        let note = format!("{}; {how}", self.why);
+        if let Err(e) = std::fs::write(paths.run.join(NOTE), &note) {
+            eprintln!("{NOTE}: {e}");
+        }
+        Opened { identity: self.identity, vault, note }
+    }
+}
+
 /// Opens the identity and the vault.
 ///
 /// # Errors
-/// When the vault does not open: the text says which step and what was expected.
-pub fn open(boot: &Boot, paths: &Paths) -> Result<(Arc<dyn Identity>, Vault)> {
+/// When the vault does not open and escrow cannot help: the text says which step and what was expected.
+pub fn open(boot: &Boot, paths: &Paths) -> Result<Opening> {
     let options = Options { tcti: None, boot_dir: paths.run.join("boot"), software_dir: paths.data("identity") };
     let identity = holdfast_identity::open(&options);
     grow_data(&boot.facts.partitions.disk, &boot.facts.partitions.data).context("growing DATA to the disk's end")?;
-    let vault = open_or_create(
-        &VaultOptions {
-            partition: (&boot.facts.partitions.data).into(),
-            mount_point: paths.data.clone(),
-            seed: paths.seed(),
-        },
-        identity.as_ref(),
-    )?;
-    Ok((identity, vault))
+    let options = VaultOptions {
+        partition: (&boot.facts.partitions.data).into(),
+        mount_point: paths.data.clone(),
+        seed: paths.seed(),
+    };
+    match open_or_create(&options, identity.as_ref()) {
+        Ok(vault) => {
+            let note = std::fs::read_to_string(paths.run.join(NOTE)).unwrap_or_default();
+            Ok(Opening::Open(Opened { identity, vault, note }))
+        }
+        Err(e) if e.may_be_recovered() => Ok(Opening::Locked(Locked { identity, why: e.to_string(), options })),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// The vault's key as the controller keeps it: EVE's `AttestVolumeKeyData`, which only this device's ECDH key opens.
+fn to_escrow(identity: &dyn Identity, key: &VaultKey) -> Result<EscrowKey> {
+    let wrapped = escrow::wrap(identity, key)?;
+    let message = AttestVolumeKeyData {
+        encrypted_key: wrapped.encrypted,
+        digest_sha256: wrapped.sha256.to_vec(),
+        ..Default::default()
+    };
+    Ok(EscrowKey(message.encode_to_vec()))
+}
+
+fn from_escrow(identity: &dyn Identity, EscrowKey(bytes): &EscrowKey) -> Result<VaultKey> {
+    let message = AttestVolumeKeyData::decode(bytes.as_slice()).map_err(|e| {
+        anyhow::anyhow!("escrowed vault key: expected an AttestVolumeKeyData, found {} bytes: {e}", bytes.len())
+    })?;
+    if message.version != AttestVolumeKeyVersion::Legacy as i32 {
+        anyhow::bail!("escrowed vault key: expected version 0 (AES-CFB), found {}", message.version);
+    }
+    let sha256 = message.digest_sha256.as_slice().try_into().map_err(|_| {
+        anyhow::anyhow!("escrowed vault key: expected a digest of 32 bytes, found {}", message.digest_sha256.len())
+    })?;
+    Ok(escrow::unwrap(identity, &Escrowed { encrypted: message.encrypted_key, sha256 })?)
 }
 
 /// Gives DATA what lies behind it when the image was written to a larger disk: both tables on disk, then the kernel's view.
@@ -91,7 +177,7 @@ pub struct Device {
     device_der: Vec<u8>,
     onboarding: Option<FileSigner>,
     escrowed: Vec<EscrowKey>,
-    vault: KeyProtection,
+    vault: VaultState,
     serial: String,
     soft_serial: String,
     version: String,
@@ -99,37 +185,62 @@ pub struct Device {
 }
 
 impl Device {
-    /// Loads or makes the certificates; `vault` is there for escrow of its key.
+    /// Loads or makes the certificates; the vault's key is left with the controller.
     ///
     /// # Errors
     /// When the keys cannot be used or the site's onboarding key is malformed.
-    pub fn new(identity: Arc<dyn Identity>, boot: &Boot, paths: &Paths, vault: &Vault) -> Result<Self> {
+    pub fn new(opened: Opened, boot: &Boot, paths: &Paths) -> Result<Self> {
+        let Opened { identity, vault, note } = opened;
         let folder = paths.data("identity");
         let (certificates, _) = Certificates::load_or_issue(&folder, identity.as_ref(), std::time::SystemTime::now())?;
+        // Without it the device works, but could not ask for the vault's key while the vault is closed.
+        if let Err(e) = identity.keep_device_certificate(&der(&certificates.device)?) {
+            eprintln!("the device certificate is kept in the vault only: {e}");
+        }
+        // Only a key that a TPM seals is worth leaving with the controller; a clear one is beside the data anyway.
+        let mut escrowed = Vec::new();
+        if let (Some(key), true) = (&vault.key, identity.strength().tpm.is_some()) {
+            escrowed.push(to_escrow(identity.as_ref(), key)?);
+        }
+        let state = VaultState::Open { protection: vault.protection, note };
+        Self::with(identity, boot, certificates, escrowed, state)
+    }
+
+    /// The device while its vault is closed: the certificate that the controller knows, and others of this boot only.
+    ///
+    /// # Errors
+    /// When the certificate is kept nowhere but in the vault, or as [`Device::new`].
+    pub fn locked(locked: &Locked, boot: &Boot) -> Result<Self> {
+        let identity = locked.identity.clone();
+        let kept = identity.kept_device_certificate()?.context("the device certificate lies in the vault only")?;
+        let certificates = Certificates::issue(identity.as_ref(), std::time::SystemTime::now())?;
+        if der(&certificates.device)? != kept {
+            anyhow::bail!("the device certificate in the TPM is not that of the device key");
+        }
+        let state = VaultState::Closed { why: locked.why.clone() };
+        Self::with(identity, boot, certificates, Vec::new(), state)
+    }
+
+    fn with(
+        identity: Arc<dyn Identity>,
+        boot: &Boot,
+        certificates: Certificates,
+        escrowed: Vec<EscrowKey>,
+        vault: VaultState,
+    ) -> Result<Self> {
         let onboarding = match &boot.site {
             Some(site) if !site.onboard_key_pem.is_empty() => Some(
                 FileSigner::new(&site.onboard_key_pem, &site.onboard_cert_pem).context("the onboarding key of SITE")?,
             ),
             _ => None,
         };
-        // Only a key that a TPM seals is worth leaving with the controller; a clear one is beside the data anyway.
-        let mut escrowed = Vec::new();
-        if let (Some(key), true) = (&vault.key, identity.strength().tpm.is_some()) {
-            let wrapped = escrow::wrap(identity.as_ref(), key)?;
-            let message = holdfast_api::proto::attest::AttestVolumeKeyData {
-                encrypted_key: wrapped.encrypted,
-                digest_sha256: wrapped.sha256.to_vec(),
-                ..Default::default()
-            };
-            escrowed.push(EscrowKey(message.encode_to_vec()));
-        }
         let site = boot.site.as_ref();
         Ok(Self {
             device_der: der(&certificates.device)?,
             certificates,
             onboarding,
             escrowed,
-            vault: vault.protection.clone(),
+            vault,
             serial: site.and_then(|s| s.serial.clone()).unwrap_or_else(|| machine::dmi("product_serial")),
             soft_serial: site.and_then(|s| s.soft_serial.clone()).unwrap_or_default(),
             version: boot.release.version.clone(),
@@ -143,10 +254,10 @@ impl Device {
         })
     }
 
-    /// How the vault's key is kept.
+    /// The vault, for reports.
     #[must_use]
-    pub fn vault_protection(&self) -> KeyProtection {
-        self.vault.clone()
+    pub fn vault(&self) -> &VaultState {
+        &self.vault
     }
 
     /// The keys underneath.
@@ -279,16 +390,37 @@ fn der(pem: &str) -> Result<Vec<u8>> {
     base64::engine::general_purpose::STANDARD.decode(text).context("expected base64 in the PEM block")
 }
 
+/// The vault as it is reported.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum VaultState {
+    /// Open.
+    Open {
+        /// How its key is kept.
+        protection: KeyProtection,
+        /// How it was opened, when not as always.
+        note: String,
+    },
+    /// Closed: the key is sealed, and not to this boot.
+    Closed {
+        /// Why.
+        why: String,
+    },
+}
+
 /// What is reported of TPM and vault.
 #[must_use]
-pub fn status(boot: &Boot, strength: &Strength, vault: KeyProtection, pcrs: Vec<(u32, String)>) -> TrustStatus {
+pub fn status(boot: &Boot, strength: &Strength, vault: &VaultState, pcrs: Vec<(u32, String)>) -> TrustStatus {
+    let (open, sealed, note) = match vault {
+        VaultState::Open { protection, note } => (true, *protection != KeyProtection::Clear, note),
+        VaultState::Closed { why } => (false, true, why),
+    };
     TrustStatus {
         tpm: strength.tpm.is_some(),
         tpm_text: strength.tpm.clone().unwrap_or_default(),
         secure_boot: boot.facts.secure_boot,
-        vault_sealed: vault != KeyProtection::Clear,
-        // The agent runs with an open vault or not at all.
-        vault_open: true,
+        vault_sealed: sealed,
+        vault_open: open,
+        vault_note: note.clone(),
         weaknesses: strength.weaknesses.clone(),
         pcrs,
     }
@@ -310,6 +442,32 @@ mod tests {
         let signature = Signature::from_slice(&signer.sign_sha256(&digest).unwrap()).unwrap();
         key.verifying_key().verify_prehash(&digest, &signature).unwrap();
         assert_eq!(signer.certificate_der(), [1, 2, 3]);
+    }
+
+    #[test]
+    fn the_key_that_the_controller_gives_back_is_the_one_that_it_was_given_or_an_error_that_says_why() {
+        let folder = tempfile::tempdir().unwrap();
+        let identity = |name: &str| holdfast_identity::SoftwareIdentity::new(&folder.path().join(name), "test");
+        let (mine, other) = (identity("mine"), identity("other"));
+        let key = VaultKey::random().unwrap();
+        let kept = to_escrow(&mine, &key).unwrap();
+        assert_eq!(
+            to_escrow(&mine, &key).unwrap(),
+            kept,
+            "the same each time: what the controller has is not sent again"
+        );
+        assert_eq!(from_escrow(&mine, &kept).unwrap().expose(), key.expose());
+
+        let refused = |identity: &dyn Identity, message: AttestVolumeKeyData| {
+            from_escrow(identity, &EscrowKey(message.encode_to_vec())).unwrap_err().to_string()
+        };
+        let message = AttestVolumeKeyData::decode(kept.0.as_slice()).unwrap();
+        assert!(refused(&other, message.clone()).contains("another's"));
+        let newer = AttestVolumeKeyData { version: 1, ..message.clone() };
+        assert!(refused(&mine, newer).contains("found 1"));
+        let cut = AttestVolumeKeyData { digest_sha256: vec![1], ..message };
+        assert!(refused(&mine, cut).contains("found 1"));
+        assert!(from_escrow(&mine, &EscrowKey(vec![0xff; 9])).unwrap_err().to_string().contains("9 bytes"));
     }
 
     #[test]

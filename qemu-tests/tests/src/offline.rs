@@ -76,6 +76,25 @@ pub fn copy_partition(image: &Path, from: Part, to: Part) -> Result<()> {
     Ok(())
 }
 
+/// What a partition holds, without the zeros behind the last block of 4096 bytes in use.
+///
+/// # Errors
+/// Not an image of Holdfast.
+pub fn content(image: &Path, part: Part) -> Result<Vec<u8>> {
+    let (file, place) = partition(image, part)?;
+    let (size, mut buffer, mut all) = (place.size_bytes(), vec![0; 1 << 20], Vec::new());
+    let mut end = 0;
+    for at in (0..size).step_by(buffer.len()) {
+        file.read_exact_at(&mut buffer, place.offset_bytes() + at)?;
+        all.extend_from_slice(&buffer);
+        if let Some(last) = buffer.iter().rposition(|byte| *byte != 0) {
+            end = (usize::try_from(at)? + last + 1).next_multiple_of(4096);
+        }
+    }
+    all.truncate(end);
+    Ok(all)
+}
+
 /// Where the UKI of a slot begins in its ESP, and the bytes from there to the ESP's end. The ESP holds that one file, in one piece.
 ///
 /// # Errors
@@ -169,6 +188,8 @@ mod tests {
             .args([&image, &disk])
             .status()?;
         assert!(status.success());
+        assert_eq!(content(&image, Part::OsB)?.len(), 8192);
+        assert!(content(&image, Part::OsA)?.is_empty());
         flip_on_disk(&disk, &image, Part::OsB, 4097)?;
         let at = partition(&image, Part::OsB)?.1.offset_bytes() + 4096;
         let found = qemu_io(&disk, &format!("read -v {at} 3"))?;

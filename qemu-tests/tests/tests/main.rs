@@ -9,3 +9,4 @@ mod power_cuts;
 mod trial_that_cannot_reach_controller_reverts;
 mod truncated_update_is_refused;
 mod update_is_tried_and_committed;
+mod vault_that_stays_sealed_is_recovered_by_escrow;

@@ -201,10 +201,17 @@ impl Report<'_> {
             (true, false) => DataSecAtRestStatus::DatasecAtRestDisabled,
             (false, _) => DataSecAtRestStatus::DatasecAtRestError,
         };
-        let text = if trust.vault_open { "" } else { "the vault is not open" };
+        let text = match (trust.vault_open, trust.vault_note.as_str()) {
+            (true, _) => "",
+            (false, "") => "the vault is not open",
+            (false, why) => why,
+        };
+        // The note of an open vault is no error: it is said beside what is weaker.
+        let note = trust.vault_open.then_some(&trust.vault_note).filter(|note| !note.is_empty());
+        let info: Vec<&str> = note.into_iter().chain(&trust.weaknesses).map(String::as_str).collect();
         DataSecAtRest {
             status: status.into(),
-            info: trust.weaknesses.join("; "),
+            info: info.join("; "),
             vault_list: vec![VaultInfo {
                 name: "Application Data Store".to_owned(),
                 status: status.into(),

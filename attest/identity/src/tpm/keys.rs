@@ -4,7 +4,7 @@
 use tss_esapi::Context;
 use tss_esapi::handles::{KeyHandle, NvIndexTpmHandle, ObjectHandle, PersistentTpmHandle, TpmHandle};
 use tss_esapi::interface_types::dynamic_handles::Persistent;
-use tss_esapi::interface_types::resource_handles::{Hierarchy, NvAuth, Provision};
+use tss_esapi::interface_types::resource_handles::{Hierarchy, Provision};
 use tss_esapi::interface_types::session_handles::AuthSession;
 use tss_esapi::structures::{
     CapabilityData, Digest, EccParameter, EccPoint, Public, PublicBuffer, Signature, SignatureScheme,
@@ -12,6 +12,7 @@ use tss_esapi::structures::{
 use tss_esapi::traits::Marshall as _;
 use tss_esapi::tss2_esys::{TPM2B_DIGEST, TPMT_TK_HASHCHECK};
 
+use super::certificate::NvReader;
 use super::templates::Role;
 use super::{KEY_CREATION_LIMIT, Link, OPERATION_LIMIT, Refusal as _, Tpm, TpmError};
 use crate::Point;
@@ -31,9 +32,9 @@ const RH_NULL: u32 = 0x4000_0007;
 /// NV indices of endorsement certificates, TCG EK Credential Profile §2.2.1.4.
 const EK_CERTIFICATE_INDICES: std::ops::RangeInclusive<u32> = 0x01C0_0002..=0x01C0_01FF;
 /// Largest certificate that is read.
-const CERTIFICATE_MAX: usize = 8192;
+pub(crate) const CERTIFICATE_MAX: usize = 8192;
 /// NV_Read takes at least this much at a time on every TPM (the PC Client profile asks for 512).
-const NV_CHUNK: usize = 512;
+pub(crate) const NV_CHUNK: usize = 512;
 
 impl Tpm {
     /// Makes the persistent keys that are not there yet, and checks those that are. A power cut at any
@@ -132,7 +133,7 @@ impl Tpm {
             for handle in handles.as_ref() {
                 let index = u32::from(*handle);
                 if EK_CERTIFICATE_INDICES.contains(&index)
-                    && let Some(der) = read_certificate(context, index)?
+                    && let Some(der) = read_certificate(context, index, NvReader::Owner)?
                 {
                     found.push((index, der));
                 }
@@ -144,7 +145,11 @@ impl Tpm {
 
 /// Reads an NV index and cuts the DER certificate out of it; `None` when there is another thing in it (indices for
 /// nonces and templates lie between those for certificates).
-fn read_certificate(context: &mut Context, index: u32) -> Result<Option<Vec<u8>>, TpmError> {
+pub(crate) fn read_certificate(
+    context: &mut Context,
+    index: u32,
+    reader: NvReader,
+) -> Result<Option<Vec<u8>>, TpmError> {
     let what = || format!("read NV index {index:#010x}");
     let handle = NvIndexTpmHandle::new(index).during(what())?;
     let object = context.execute_without_session(|c| c.tr_from_tpm_public(TpmHandle::NvIndex(handle))).during(what())?;
@@ -155,11 +160,11 @@ fn read_certificate(context: &mut Context, index: u32) -> Result<Option<Vec<u8>>
     while bytes.len() < size {
         let chunk = u16::try_from((size - bytes.len()).min(NV_CHUNK)).unwrap_or(u16::MAX);
         let offset = u16::try_from(bytes.len()).unwrap_or(u16::MAX);
-        let read =
-            context.execute_with_session(Some(AuthSession::Password), |c| c.nv_read(NvAuth::Owner, nv, chunk, offset));
+        let read = context
+            .execute_with_session(Some(AuthSession::Password), |c| c.nv_read(reader.auth(nv), nv, chunk, offset));
         match read {
             Ok(part) if !part.is_empty() => bytes.extend_from_slice(part.as_ref()),
-            // Not readable with the owner's authorisation: not a certificate.
+            // Not readable with this authorisation, or never written: not a certificate.
             _ => return Ok(None),
         }
     }
@@ -169,7 +174,7 @@ fn read_certificate(context: &mut Context, index: u32) -> Result<Option<Vec<u8>>
 }
 
 /// The first DER SEQUENCE with a two byte length in `bytes`: a certificate is never shorter than 256 bytes.
-fn cut_der_sequence(bytes: &[u8]) -> Option<Vec<u8>> {
+pub(crate) fn cut_der_sequence(bytes: &[u8]) -> Option<Vec<u8>> {
     let [0x30, 0x82, high, low, ..] = bytes else {
         return None;
     };

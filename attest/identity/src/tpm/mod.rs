@@ -5,9 +5,10 @@
 //! for the next operation. Operations whose caller has given up are not started.
 //!
 //! Reading order: [`Tpm`], [`templates`] (what each key is), [`keys`] (persistent keys), [`pcr`],
-//! [`quote`], [`epoch`] (the NV index of security epochs), [`policy`] (what the release signed), [`seal`], `esys` (the
-//! foreign functions).
+//! [`quote`], [`epoch`] (the NV index of security epochs), [`certificate`] (the device certificate in NV memory), [`policy`]
+//! (what the release signed), [`seal`], `esys` (the foreign functions).
 
+pub mod certificate;
 pub mod epoch;
 pub(crate) mod esys;
 pub mod keys;
@@ -94,8 +95,25 @@ pub enum TpmError {
     #[error("TPM: the vault key is not sealed: {0}")]
     NotSealable(String),
     /// The sealed key stays closed for this boot.
-    #[error("TPM: the vault key stays sealed: {0}")]
-    StaysSealed(String),
+    #[error("TPM: the vault key stays sealed: {reason}")]
+    StaysSealed {
+        /// What is not as it must be.
+        condition: Condition,
+        /// In words.
+        reason: String,
+    },
+}
+
+/// The condition that keeps a sealed key closed; it decides what may bring the key back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Condition {
+    /// This boot is not one that the key was sealed to: another image, another policy key, other PCRs. The key may come from
+    /// escrow, if the controller believes what this boot attests.
+    Boot,
+    /// A higher security epoch is committed: this image is not to have the key, in no way.
+    Epoch,
+    /// The phase `vault-open` is past: the next boot opens it.
+    Phase,
 }
 
 /// What a response means to a caller.

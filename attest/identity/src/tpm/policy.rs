@@ -4,6 +4,7 @@
 use std::path::Path;
 
 use holdfast_format::keys::verifying_key;
+use holdfast_format::pcr::{self, Digest, phase};
 use holdfast_format::policy::{Approved, POLICY_REF, POLICY_REF_NO_EPOCH, SignedPolicies, epoch_operand};
 use p256::ecdsa::VerifyingKey;
 
@@ -51,6 +52,15 @@ impl ReleasePolicy {
     pub fn approved(&self, with_epoch: bool) -> Result<Approved, String> {
         let reference = if with_epoch { POLICY_REF } else { POLICY_REF_NO_EPOCH };
         self.document.approved(reference, &self.key).map_err(|e| e.to_string())
+    }
+
+    /// Whether `pcr11` is that of the boot that the release signed, with the phase `vault-open` behind it.
+    pub fn is_past_vault_open(&self, pcr11: &Digest) -> bool {
+        let Some(signed) = hex::decode(&self.document.pcr11).ok().and_then(|v| Digest::try_from(v).ok()) else {
+            return false;
+        };
+        let opened = pcr::extend(&signed, &pcr::phase_digest(phase::VAULT_OPEN));
+        *pcr11 == opened || *pcr11 == pcr::extend(&opened, &pcr::phase_digest(phase::READY))
     }
 
     /// Bits of the epoch index that must be clear.

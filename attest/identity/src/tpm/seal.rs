@@ -19,7 +19,7 @@ use super::esys::{Approval, BitsClear};
 use super::pcr::{read, selection};
 use super::policy::ReleasePolicy;
 use super::templates::{self, Role};
-use super::{KEY_CREATION_LIMIT, Link, OPERATION_LIMIT, Refusal as _, Response, Tpm, TpmError};
+use super::{Condition, KEY_CREATION_LIMIT, Link, OPERATION_LIMIT, Refusal as _, Response, Tpm, TpmError};
 use crate::{SealedKey, VaultKey};
 
 /// PCRs that must have been extended before anything is sealed: firmware code, boot loader code, Secure Boot state, UKI.
@@ -101,7 +101,9 @@ impl Tpm {
         policy: &ReleasePolicy,
         with_epoch: bool,
     ) -> Result<VaultKey, TpmError> {
-        let approved = policy.approved(with_epoch).map_err(TpmError::StaysSealed)?;
+        let approved = policy
+            .approved(with_epoch)
+            .map_err(|reason| TpmError::StaysSealed { condition: Condition::Boot, reason })?;
         let (private, public, policy) = (private.to_vec(), public.to_vec(), policy.clone());
         let secret = self.call("unseal the vault key", OPERATION_LIMIT, move |link| {
             let public = PublicBuffer::unmarshall(&public).and_then(Public::try_from).during("sealed object")?;
@@ -127,17 +129,24 @@ fn explain(link: &mut Link, error: TpmError, policy: &ReleasePolicy) -> TpmError
         return error;
     };
     if operation == "PolicyNV" {
-        return TpmError::StaysSealed(format!(
+        let reason = format!(
             "the running image has security epoch {}, and a higher one is committed in this TPM; boot a newer image",
             policy.document.epoch
-        ));
+        );
+        return TpmError::StaysSealed { condition: Condition::Epoch, reason };
     }
     let expected = |pcr: u32| {
         if pcr == PCRS[0] { policy.document.pcr11.clone() } else { "0".repeat(64) }
     };
+    let mut condition = Condition::Boot;
     let differing = match read(link, &PCRS) {
         Ok(values) => values
             .iter()
+            .inspect(|(pcr, value)| {
+                if *pcr == PCRS[0] && policy.is_past_vault_open(value) {
+                    condition = Condition::Phase;
+                }
+            })
             .map(|(pcr, value)| (pcr, expected(*pcr), hex::encode(value)))
             .filter(|(_, expected, found)| expected != found)
             .map(|(pcr, expected, found)| format!("PCR {pcr}: expected {expected}, found {found}"))
@@ -145,9 +154,12 @@ fn explain(link: &mut Link, error: TpmError, policy: &ReleasePolicy) -> TpmError
             .join("; "),
         Err(e) => e.to_string(),
     };
-    TpmError::StaysSealed(if differing.is_empty() {
-        format!("{operation}: {reason}; the PCRs are as the release measured them")
-    } else {
-        format!("this boot is not as the release measured it, or its phase vault-open is already past: {differing}")
-    })
+    let reason = match condition {
+        Condition::Phase => format!("the phase vault-open of this boot is already past: {differing}"),
+        _ if differing.is_empty() => format!(
+            "{operation}: {reason}; the PCRs are as the release measured them: it was sealed under another release key"
+        ),
+        _ => format!("this boot is not as the release measured it: {differing}"),
+    };
+    TpmError::StaysSealed { condition, reason }
 }

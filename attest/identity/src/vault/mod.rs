@@ -27,7 +27,7 @@ use std::path::{Path, PathBuf};
 
 use crate::identity::Identity;
 use crate::strength::KeyProtection;
-use crate::{IdentityError, SealedKey, VaultKey};
+use crate::{Condition, IdentityError, SealedKey, TpmError, VaultKey};
 use header::{Found, Header, Parsed};
 use platform::Platform;
 
@@ -58,6 +58,17 @@ pub struct Vault {
     pub protection: KeyProtection,
     /// Its key, for escrow: only when this call opened it, not when it was found open.
     pub key: Option<VaultKey>,
+    /// It was opened by [`recover`].
+    pub recovered: Option<Recovered>,
+}
+
+/// What became of the sealed key of a vault that escrow opened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Recovered {
+    /// Sealed anew: the next boot of this image opens it by itself.
+    Resealed,
+    /// Left as it was, because this boot cannot be sealed to, and a key in clear would be worse than none; with the reason.
+    LeftAsItWas(String),
 }
 
 /// The vault cannot be opened.
@@ -103,6 +114,12 @@ pub enum VaultError {
         /// Its path.
         partition: String,
     },
+    /// The key from escrow is another vault's.
+    #[error("vault on {partition}: the key from escrow is not this vault's; it stays closed, and nothing is changed")]
+    WrongKey {
+        /// Its path.
+        partition: String,
+    },
     /// The key does not come out.
     #[error("vault on {partition}: {source}")]
     Key {
@@ -123,6 +140,17 @@ pub enum VaultError {
     },
 }
 
+impl VaultError {
+    /// True when the sealed key is there and this boot is not one that it opens to: then the key that the controller keeps may.
+    /// Not so when the image is older than the committed epoch, and not when only the moment has passed.
+    pub fn may_be_recovered(&self) -> bool {
+        matches!(
+            self,
+            Self::Key { source: IdentityError::Tpm(TpmError::StaysSealed { condition: Condition::Boot, .. }), .. }
+        )
+    }
+}
+
 /// Opens the vault, or makes it when there is none. Blocks for as long as the TPM and the disk take.
 ///
 /// # Errors
@@ -132,10 +160,10 @@ pub fn open_or_create(options: &VaultOptions, identity: &dyn Identity) -> Result
 }
 
 /// Opens a vault whose sealed key no longer opens with the key that the controller kept in escrow, and seals that key anew
-/// for this boot's policy.
+/// for this boot's policy, if it can ([`Vault::recovered`]).
 ///
 /// # Errors
-/// [`VaultError::NotOurs`] when it is another vault's key.
+/// [`VaultError::WrongKey`] when it is another vault's key.
 pub fn recover(options: &VaultOptions, identity: &dyn Identity, key: VaultKey) -> Result<Vault, VaultError> {
     recover_on(options, identity, key, &linux::Linux)
 }
@@ -214,7 +242,7 @@ impl Ctx<'_> {
         self.platform.grow(&device, mount_point).map_err(self.step("grow the file system"))?;
         self.seal_behind(&header, &key)?;
         header::write(&self.file, &header, &key).map_err(self.io("write the header"))?;
-        Ok(self.vault(&header.sealed, true, Some(key)))
+        Ok(Vault { created: true, key: Some(key), ..self.vault(&header.sealed) })
     }
 
     fn open(&self, parsed: &Parsed, escrowed: Option<VaultKey>) -> Result<Vault, VaultError> {
@@ -222,26 +250,42 @@ impl Ctx<'_> {
         if let Some(device) = self.platform.active(DEVICE_NAME).map_err(self.step("look for the open volume"))? {
             // Opened earlier in this boot, and `vault-open` extended: only the mount may be missing.
             self.mount_and_grow(&device)?;
-            return Ok(self.vault(&header.sealed, false, None));
+            return Ok(self.vault(&header.sealed));
         }
-        let recovered = escrowed.is_some();
-        let key = match escrowed {
-            Some(key) => key,
-            None => self.identity.unseal(&header.sealed).map_err(self.key())?,
+        let (key, sealed, recovered) = match escrowed {
+            None => {
+                let key = self.identity.unseal(&header.sealed).map_err(self.key())?;
+                if !parsed.is_made_with(&key) {
+                    return Err(VaultError::NotOurs { partition: self.name() });
+                }
+                (key, header.sealed.clone(), None)
+            }
+            Some(key) if !parsed.is_made_with(&key) => {
+                return Err(VaultError::WrongKey { partition: self.name() });
+            }
+            Some(key) => {
+                let (sealed, recovered) = self.reseal(header, &key)?;
+                (key, sealed, Some(recovered))
+            }
         };
-        if !parsed.is_made_with(&key) {
-            return Err(VaultError::NotOurs { partition: self.name() });
-        }
-        let mut sealed = header.sealed.clone();
-        if recovered {
-            sealed = self.identity.seal(&key).map_err(self.key())?;
-            let renewed = Header { generation: header.generation + 1, uuid: header.uuid, sealed: sealed.clone() };
-            header::write(&self.file, &renewed, &key).map_err(self.io("write the header"))?;
-        }
         self.seal_behind(header, &key)?;
         let device = self.activate(&key)?;
         self.mount_and_grow(&device)?;
-        Ok(self.vault(&sealed, false, Some(key)))
+        Ok(Vault { key: Some(key), recovered, ..self.vault(&sealed) })
+    }
+
+    /// Seals the key of a recovered vault to this boot, unless that would keep it less well than it is kept now.
+    fn reseal(&self, header: &Header, key: &VaultKey) -> Result<(SealedKey, Recovered), VaultError> {
+        let why_not = match self.identity.seal(key) {
+            Ok(sealed @ SealedKey::Tpm { .. }) => {
+                let renewed = Header { generation: header.generation + 1, uuid: header.uuid, sealed: sealed.clone() };
+                header::write(&self.file, &renewed, key).map_err(self.io("write the header"))?;
+                return Ok((sealed, Recovered::Resealed));
+            }
+            Ok(SealedKey::Clear(_)) => self.identity.strength().weaknesses.join("; "),
+            Err(e) => e.to_string(),
+        };
+        Ok((header.sealed.clone(), Recovered::LeftAsItWas(why_not)))
     }
 
     /// Names the volume in PCR 15 and closes the door behind us.
@@ -277,16 +321,18 @@ impl Ctx<'_> {
         Ok(())
     }
 
-    fn vault(&self, sealed: &SealedKey, created: bool, key: Option<VaultKey>) -> Vault {
+    /// The open vault as it is found.
+    fn vault(&self, sealed: &SealedKey) -> Vault {
         Vault {
             mount_point: self.options.mount_point.clone(),
-            created,
+            created: false,
             protection: match sealed {
                 SealedKey::Tpm { epoch_bound: true, .. } => KeyProtection::SealedWithEpoch,
                 SealedKey::Tpm { .. } => KeyProtection::Sealed,
                 SealedKey::Clear(_) => KeyProtection::Clear,
             },
-            key,
+            key: None,
+            recovered: None,
         }
     }
 

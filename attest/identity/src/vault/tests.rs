@@ -95,11 +95,13 @@ impl Platform for Machine {
     }
 }
 
-/// A software identity that records what is extended and can refuse to unseal.
+/// An identity that records what is extended. Without a policy it keeps keys in clear; with one it "seals" to it, and unseals only
+/// while the same is in force.
 struct Recorder {
     inner: SoftwareIdentity,
     extended: std::sync::Mutex<Vec<String>>,
-    refuse: std::sync::atomic::AtomicBool,
+    /// The policy in force; 0: none, nothing can be sealed.
+    policy: std::sync::atomic::AtomicU8,
 }
 
 impl Recorder {
@@ -107,8 +109,16 @@ impl Recorder {
         Self {
             inner: SoftwareIdentity::new(Path::new("/nonexistent"), "test"),
             extended: std::sync::Mutex::default(),
-            refuse: false.into(),
+            policy: 0.into(),
         }
+    }
+
+    fn enforce(&self, policy: u8) {
+        self.policy.store(policy, std::sync::atomic::Ordering::Relaxed);
+    }
+
+    fn policy(&self) -> u8 {
+        self.policy.load(std::sync::atomic::Ordering::Relaxed)
     }
 
     fn extended(&self) -> Vec<String> {
@@ -143,14 +153,33 @@ impl Identity for Recorder {
     fn endorsement_certificates(&self) -> Result<Vec<Vec<u8>>, IdentityError> {
         Ok(Vec::new())
     }
+    fn kept_device_certificate(&self) -> Result<Option<Vec<u8>>, IdentityError> {
+        Ok(None)
+    }
+    fn keep_device_certificate(&self, _: &[u8]) -> Result<(), IdentityError> {
+        Ok(())
+    }
     fn seal(&self, key: &VaultKey) -> Result<SealedKey, IdentityError> {
-        self.inner.seal(key)
+        match self.policy() {
+            0 => self.inner.seal(key),
+            policy => {
+                let private = key.expose().iter().map(|b| b ^ policy).collect();
+                Ok(SealedKey::Tpm { epoch_bound: true, private, public: vec![policy] })
+            }
+        }
     }
     fn unseal(&self, sealed: &SealedKey) -> Result<VaultKey, IdentityError> {
-        if self.refuse.load(std::sync::atomic::Ordering::Relaxed) {
-            return Err(IdentityError::TpmGone("test".into()));
+        match sealed {
+            SealedKey::Tpm { private, public, .. } if public[..] == [self.policy()] => {
+                let bytes: Vec<u8> = private.iter().map(|b| b ^ self.policy()).collect();
+                Ok(VaultKey::new(bytes.into()).unwrap())
+            }
+            SealedKey::Tpm { .. } => Err(IdentityError::Tpm(TpmError::StaysSealed {
+                condition: Condition::Boot,
+                reason: "another policy".into(),
+            })),
+            SealedKey::Clear(_) => self.inner.unseal(sealed),
         }
-        self.inner.unseal(sealed)
     }
     fn commit_epoch(&self, _: u32) -> Result<(), IdentityError> {
         Ok(())
@@ -205,20 +234,78 @@ fn an_agent_killed_while_making_starts_over_in_the_same_boot() {
 #[test]
 fn a_key_that_stays_sealed_changes_nothing_and_escrow_brings_it_back() {
     let (machine, identity) = (Machine::new(), Recorder::new());
+    identity.enforce(1);
+    let key = open_or_create_on(&machine.options(), &identity, &machine).unwrap().key.unwrap();
+    machine.reboot();
+    identity.extended();
+    let before = fs::read(machine.options().partition).unwrap();
+    identity.enforce(2);
+    let error = open_or_create_on(&machine.options(), &identity, &machine).unwrap_err();
+    assert!(error.may_be_recovered(), "{error}");
+
+    let wrong = recover_on(&machine.options(), &identity, VaultKey::random().unwrap(), &machine);
+    assert!(matches!(&wrong, Err(e @ VaultError::WrongKey { .. }) if !e.may_be_recovered()), "{wrong:?}");
+    assert!(fs::read(machine.options().partition).unwrap() == before, "the partition was written");
+    assert_eq!(identity.extended(), Vec::<String>::new(), "the door is closed only behind an open vault");
+
+    let vault = recover_on(&machine.options(), &identity, key.clone(), &machine).unwrap();
+    assert_eq!((vault.recovered, vault.protection), (Some(Recovered::Resealed), KeyProtection::SealedWithEpoch));
+    assert_eq!(vault.key.unwrap().expose(), key.expose());
+    assert!(machine.mounted.borrow().is_some());
+    machine.reboot();
+    let again = open_or_create_on(&machine.options(), &identity, &machine).unwrap();
+    assert_eq!((again.created, again.recovered), (false, None), "the new policy opens it by itself");
+}
+
+#[test]
+fn a_recovered_key_that_cannot_be_sealed_is_not_left_in_clear() {
+    let (machine, identity) = (Machine::new(), Recorder::new());
+    identity.enforce(1);
     let key = open_or_create_on(&machine.options(), &identity, &machine).unwrap().key.unwrap();
     machine.reboot();
     let before = fs::read(machine.options().partition).unwrap();
-    identity.refuse.store(true, std::sync::atomic::Ordering::Relaxed);
-    let error = open_or_create_on(&machine.options(), &identity, &machine).unwrap_err();
-    assert!(matches!(error, VaultError::Key { .. }), "{error}");
-    assert!(fs::read(machine.options().partition).unwrap() == before, "the partition was written");
-
-    let wrong = recover_on(&machine.options(), &identity, VaultKey::random().unwrap(), &machine);
-    assert!(matches!(wrong, Err(VaultError::NotOurs { .. })));
-    recover_on(&machine.options(), &identity, key, &machine).unwrap();
+    identity.enforce(0);
+    let vault = recover_on(&machine.options(), &identity, key, &machine).unwrap();
+    assert!(matches!(vault.recovered, Some(Recovered::LeftAsItWas(_))), "{:?}", vault.recovered);
+    assert_eq!(vault.protection, KeyProtection::SealedWithEpoch);
+    assert!(fs::read(machine.options().partition).unwrap() == before, "the sealed key was replaced");
     machine.reboot();
-    identity.refuse.store(false, std::sync::atomic::Ordering::Relaxed);
-    assert!(!open_or_create_on(&machine.options(), &identity, &machine).unwrap().created);
+    identity.enforce(1);
+    assert!(
+        !open_or_create_on(&machine.options(), &identity, &machine).unwrap().created,
+        "the old image still opens it"
+    );
+}
+
+#[test]
+fn power_cut_at_any_step_of_a_recovery_leaves_a_vault_that_one_of_the_two_keys_opens() {
+    for fuse in 0..4 {
+        let (machine, identity) = (Machine::new(), Recorder::new());
+        identity.enforce(1);
+        let key = open_or_create_on(&machine.options(), &identity, &machine).unwrap().key.unwrap();
+        machine.reboot();
+        identity.enforce(2);
+        machine.fuse.set(fuse);
+        let _ = recover_on(&machine.options(), &identity, key.clone(), &machine);
+        machine.reboot();
+        let vault = open_or_create_on(&machine.options(), &identity, &machine)
+            .or_else(|_| recover_on(&machine.options(), &identity, key, &machine))
+            .unwrap_or_else(|e| panic!("after a cut at step {fuse}: {e}"));
+        assert!(!vault.created);
+    }
+}
+
+#[test]
+fn only_a_boot_that_the_key_was_not_sealed_to_asks_for_escrow() {
+    let sealed = |condition| VaultError::Key {
+        partition: "/dev/x".into(),
+        source: IdentityError::Tpm(TpmError::StaysSealed { condition, reason: String::new() }),
+    };
+    assert!(sealed(Condition::Boot).may_be_recovered());
+    assert!(!sealed(Condition::Epoch).may_be_recovered(), "an image that is too old must not come by the key");
+    assert!(!sealed(Condition::Phase).may_be_recovered(), "the next boot opens it");
+    let gone = VaultError::Key { partition: "/dev/x".into(), source: IdentityError::TpmGone("no TPM".into()) };
+    assert!(!gone.may_be_recovered());
 }
 
 #[test]

@@ -110,7 +110,7 @@ impl Agent {
 }
 
 /// Why the last boot ended, from what PID 1 found and what this agent had ordered.
-fn last_boot(facts: &BootFacts, ordered: Option<RebootRecord>) -> RebootRecord {
+pub(crate) fn last_boot(facts: &BootFacts, ordered: Option<RebootRecord>) -> RebootRecord {
     let record = |reason, text: &str| RebootRecord { reason, text: text.to_owned(), time_seconds: 0 };
     if !facts.fallback_reason.is_empty() {
         return record(BootReason::Fallback, &facts.fallback_reason);
