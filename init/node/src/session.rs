@@ -10,7 +10,7 @@ use holdfast_api::config::to_desired;
 use holdfast_api::{info, metrics, newlog};
 use holdfast_controller_client::onboarding::Progress;
 use holdfast_controller_client::{
-    Client, ClientConfig, ConfigAnswer, ConfigStore, ReceivedConfig, ReportQueue, Timing, attest_until_done, onboard,
+    Class, Client, ClientConfig, ConfigAnswer, ConfigStore, ReceivedConfig, ReportQueue, Timing, attest_until_done, onboard,
     timing,
 };
 use holdfast_model::desired::Desired;
@@ -38,6 +38,11 @@ pub enum SessionEvent {
     Config(Box<Desired>),
     /// The controller answered a poll: the config in force is the wanted one.
     Contact,
+    /// A poll brought neither.
+    NoContact {
+        /// By the remote side's fault.
+        temporary: bool,
+    },
     /// Who this device is.
     Device(Uuid),
     /// Attestation went on.
@@ -218,6 +223,7 @@ impl Session {
                     continue;
                 }
                 Ok(ConfigAnswer::DeviceUnknown) => {
+                    self.tell(SessionEvent::NoContact { temporary: false }).await;
                     self.trouble("the controller has no config for this device".into()).await;
                     if asked_uuid.is_none_or(|t| t.elapsed() >= timing::UUID_RECHECK) {
                         asked_uuid = Some(Instant::now());
@@ -228,7 +234,10 @@ impl Session {
                         }
                     }
                 }
-                Err(failure) => self.trouble(format!("config: {failure}")).await,
+                Err(failure) => {
+                    self.tell(SessionEvent::NoContact { temporary: failure.class() == Class::Temporary }).await;
+                    self.trouble(format!("config: {failure}")).await;
+                }
             }
             sleep(self.client.timing().next_poll(timing::random())).await;
         }

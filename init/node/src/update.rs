@@ -17,7 +17,7 @@ use holdfast_model::desired::Desired;
 use holdfast_model::observed::{BootReason, ContentStatus, LoadState};
 use holdfast_model::slot::{BaseOsStatus, BaseOsSubStatus, Slot, SlotStatus};
 use holdfast_slots::run::{RebootDue, run};
-use holdfast_slots::trial::{Deadlines, Health, Verdict, judge};
+use holdfast_slots::trial::{Controller, Deadlines, Health, Verdict, judge};
 use holdfast_slots::{Event, Image, Phase, Record};
 use holdfast_supervise::UnitName;
 use std::cell::RefCell;
@@ -70,7 +70,7 @@ pub struct Update {
     partitions: Partitions,
     release_key_pem: String,
     download: Download,
-    contact: Option<Duration>,
+    controller: Controller,
     seconds_left: Option<u32>,
     /// A commit is not tried before.
     commit_at: Duration,
@@ -99,7 +99,7 @@ impl Update {
             partitions: facts.partitions.clone(),
             release_key_pem: boot.release_key_pem.clone(),
             download: Download::default(),
-            contact: None,
+            controller: Controller::default(),
             seconds_left: None,
             commit_at: Duration::ZERO,
             said: String::new(),
@@ -138,7 +138,12 @@ impl Update {
 
     /// The controller answered with a config or that the present one is right.
     pub fn contact(&mut self, now: Duration) {
-        self.contact.get_or_insert(now);
+        self.controller = self.controller.accepted(now);
+    }
+
+    /// A poll of the config failed; `temporary`: by the remote side's fault.
+    pub fn no_contact(&mut self, now: Duration, temporary: bool) {
+        self.controller = self.controller.failed(now, temporary);
     }
 
     /// What is reported of the slots, the running one first.
@@ -285,7 +290,7 @@ impl Update {
             ..Deadlines::default()
         };
         // This code runs only with an open vault.
-        let health = Health { now, vault_open: Some(Duration::ZERO), controller_since: self.contact, fatal: None };
+        let health = Health { now, vault_open: Some(Duration::ZERO), controller: self.controller, fatal: None };
         match judge(&deadlines, &health) {
             Verdict::Waiting { seconds_left } => {
                 if self.seconds_left.is_none() {

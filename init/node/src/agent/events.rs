@@ -142,12 +142,14 @@ impl Agent {
                 self.update.contact(machine::now());
                 self.session.contact = Some(machine::now());
             }
+            SessionEvent::NoContact { temporary } => self.update.no_contact(machine::now(), temporary),
             SessionEvent::Device(id) => {
                 self.say("info", &format!("this device is {id} at its controller"));
                 self.store.now.device = Some(id);
             }
             SessionEvent::Attestation { state, error } => {
                 if !error.is_empty() {
+                    self.update.no_contact(machine::now(), false);
                     self.say_once("error", &format!("attestation: {error}"));
                 }
                 (self.session.attestation, self.session.attestation_error) = (state, error);
