@@ -18,6 +18,10 @@ use holdfast_model::slot::Slot;
 
 /// Reboots in a row that may be spent on getting firmware to start the right slot.
 pub const MAX_REPAIRS: u32 = 2;
+/// The same when firmware kept the boot order with the committed slot first, and started the other one all the same: somebody may have
+/// chosen it by hand, once. If it does so again, it has tried the committed slot and cannot start it; a second repair would set what is
+/// set already.
+pub const MAX_REPAIRS_OF_A_KEPT_ORDER: u32 = 1;
 
 /// What firmware's variables say about our two slots.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -258,7 +262,9 @@ fn boot(mut r: Record, facts: BootFacts) -> (Record, Vec<Effect>) {
         }
         // Back in a trial that was over, or in a slot that nothing asked for.
         phase => {
-            if r.repairs < MAX_REPAIRS && facts.nvram.available {
+            let kept = facts.nvram.first == Some(r.committed);
+            let allowed = if kept { MAX_REPAIRS_OF_A_KEPT_ORDER } else { MAX_REPAIRS };
+            if r.repairs < allowed && facts.nvram.available {
                 r.repairs += 1;
                 if let Phase::Trial { image, reason: None } = phase {
                     let reason = Some("it was started again without having been asked for".into());
@@ -493,6 +499,32 @@ mod tests {
         let (record, _) = broken(&record, Slot::B).unwrap();
         let back = boots(&record, Slot::A, "1");
         assert!(back.failure.is_some_and(|f| f.tried && f.version == "2" && f.reason.contains("block 7")));
+    }
+
+    /// Boots slot B of a machine that has A committed until B proves itself; gives the number of reboots before. `first` is what firmware
+    /// makes of the boot order each time.
+    fn repairs_before_a_trial(first: Option<Slot>) -> usize {
+        let mut record = Record { image_b: Some(image("1")), ..Record::initial(Slot::A, image("2")) };
+        for boot in 0..10 {
+            let nvram = Nvram { available: true, first };
+            let facts = BootFacts { running: Slot::B, image: image("1"), nvram, previous_end: String::new() };
+            let (next, fx) = step(&record, Event::Boot(facts)).unwrap();
+            let reboots = matches!(fx.last(), Some(Effect::Reboot { reason: BootReason::Fallback, .. }));
+            assert_eq!(reboots, fx.contains(&Effect::SetBootNext(Slot::A)));
+            if !reboots {
+                assert!(matches!(next.phase, Phase::Trial { reason: None, .. }), "{:?}", next.phase);
+                return boot;
+            }
+            record = next;
+        }
+        panic!("it reboots for ever");
+    }
+
+    #[test]
+    fn committed_slot_that_does_not_start_costs_one_repair_and_firmware_that_forgets_two() {
+        assert_eq!(repairs_before_a_trial(Some(Slot::A)), 1, "the order was kept: the slot itself is at fault");
+        assert_eq!(repairs_before_a_trial(Some(Slot::B)), 2, "the order was changed: it may hold the second time");
+        assert_eq!(repairs_before_a_trial(None), 2);
     }
 
     #[test]

@@ -10,8 +10,8 @@ use holdfast_api::config::to_desired;
 use holdfast_api::{info, metrics, newlog};
 use holdfast_controller_client::onboarding::Progress;
 use holdfast_controller_client::{
-    Class, Client, ClientConfig, ConfigAnswer, ConfigStore, ReceivedConfig, ReportQueue, Timing, attest_until_done, onboard,
-    timing,
+    Class, Client, ClientConfig, ConfigAnswer, ConfigStore, ReceivedConfig, ReportQueue, Timing, attest_until_done,
+    onboard, timing,
 };
 use holdfast_model::desired::Desired;
 use holdfast_model::observed::{AttestationState, InterfaceCounters, Observed};
