@@ -17,10 +17,10 @@ use holdfast_netkernel::discover::physical_links;
 use holdfast_netkernel::monitor::Event;
 use holdfast_netkernel::{Monitor, NetDriver, Services as _};
 use holdfast_netsvc::config::{Lease, Reply, Request};
-use holdfast_plan::item::ServiceKind;
+use holdfast_plan::item::{Service, ServiceKind};
 use holdfast_plan::names;
 use holdfast_plan::{Allocations, Input, ItemKey, LinkFact, NetItem, Plan, TapPlan, last_resort, plan};
-use holdfast_reconcile::{Backoff, Reconciler, State};
+use holdfast_reconcile::{Action, Backoff, Graph, Reconciler, State, diff};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -198,6 +198,8 @@ impl Network {
         }
         let before = self.states.clone();
         self.reconciler.set_intended(made.graph.clone());
+        let leaving = services_to_stop(&made.graph, self.reconciler.current());
+        self.driver.services.begin_to_stop(&leaving);
         let report = self.reconciler.run(&mut self.driver, std::time::Instant::now()).await;
         self.retry = report.next_retry;
         self.states = self.reconciler.states();
@@ -420,6 +422,17 @@ impl Network {
         }
         list
     }
+}
+
+/// The services that the way from `current` to `intended` ends.
+fn services_to_stop(intended: &Graph<NetItem>, current: &Graph<NetItem>) -> Vec<Service> {
+    diff(intended, current, &BTreeMap::new())
+        .into_iter()
+        .filter_map(|action| match action {
+            Action::Delete(NetItem::Service(service)) => Some(service),
+            _ => None,
+        })
+        .collect()
 }
 
 fn mac_of(interface: &str) -> [u8; 6] {

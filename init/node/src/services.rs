@@ -18,7 +18,7 @@ use std::rc::Rc;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 /// uid of `netsvc` units.
 pub const NETSVC_UID: u32 = 1100;
@@ -57,6 +57,7 @@ pub struct Units {
     control: PathBuf,
     leases: mpsc::Sender<LeaseEvent>,
     listeners: BTreeMap<String, JoinHandle<()>>,
+    ends: Ends,
 }
 
 impl std::fmt::Debug for Units {
@@ -69,7 +70,27 @@ impl Units {
     /// With control sockets in `control`; leases of DHCP clients go to `leases`.
     #[must_use]
     pub fn new(supervisor: Rc<RefCell<Supervisor>>, control: PathBuf, leases: mpsc::Sender<LeaseEvent>) -> Self {
-        Self { supervisor, control, leases, listeners: BTreeMap::new() }
+        Self { supervisor, control, leases, listeners: BTreeMap::new(), ends: Ends::default() }
+    }
+
+    /// Tells these services to end, without waiting: those that hang then do so side by side, and [`Services::stop`] of each waits
+    /// for what is left of one [`END`] in all. PID 1 takes the agent for dead when its turn is not over in a minute.
+    pub fn begin_to_stop<'a>(&mut self, services: impl IntoIterator<Item = &'a Service>) {
+        for service in services {
+            // What cannot be told now is told by `stop`, which also says why.
+            let _ = self.tell_to_end(service);
+        }
+    }
+
+    /// Until when its end is waited for; `None` when it does not run.
+    fn tell_to_end(&mut self, service: &Service) -> Result<Option<Instant>, String> {
+        self.forget(&service.name);
+        let unit = Self::unit(&service.name)?;
+        match self.supervisor.borrow_mut().stop(&unit, None) {
+            Err(CallError::Refused(r)) if r.kind == RefusalKind::Unknown => Ok(None),
+            Err(e) => Err(format!("service {}: {e}", service.name)),
+            Ok(()) => Ok(Some(self.ends.deadline(&service.name, Instant::now()))),
+        }
     }
 
     fn unit(service: &str) -> Result<UnitName, String> {
@@ -173,21 +194,19 @@ impl Services for Units {
     }
 
     async fn stop(&mut self, service: &Service) -> Result<(), String> {
-        self.forget(&service.name);
         let unit = Self::unit(&service.name)?;
         let text = |e: &dyn std::fmt::Display| format!("service {}: {e}", service.name);
-        match self.supervisor.borrow_mut().stop(&unit, None) {
-            Err(CallError::Refused(r)) if r.kind == RefusalKind::Unknown => return Ok(()),
-            other => other.map_err(|e| text(&e))?,
-        }
-        let deadline = tokio::time::Instant::now() + END;
+        let Some(deadline) = self.tell_to_end(service)? else {
+            return Ok(());
+        };
+        self.ends.waited_for(&service.name);
         loop {
             let list = self.supervisor.borrow_mut().list().map_err(|e| text(&e))?;
             let state = list.iter().find(|u| u.name == unit).map(|u| u.state);
             if matches!(state, None | Some(UnitState::Ended)) {
                 break;
             }
-            if tokio::time::Instant::now() > deadline {
+            if Instant::now() > deadline {
                 return Err(text(&"did not end in time"));
             }
             sleep(Duration::from_millis(20)).await;
@@ -225,6 +244,21 @@ impl Services for Units {
     }
 }
 
+/// Until when the ends of services are waited for, each counted from the first time it was told to end.
+#[derive(Debug, Default)]
+struct Ends(BTreeMap<String, Instant>);
+
+impl Ends {
+    fn deadline(&mut self, service: &str, now: Instant) -> Instant {
+        *self.0.entry(service.to_owned()).or_insert(now + END)
+    }
+
+    /// The next time it is told to end counts anew.
+    fn waited_for(&mut self, service: &str) {
+        self.0.remove(service);
+    }
+}
+
 fn empty_tables() -> NetworkService {
     NetworkService {
         gateway: std::net::Ipv4Addr::UNSPECIFIED,
@@ -238,5 +272,24 @@ fn empty_tables() -> NetworkService {
         lease_seconds: 0,
         names: vec![],
         upstreams: vec![],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn services_that_hang_together_are_waited_for_together_and_each_time_anew() {
+        let (mut ends, begin) = (Ends::default(), Instant::now());
+        for service in ["a", "b", "c"] {
+            assert_eq!(ends.deadline(service, begin), begin + END);
+        }
+        // The first was waited for to its end; the others have no more time than it had.
+        ends.waited_for("a");
+        let later = begin + END;
+        assert_eq!(ends.deadline("b", later), begin + END);
+        assert_eq!(ends.deadline("c", later), begin + END);
+        assert_eq!(ends.deadline("a", later), later + END, "another try of the reconciler");
     }
 }
