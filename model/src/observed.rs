@@ -155,7 +155,7 @@ pub struct TrustStatus {
     pub vault_note: String,
     /// What is weaker than it could be, one sentence each.
     pub weaknesses: Vec<String>,
-    /// PCR values, index and lower-case hex.
+    /// PCR values as last quoted, index and lower-case hex; empty without a TPM.
     pub pcrs: Vec<(u32, String)>,
 }
 

@@ -286,6 +286,7 @@ impl Agent {
             update: &self.update,
             identity: self.device.identity().as_ref(),
             vault: self.device.vault(),
+            pcrs: self.device.pcrs(),
         };
         let observed = reports::observe(&view);
         self.observed.send_if_modified(|old| {

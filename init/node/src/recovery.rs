@@ -190,7 +190,7 @@ fn observe(boot: &Boot, device: &Device, network: &Network, update: &Update, kno
     Observed {
         device: holdfast_model::observed::DeviceStatus {
             state: if trial { DeviceState::Updating } else { DeviceState::Maintenance },
-            trust: trust::status(boot, &strength, &closed, Vec::new()),
+            trust: trust::status(boot, &strength, &closed, device.pcrs()),
             slots: update.slots(),
             last_reboot: power::last_boot(&boot.facts, None),
             attestation: known.attestation,

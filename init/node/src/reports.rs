@@ -55,6 +55,8 @@ pub struct View<'a> {
     pub identity: &'a dyn Identity,
     /// The vault.
     pub vault: &'a VaultState,
+    /// PCRs as last quoted.
+    pub pcrs: Vec<(u32, String)>,
 }
 
 /// Makes the report.
@@ -95,7 +97,7 @@ fn device(view: &View<'_>) -> DeviceStatus {
         storage_bytes,
         storage_used_bytes,
         last_reboot: view.last_reboot.clone(),
-        trust: trust::status(view.boot, &view.identity.strength(), view.vault, Vec::new()),
+        trust: trust::status(view.boot, &view.identity.strength(), view.vault, view.pcrs.clone()),
         slots: view.update.slots(),
         attestation: view.session.attestation,
         attestation_error: view.session.attestation_error.clone(),

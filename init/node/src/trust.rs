@@ -19,7 +19,7 @@ use prost::Message as _;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// What came of opening the vault.
 pub enum Opening {
@@ -178,6 +178,8 @@ pub struct Device {
     onboarding: Option<FileSigner>,
     escrowed: Vec<EscrowKey>,
     vault: VaultState,
+    /// As last quoted.
+    pcrs: Mutex<Vec<(u32, String)>>,
     serial: String,
     soft_serial: String,
     version: String,
@@ -241,6 +243,7 @@ impl Device {
             onboarding,
             escrowed,
             vault,
+            pcrs: Mutex::default(),
             serial: site.and_then(|s| s.serial.clone()).unwrap_or_else(|| machine::dmi("product_serial")),
             soft_serial: site.and_then(|s| s.soft_serial.clone()).unwrap_or_default(),
             version: boot.release.version.clone(),
@@ -258,6 +261,13 @@ impl Device {
     #[must_use]
     pub fn vault(&self) -> &VaultState {
         &self.vault
+    }
+
+    /// The PCRs that the last quote showed, index and lower-case hex; empty before the first, and without a TPM.
+    #[must_use]
+    pub fn pcrs(&self) -> Vec<(u32, String)> {
+        // Nothing that could panic runs while the lock is held.
+        self.pcrs.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The keys underneath.
@@ -331,6 +341,10 @@ impl DeviceIdentity for Device {
 
     fn quote(&self, nonce: &[u8]) -> Result<Option<Quote>, KeyError> {
         let quote = self.identity.quote(nonce).map_err(|e| KeyError::new("quote key", e))?;
+        if let Some(quote) = &quote {
+            let shown = quote.pcrs.iter().map(|(index, value)| (*index, hex::encode(value))).collect();
+            *self.pcrs.lock().unwrap_or_else(PoisonError::into_inner) = shown;
+        }
         Ok(quote.map(|q| Quote { attest: q.attest, signature_der: q.signature_der, pcrs: q.pcrs }))
     }
 
