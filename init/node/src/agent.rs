@@ -70,6 +70,7 @@ pub struct Agent {
     log_cursor: u64,
     jobs: mpsc::Sender<JobEvent>,
     observed: watch::Sender<Observed>,
+    addresses: watch::Sender<session::Addresses>,
     session: session::Status,
     last_reboot: RebootRecord,
     /// The boot before this one ended in a crash that its config may have caused.
@@ -114,6 +115,7 @@ pub async fn run(parts: Parts) -> Result<std::convert::Infallible> {
     let (jobs, mut job_events) = mpsc::channel(QUEUE);
     let (session_sender, mut session_events) = mpsc::channel(QUEUE);
     let (observed, observed_receiver) = watch::channel(Observed::default());
+    let (addresses, addresses_receiver) = watch::channel(session::Addresses::default());
     let mut events = Events::subscribe(&paths.supervise())?;
     let (network, mut leases) = Network::new(&boot, &paths, supervisor.clone(), QUEUE)?;
     let update = Update::open(&boot, &paths)?;
@@ -139,6 +141,7 @@ pub async fn run(parts: Parts) -> Result<std::convert::Infallible> {
         log_cursor: 0,
         jobs,
         observed,
+        addresses,
         session: session::Status::default(),
         last_reboot: RebootRecord::default(),
         after_crash: false,
@@ -161,6 +164,7 @@ pub async fn run(parts: Parts) -> Result<std::convert::Infallible> {
         events: session_sender,
         known: agent.store.now.device,
         after_crash: agent.after_crash,
+        addresses: addresses_receiver,
     })?;
 
     let mut tick = tokio::time::interval(TICK);
@@ -262,6 +266,12 @@ impl Agent {
             )
             .await;
         self.store.now.addresses = addresses;
+        let now = self.network.management_addresses();
+        self.addresses.send_if_modified(|before| {
+            let changed = *before != now;
+            *before = now;
+            changed
+        });
         for text in texts {
             self.say_once("info", &text);
         }

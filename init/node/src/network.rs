@@ -22,7 +22,7 @@ use holdfast_plan::names;
 use holdfast_plan::{Allocations, Input, ItemKey, LinkFact, NetItem, Plan, TapPlan, last_resort, plan};
 use holdfast_reconcile::{Action, Backoff, Graph, Reconciler, State, diff};
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::io;
 use std::net::IpAddr;
@@ -267,6 +267,20 @@ impl Network {
                 Err(e) => eprintln!("{}: {e}", self.hosts.display()),
             }
         }
+    }
+
+    /// Interfaces that may lead to the controller, with the addresses that they really have.
+    #[must_use]
+    pub fn management_addresses(&self) -> BTreeSet<(String, IpAddr)> {
+        let there =
+            |link: &str, prefix: Prefix| self.states.get(&NetItem::address_key(link, prefix)) == Some(&State::Created);
+        let ports = self.plan.iter().flat_map(|plan| &plan.ports).filter(|port| port.management);
+        ports
+            .flat_map(|port| {
+                let addresses = port.addresses.iter().filter(|prefix| there(&port.interface, **prefix));
+                addresses.map(|prefix| (port.interface.clone(), prefix.address))
+            })
+            .collect()
     }
 
     /// Attaches to the tap of an app's interface.

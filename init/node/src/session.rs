@@ -18,16 +18,19 @@ use holdfast_model::observed::{AttestationState, InterfaceCounters, Observed};
 use holdfast_model::properties::Properties;
 use std::cell::RefCell;
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 use uuid::Uuid;
 
 /// A clock before the build of the image is wrong.
 const CLOCK_FLOOR: Duration = Duration::from_secs(1_735_689_600);
 /// How often waiting lines are packed for upload.
 const PACK_LOGS: Duration = Duration::from_secs(3);
+/// Longest wait for an address before the controller is called for the first time: `timer.port.testduration` of EVE.
+const FIRST_ADDRESS: Duration = Duration::from_secs(30);
 /// Most lines packed at once.
 const PACK_LINES: usize = 1000;
 
@@ -85,7 +88,12 @@ pub struct Inputs {
     pub known: Option<Uuid>,
     /// The last boot ended in a crash: see [`stored_config`].
     pub after_crash: bool,
+    /// Addresses over which the controller may be reached, as they come and go.
+    pub addresses: watch::Receiver<Addresses>,
 }
+
+/// Interfaces for management with the addresses that they have.
+pub type Addresses = BTreeSet<(String, IpAddr)>;
 
 /// A client for the site's controller; `None` when there is no site.
 pub(crate) fn client(boot: &Boot, device: &Device) -> Result<Option<Client>> {
@@ -169,7 +177,8 @@ impl Session {
         } else if let Ok(Some(certificates)) = self.store.load_certificates(self.client.roots()) {
             self.client.set_certificates(certificates.into());
         }
-        self.become_known().await;
+        let mut addresses = self.inputs.addresses.clone();
+        self.become_known(&mut addresses).await;
         let (shared, properties_now) = watch::channel(properties);
         self.spawn_reports(properties_now);
 
@@ -179,11 +188,13 @@ impl Session {
         let mut epoch = applied.as_ref().map(|c| convert(c, &self.inputs.device).controller_epoch);
         let mut in_force = Instant::now();
         let mut asked_uuid: Option<Instant> = None;
-        let mut attested = self.attest().await;
-        let mut attested_at = Instant::now();
+        // Both go on at the same time, as with EVE: a controller that asks for no proof is not to be deaf to its device.
+        let (mut token, refused) = self.spawn_attestation();
         loop {
             let hash = applied.as_ref().map_or("", ReceivedConfig::hash).to_owned();
-            match self.client.poll_config(self.inputs.device.as_ref(), &hash, &attested).await {
+            addresses.mark_unchanged();
+            let shown = token.borrow_and_update().clone();
+            match self.client.poll_config(self.inputs.device.as_ref(), &hash, &shown).await {
                 Ok(ConfigAnswer::New(config)) => {
                     if applied.as_ref().is_some_and(|old| config.is_older_than(old)) {
                         self.trouble("the controller sent a config older than the one in force: ignored".into()).await;
@@ -213,15 +224,8 @@ impl Session {
                     }
                     self.tell(SessionEvent::Contact).await;
                 }
-                Ok(ConfigAnswer::TokenRefused) => {
-                    // A token that is refused as soon as it is given must not make both sides spin.
-                    if attested_at.elapsed() < timing::ATTESTATION_RESTART {
-                        sleep(timing::ATTESTATION_RESTART).await;
-                    }
-                    attested = self.attest().await;
-                    attested_at = Instant::now();
-                    continue;
-                }
+                // Before the first token this is what was to be expected.
+                Ok(ConfigAnswer::TokenRefused) => drop(refused.send(shown)),
                 Ok(ConfigAnswer::DeviceUnknown) => {
                     self.tell(SessionEvent::NoContact { temporary: false }).await;
                     self.trouble("the controller has no config for this device".into()).await;
@@ -239,16 +243,24 @@ impl Session {
                     self.trouble(format!("config: {failure}")).await;
                 }
             }
-            sleep(self.client.timing().next_poll(timing::random())).await;
+            // A fresh token, or another way to the controller, is worth asking at once.
+            tokio::select! {
+                () = sleep(self.client.timing().next_poll(timing::random())) => {}
+                Ok(()) = token.changed() => {}
+                Ok(()) = addresses.changed() => {}
+            }
         }
     }
 
-    /// Our UUID: from disk, or by onboarding.
-    async fn become_known(&self) {
+    /// Our UUID: from disk, or by onboarding. Comes back once there is an address to call from, or none has come for a while.
+    async fn become_known(&self, addresses: &mut watch::Receiver<Addresses>) {
         let kept = self.inputs.known.or_else(|| self.store.load_uuid().ok().flatten());
         if let Some(uuid) = kept {
             self.client.set_uuid(uuid);
             self.tell(SessionEvent::Device(uuid)).await;
+        }
+        let _ = timeout(FIRST_ADDRESS, addresses.wait_for(|some| !some.is_empty())).await;
+        if kept.is_some() {
             return;
         }
         let events = self.inputs.events.clone();
@@ -273,17 +285,33 @@ impl Session {
         self.tell(SessionEvent::Device(uuid)).await;
     }
 
-    /// Attests until it works; returns the token.
-    async fn attest(&self) -> Vec<u8> {
-        let events = self.inputs.events.clone();
-        let attested = attest_until_done(&self.client, self.inputs.device.as_ref(), |state, error| {
-            let _ = events.try_send(SessionEvent::Attestation { state, error: error.to_owned() });
-        })
-        .await;
-        if let Some(error) = &attested.escrow_error {
-            self.trouble(format!("key escrow: {error}")).await;
-        }
-        attested.token
+    /// Attests until it works, and again when it is told that the token so given is refused. The token is empty before.
+    fn spawn_attestation(&self) -> (watch::Receiver<Vec<u8>>, watch::Sender<Vec<u8>>) {
+        let (client, device, events) = (self.client.clone(), self.inputs.device.clone(), self.inputs.events.clone());
+        let (given, token) = watch::channel(Vec::new());
+        let (refuse, mut refused) = watch::channel(Vec::new());
+        tokio::task::spawn_local(async move {
+            loop {
+                let heard = events.clone();
+                let attested = attest_until_done(&client, device.as_ref(), |state, error| {
+                    let _ = heard.try_send(SessionEvent::Attestation { state, error: error.to_owned() });
+                })
+                .await;
+                if let Some(error) = &attested.escrow_error {
+                    let _ = events.send(SessionEvent::Trouble(format!("key escrow: {error}"))).await;
+                }
+                let at = Instant::now();
+                let token = attested.token;
+                if given.send(token.clone()).is_err() || refused.wait_for(|r| *r == token).await.is_err() {
+                    return;
+                }
+                // A token that is refused as soon as it is given must not make both sides spin.
+                if at.elapsed() < timing::ATTESTATION_RESTART {
+                    sleep(timing::ATTESTATION_RESTART).await;
+                }
+            }
+        });
+        (token, refuse)
     }
 
     /// Keeps the controller's certificates fresh: read again when the config names others, and after a day

@@ -258,7 +258,9 @@ impl NetItem {
         ItemKey::Link(name.to_owned())
     }
 
-    fn address_key(link: &str, prefix: Prefix) -> ItemKey {
+    /// Key of an address.
+    #[must_use]
+    pub fn address_key(link: &str, prefix: Prefix) -> ItemKey {
         ItemKey::Address(link.to_owned(), prefix.to_string())
     }
 }
