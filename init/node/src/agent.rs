@@ -261,11 +261,16 @@ impl Agent {
             .turn(
                 &networked,
                 self.configured,
+                self.store.now.ports_worked.as_deref(),
                 &|app| vms::FIRST_UID + numbers.get(&app).copied().unwrap_or(0),
                 &self.store.now.addresses,
             )
             .await;
         self.store.now.addresses = addresses;
+        let worked = self.network.worked();
+        if worked.is_some() && worked != self.store.now.ports_worked.as_deref() {
+            self.store.now.ports_worked = worked.map(str::to_owned);
+        }
         let now = self.network.management_addresses();
         self.addresses.send_if_modified(|before| {
             let changed = *before != now;

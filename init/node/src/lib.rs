@@ -9,7 +9,7 @@
 //! 5. Nothing waits without a deadline.
 //!
 //! Reading order: [`agent`] (the loop), [`boot`] and [`trust`] (what this boot is, keys, vault), [`recovery`] (a vault that this boot
-//! cannot unseal), [`session`] (the controller's side), [`network`] and [`services`], [`contents`] and [`jobs`], [`volumes`], [`apps`] (what to do about each) and [`vms`], [`update`],
+//! cannot unseal), [`session`] (the controller's side), [`network`], [`ports`] and [`services`], [`contents`] and [`jobs`], [`volumes`], [`apps`] (what to do about each) and [`vms`], [`update`],
 //! [`reports`], [`logs`], [`store`], [`supervisor`], [`seqpacket`], [`machine`], [`debug`].
 #![forbid(unsafe_code)]
 
@@ -22,6 +22,7 @@ pub mod jobs;
 pub mod logs;
 pub mod machine;
 pub mod network;
+pub mod ports;
 pub mod recovery;
 pub mod reports;
 pub mod seqpacket;

@@ -4,6 +4,7 @@
 use crate::apps::Readiness;
 use crate::boot::{Boot, Paths};
 use crate::machine;
+use crate::ports::{self, PortTest, Using};
 use crate::services::{LeaseEvent, Units};
 use crate::supervisor::Supervisor;
 use crate::vms::Nic;
@@ -52,6 +53,9 @@ pub struct Network {
     dirty: bool,
     retry: Option<std::time::Instant>,
     planned_for: Option<(Desired, Allocations)>,
+    test: PortTest,
+    /// The config that the test is about.
+    tested: ports::Config,
 }
 
 impl Network {
@@ -85,6 +89,8 @@ impl Network {
             dirty: true,
             retry: None,
             planned_for: None,
+            test: PortTest::new(machine::now(), false),
+            tested: ports::Config::default(),
         };
         Ok((network, receiver))
     }
@@ -162,15 +168,48 @@ impl Network {
         self.dirty |= changed;
     }
 
+    /// The controller, or something that stands for it, answered.
+    pub fn contact(&mut self) {
+        self.test.contact(machine::now());
+    }
+
+    /// A poll brought no answer.
+    pub fn no_contact(&mut self) {
+        self.test.failed();
+    }
+
+    /// The config whose ports have led to the controller, by hash.
+    #[must_use]
+    pub fn worked(&self) -> Option<&str> {
+        self.test.worked().then(|| self.tested.hash())
+    }
+
+    /// Which ports are to be used from now on; says so when they change. `worked`: the hash of a config whose ports have led to the
+    /// controller before.
+    fn choose_ports(&mut self, desired: &Desired, configured: bool, worked: Option<&str>) -> Option<String> {
+        if !configured || !has_management(desired) {
+            return None;
+        }
+        if !self.tested.is_of(desired) {
+            self.tested = ports::Config::of(desired);
+            let before = worked == Some(self.tested.hash());
+            self.test = PortTest::new(machine::now(), before);
+        }
+        let said = self.test.judge(machine::now())?;
+        self.dirty = true;
+        Some(said.to_owned())
+    }
+
     /// Makes the networks as they are wanted; returns the allocations to keep and what is worth saying.
     pub async fn turn(
         &mut self,
         desired: &Desired,
         configured: bool,
+        worked: Option<&str>,
         uid_of: &dyn Fn(Uuid) -> u32,
         allocations: &Allocations,
     ) -> (Allocations, Vec<String>) {
-        let mut texts = Vec::new();
+        let mut texts: Vec<String> = self.choose_ports(desired, configured, worked).into_iter().collect();
         let due = self.retry.is_some_and(|at| std::time::Instant::now() >= at);
         let same = self.planned_for.as_ref().is_some_and(|(d, a)| d == desired && a == allocations);
         if same && !self.dirty && !due {
@@ -218,24 +257,30 @@ impl Network {
         (kept, texts)
     }
 
-    /// The config's networks; where it has no port to the controller, those of the site or a last resort: DHCP on all Ethernet ports.
+    /// The config's networks; where it has no port to the controller, those of the first boot; where it has some that do not lead
+    /// there, those on the config's ports.
     fn effective(&self, desired: &Desired, configured: bool, links: &[LinkFact]) -> Desired {
-        let mut effective = desired.clone();
-        if configured && desired.adapters.iter().any(|a| a.management && a.network.is_some()) {
-            return effective;
+        match (configured && has_management(desired), self.test.using()) {
+            (true, Using::Configured) => desired.clone(),
+            (true, Using::Fallback) => ports::with_fallback(desired, &self.first_boot(links), links),
+            (false, _) => {
+                let Desired { ports, adapters, networks, .. } = self.first_boot(links);
+                Desired { ports, adapters, networks, ..desired.clone() }
+            }
         }
+    }
+
+    /// The networks of the site, else a last resort: DHCP on all Ethernet ports.
+    fn first_boot(&self, links: &[LinkFact]) -> Desired {
         let wanted = self.site.as_ref().and_then(|s| s.network.interface.clone());
         let chosen: Vec<LinkFact> =
             links.iter().filter(|l| wanted.as_ref().is_none_or(|w| *w == l.name)).cloned().collect();
-        let fallback = last_resort(&chosen);
-        effective.ports = fallback.ports;
-        effective.adapters = fallback.adapters;
-        effective.networks = fallback.networks;
+        let mut first = last_resort(&chosen);
         if let Some(site::Addressing::Static { address, prefix_len, gateway, dns }) =
             self.site.as_ref().map(|s| &s.network.addressing)
         {
             let address = IpAddr::V4(*address);
-            for network in &mut effective.networks {
+            for network in &mut first.networks {
                 network.addressing = Addressing::Static {
                     subnet: Prefix { address, length: *prefix_len },
                     gateway: gateway.map(IpAddr::V4),
@@ -243,11 +288,11 @@ impl Network {
                     domain: String::new(),
                 };
             }
-            for adapter in &mut effective.adapters {
+            for adapter in &mut first.adapters {
                 adapter.address = Some(address);
             }
         }
-        effective
+        first
     }
 
     /// `/run/hosts`: names that the site gives addresses for.
@@ -364,6 +409,12 @@ impl Network {
         let Some(plan) = &self.plan else {
             return Vec::new();
         };
+        let unused = match self.test.using() {
+            Using::Configured => "",
+            Using::Fallback => {
+                "no contact with the controller over the ports as configured: the network of the first boot is in use"
+            }
+        };
         let mut list: Vec<PortStatus> = plan
             .ports
             .iter()
@@ -381,7 +432,7 @@ impl Network {
                 domain: p.domain.clone(),
                 mtu: p.mtu,
                 cost: p.cost,
-                error: self.fault(ObjectKind::Adapter, &p.name).map(|f| f.text.clone()).unwrap_or_default(),
+                error: self.fault(ObjectKind::Adapter, &p.name).map_or_else(|| unused.to_owned(), |f| f.text.clone()),
                 counters: machine::counters(&p.interface),
             })
             .collect();
@@ -436,6 +487,11 @@ impl Network {
         }
         list
     }
+}
+
+/// The config has a port to the controller.
+fn has_management(desired: &Desired) -> bool {
+    desired.adapters.iter().any(|a| a.management && a.network.is_some())
 }
 
 /// The services that the way from `current` to `intended` ends.

@@ -98,7 +98,7 @@ pub async fn run(boot: &Boot, paths: &Paths, supervisor: &Rc<RefCell<Supervisor>
             },
             _ = tick.tick() => {}
         }
-        let (_, texts) = network.turn(&Desired::default(), false, &|_| 0, &Allocations::default()).await;
+        let (_, texts) = network.turn(&Desired::default(), false, None, &|_| 0, &Allocations::default()).await;
         texts.iter().for_each(|text| say(text));
         let now = machine::now();
         if now.saturating_sub(beaten) >= HEARTBEAT {

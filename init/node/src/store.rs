@@ -21,6 +21,8 @@ pub struct Persisted {
     pub numbers: BTreeMap<Uuid, u32>,
     /// Addresses given out.
     pub addresses: holdfast_plan::Allocations,
+    /// Hash of the config whose ports last led to the controller; see [`crate::ports`].
+    pub ports_worked: Option<String>,
     /// Contents that are complete, by id.
     pub contents: BTreeMap<Uuid, KeptContent>,
     /// Device command counters acted on; `None` before the first config.

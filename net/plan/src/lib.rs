@@ -23,7 +23,7 @@ pub mod rules;
 pub use address::Allocations;
 pub use instances::{InstancePlan, TapPlan};
 pub use item::{ItemKey, NetItem};
-pub use ports::{PortPlan, last_resort};
+pub use ports::{PortPlan, last_resort, link_of};
 
 use holdfast_model::desired::{Desired, Fault};
 use holdfast_model::net::Mac;

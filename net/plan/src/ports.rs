@@ -166,16 +166,21 @@ fn apply_lease(plan: &mut PortPlan, lease: &Lease, take_mtu: bool) {
     }
 }
 
-fn resolve(input: &Input, port: &Port) -> Result<String, String> {
-    let by = |f: &dyn Fn(&crate::LinkFact) -> bool| input.links.iter().find(|l| f(l)).map(|l| l.name.clone());
-    let found = if !port.interface.is_empty() {
+/// The interface that a port of the model is, if it is there.
+#[must_use]
+pub fn link_of(port: &Port, links: &[crate::LinkFact]) -> Option<String> {
+    let by = |f: &dyn Fn(&crate::LinkFact) -> bool| links.iter().find(|l| f(l)).map(|l| l.name.clone());
+    if !port.interface.is_empty() {
         by(&|l| l.name == port.interface)
     } else if !port.pci.is_empty() {
         by(&|l| l.pci == port.pci)
     } else {
         by(&|l| l.name == port.label)
-    };
-    found.ok_or_else(|| {
+    }
+}
+
+fn resolve(input: &Input, port: &Port) -> Result<String, String> {
+    link_of(port, input.links).ok_or_else(|| {
         let wanted = [&port.interface, &port.pci, &port.label].into_iter().find(|t| !t.is_empty());
         let present: Vec<&str> = input.links.iter().map(|l| l.name.as_str()).collect();
         format!(

@@ -118,6 +118,7 @@ impl Agent {
     pub(super) fn session_event(&mut self, event: SessionEvent) {
         match event {
             SessionEvent::Config(desired) => {
+                self.network.contact();
                 self.update.contact(machine::now());
                 self.session.contact = Some(machine::now());
                 if self.configured && desired.timestamp_seconds < self.desired.timestamp_seconds {
@@ -139,10 +140,19 @@ impl Agent {
                 self.apply(*desired);
             }
             SessionEvent::Contact => {
+                self.network.contact();
                 self.update.contact(machine::now());
                 self.session.contact = Some(machine::now());
             }
-            SessionEvent::NoContact { temporary } => self.update.no_contact(machine::now(), temporary),
+            SessionEvent::NoContact { temporary } => {
+                self.update.no_contact(machine::now(), temporary);
+                // The ports have done their part when the remote side is at fault.
+                if temporary {
+                    self.network.contact();
+                } else {
+                    self.network.no_contact();
+                }
+            }
             SessionEvent::Device(id) => {
                 self.say("info", &format!("this device is {id} at its controller"));
                 self.store.now.device = Some(id);
