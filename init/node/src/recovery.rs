@@ -32,7 +32,7 @@ use holdfast_slots::trial::{Deadlines, Health, Verdict, judge};
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::{Duration, SystemTime};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::sleep;
 use uuid::Uuid;
 
@@ -65,10 +65,11 @@ pub async fn run(boot: &Boot, paths: &Paths, supervisor: &Rc<RefCell<Supervisor>
     let update = Update::open(boot, paths)?;
     let (mut network, mut leases) = Network::new(boot, paths, supervisor.clone(), QUEUE)?;
     let reports = Rc::new(ReportQueue::new());
-    let mut news = ask(Rc::new(client), device.clone(), reports.clone());
+    let (addresses, have) = watch::channel(session::Addresses::default());
+    let mut news = ask(Rc::new(client), device.clone(), reports.clone(), have);
 
     let mut known = Known { why: locked.why.clone(), ..Known::default() };
-    let mut told = Observed::default();
+    let (mut told, mut trouble) = (Observed::default(), String::new());
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut beaten = Duration::ZERO;
@@ -84,7 +85,13 @@ pub async fn run(boot: &Boot, paths: &Paths, supervisor: &Rc<RefCell<Supervisor>
                     }
                     (known.attestation, known.attestation_error) = (state, error);
                 }
-                News::Trouble(text) => say(&text),
+                News::Trouble(text) => {
+                    // Tried again and again: said when it changes.
+                    if text != trouble {
+                        say(&text);
+                        trouble = text;
+                    }
+                }
                 News::Keys(keys) => {
                     supervisor.borrow_mut().heartbeat()?;
                     match first_that_fits(&keys, |key| locked.open_with(key)) {
@@ -100,6 +107,7 @@ pub async fn run(boot: &Boot, paths: &Paths, supervisor: &Rc<RefCell<Supervisor>
         }
         let (_, texts) = network.turn(&Desired::default(), false, None, &|_| 0, &Allocations::default()).await;
         texts.iter().for_each(|text| say(text));
+        addresses.send_replace(network.management_addresses());
         let now = machine::now();
         if now.saturating_sub(beaten) >= HEARTBEAT {
             beaten = now;
@@ -132,9 +140,15 @@ struct Known {
 }
 
 /// Starts the controller's side: who this device is, then attestation for keys, again and again.
-fn ask(client: Rc<Client>, device: Rc<Device>, reports: Rc<ReportQueue>) -> mpsc::Receiver<News> {
+fn ask(
+    client: Rc<Client>,
+    device: Rc<Device>,
+    reports: Rc<ReportQueue>,
+    mut addresses: watch::Receiver<session::Addresses>,
+) -> mpsc::Receiver<News> {
     let (sender, receiver) = mpsc::channel(QUEUE);
     tokio::task::spawn_local(async move {
+        session::wait_for_address(&mut addresses).await;
         let news = sender.clone();
         let onboarded = onboard(&client, device.as_ref(), |progress| {
             if let Progress::Failed { step, failure, .. } = progress {

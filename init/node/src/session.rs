@@ -259,7 +259,7 @@ impl Session {
             self.client.set_uuid(uuid);
             self.tell(SessionEvent::Device(uuid)).await;
         }
-        let _ = timeout(FIRST_ADDRESS, addresses.wait_for(|some| !some.is_empty())).await;
+        wait_for_address(addresses).await;
         if kept.is_some() {
             return;
         }
@@ -377,6 +377,11 @@ impl Session {
         };
         tokio::task::spawn_local(feeder.run());
     }
+}
+
+/// Comes back once there is an address to call from, or none has come for [`FIRST_ADDRESS`].
+pub(crate) async fn wait_for_address(addresses: &mut watch::Receiver<Addresses>) {
+    let _ = timeout(FIRST_ADDRESS, addresses.wait_for(|some| !some.is_empty())).await;
 }
 
 /// Time from one reading of the certificates to the next: `well` tells how the last one went, `changed` that others are named.
@@ -545,6 +550,17 @@ mod tests {
             "a failure is not tried again at once"
         );
         assert_eq!(certificates_wait(false, false, day), Duration::from_secs(120));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_first_call_waits_for_an_address_and_not_for_ever() {
+        let began = Instant::now();
+        let (addresses, mut have) = watch::channel(Addresses::new());
+        wait_for_address(&mut have).await;
+        assert_eq!(began.elapsed(), FIRST_ADDRESS);
+        addresses.send_replace([("eth0".to_owned(), IpAddr::from([10, 0, 2, 15]))].into());
+        wait_for_address(&mut have).await;
+        assert_eq!(began.elapsed(), FIRST_ADDRESS);
     }
 
     #[test]
