@@ -1,7 +1,7 @@
 use super::*;
 use crate::proto::info::{
     AttestationState as WireAttestation, BaseOsStatus as WireBaseOs, DataSecAtRestStatus, HwSecurityModuleStatus,
-    ZDeviceState, ZInfoDevice, ZNetworkInstanceState, ZSwState,
+    MaintenanceModeReason, ZDeviceState, ZInfoDevice, ZNetworkInstanceState, ZSwState,
 };
 use holdfast_model::desired::{Fault, ObjectKind};
 use holdfast_model::observed::AppInterfaceStatus;
@@ -88,6 +88,27 @@ fn device_fields_that_testers_read_are_filled() {
     let port = &device.system_adapter.expect("adapters").status[0].ports[0];
     assert_eq!((port.name.as_str(), port.ip_addrs[0].as_str(), port.dhcp_type), ("eth0", "192.0.2.5", 4));
     assert_eq!(device.app_instances[0].name, "web");
+}
+
+#[test]
+fn a_closed_vault_says_why_and_one_that_escrow_opened_says_so() {
+    let mut observed = observed();
+    observed.device.trust.vault_note = "opened with the key from escrow".into();
+    observed.device.trust.weaknesses = vec!["old TPM".into()];
+    let vault = device(&observed).data_sec_at_rest_info.expect("vault");
+    assert_eq!(vault.status(), DataSecAtRestStatus::DatasecAtRestEnabled);
+    assert_eq!(vault.info, "opened with the key from escrow; old TPM");
+    assert_eq!(vault.vault_list[0].vault_err, None);
+
+    observed.device.trust.vault_open = false;
+    observed.device.trust.vault_note = "sealed under another release key".into();
+    observed.device.maintenance = "the vault is closed".into();
+    let device = device(&observed);
+    let vault = device.data_sec_at_rest_info.as_ref().expect("vault");
+    assert_eq!((vault.status(), vault.info.as_str()), (DataSecAtRestStatus::DatasecAtRestError, "old TPM"));
+    let error = vault.vault_list[0].vault_err.as_ref().expect("an error");
+    assert_eq!(error.description, "sealed under another release key");
+    assert_eq!(device.maintenance_mode_reasons().next(), Some(MaintenanceModeReason::VaultLockedUp));
 }
 
 #[test]
