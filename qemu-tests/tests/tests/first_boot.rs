@@ -216,7 +216,8 @@ fn started_anew(world: &mut World, before: u64) -> Result<()> {
     let mut last = before;
     world.until("the app to be started anew", secs(240), |world| {
         let Ok((200, page)) = world.http_once("/") else { return Ok(None) };
-        let now = field(&page, "requests").context("no count of requests")?;
+        // An app that is stopped in the middle of an answer leaves a page without its end.
+        let Some(now) = field(&page, "requests") else { return Ok(None) };
         let anew = now <= last;
         last = now;
         Ok(anew.then_some(()))
