@@ -30,7 +30,7 @@ use crate::resources::{self, Cable, Resources};
 use crate::signal;
 use crate::vcpu::{Buses, VcpuSet};
 use crate::virtio::balloon::Balloon;
-use crate::virtio::block::Block;
+use crate::virtio::block::{Block, BlockOptions};
 use crate::virtio::console::Console;
 use crate::virtio::net::{Lane, Net, NetOptions, vhost::VhostNet};
 use crate::virtio::rng::Rng;
@@ -186,7 +186,8 @@ fn make_devices(
 ) -> Result<Vec<Box<dyn Device>>, End> {
     let mut devices: Vec<Box<dyn Device>> = Vec::new();
     for (disk, file) in config.disks.iter().zip(disks) {
-        let block = Block::new(&disk.id, file, disk.read_only)
+        let options = BlockOptions { id: disk.id.clone(), read_only: disk.read_only, ..BlockOptions::default() };
+        let block = Block::new(options, file)
             .map_err(|e| End::new(ExitClass::Resource, format!("disk {}: {}: {e}", disk.id, disk.file)))?;
         devices.push(Box::new(block));
     }

@@ -75,6 +75,7 @@ const TABLE: &[(libc::c_long, &[ThreadKind], &str)] = &[
     (libc::SYS_preadv, DEVICE, "block without io_uring"),
     (libc::SYS_pwritev2, DEVICE, "block without io_uring"),
     (libc::SYS_fdatasync, DEVICE, "block without io_uring"),
+    (libc::SYS_fallocate, DEVICE, "block without io_uring: discard and write zeroes"),
     (libc::SYS_accept4, DEVICE, "control socket"),
     (libc::SYS_recvfrom, DEVICE, "control socket"),
     (libc::SYS_sendto, DEVICE, "control socket"),

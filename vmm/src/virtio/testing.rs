@@ -1,5 +1,7 @@
 //! Helpers for device tests: RAM, a mock driver, and chains laid out by hand.
 
+use std::fs::File;
+use std::os::fd::FromRawFd;
 use std::sync::Arc;
 
 use virtio_bindings::bindings::virtio_ring::{VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
@@ -18,6 +20,15 @@ pub(crate) const RAM_BYTES: usize = 0x20_0000;
 /// 2 MiB of RAM at 0.
 pub(crate) fn ram() -> Arc<GuestRam> {
     Arc::new(GuestRam::from_ranges(&[(GuestAddress(0), RAM_BYTES)]).unwrap())
+}
+
+/// A new file in memory.
+pub(crate) fn memory_file() -> File {
+    // SAFETY: the name is a constant.
+    let fd = unsafe { libc::memfd_create(c"test".as_ptr(), libc::MFD_CLOEXEC) };
+    assert!(fd >= 0, "no memfd");
+    // SAFETY: just created, owned by nobody else.
+    unsafe { File::from_raw_fd(fd) }
 }
 
 /// A driver-side view of one queue: table at `0x1_0000 * (index + 1)`, rings behind it. `virtio-queue`'s own mock lets

@@ -1,10 +1,16 @@
 //! The activated block device.
 
-use virtio_bindings::bindings::virtio_blk::{VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP};
+use std::time::{Duration, Instant};
+
+use virtio_bindings::bindings::virtio_blk::{
+    VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_WRITE_ZEROES, VIRTIO_BLK_ID_BYTES, VIRTIO_BLK_S_IOERR,
+    VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP,
+};
 
 use super::Block;
+use super::device::SEG_MAX;
 use super::engine::{DEPTH, Done, Job, Op};
-use super::request::{HEADER, Request};
+use super::request::Request;
 use crate::virtio::chain::{Chain, Segment, copy_to, iovecs, window};
 use crate::virtio::queue::VirtQueue;
 use crate::virtio::{ActiveDevice, Device, DeviceFault, DeviceStats, Progress, Source};
@@ -13,46 +19,68 @@ use crate::virtio::{ActiveDevice, Device, DeviceFault, DeviceStats, Progress, So
 const KICK: u8 = 0;
 /// Token of the engine's completions.
 const DONE: u8 = 1;
-/// Bytes of the serial.
-const ID_BYTES: usize = 20;
+/// Rounds of taking and completing before other devices have their turn: a driver that polls could keep us for ever.
+const ROUNDS: usize = 4;
+/// When the kernel is asked again after it was short of memory.
+const STALL_RETRY: Duration = Duration::from_millis(1);
 
 /// A request the engine works on.
 #[derive(Debug, Clone, Copy)]
 struct Pending {
     head: u16,
     status: Segment,
+    op: Op,
+    /// Bytes of data; whichever way they go.
+    bytes: u64,
     /// Bytes the driver finds in its writable part, status included, when all went well.
     written: u32,
-    read: u64,
-    wrote: u64,
 }
 
 pub(super) struct ActiveBlock {
     device: Block,
     queue: VirtQueue,
-    /// Without VIRTIO_BLK_F_FLUSH a write is durable when it completes (virtio 1.3 §5.2.6.2).
+    /// Without VIRTIO_BLK_F_FLUSH a change is durable when it completes (virtio 1.3 §5.2.6.2).
     write_through: bool,
+    /// Negotiated.
+    discard: bool,
+    /// Negotiated.
+    write_zeroes: bool,
+    /// By job number.
     pending: Vec<Option<Pending>>,
+    /// Job numbers not in use.
     free: Vec<u16>,
-    chain: Chain,
+    /// When to go on although nothing happens: a limit has room again, or the kernel memory.
+    wake_at: Option<Instant>,
+    /// The host's first error has been told.
+    told: bool,
     stats: DeviceStats,
+    // Scratch, kept for its memory.
+    chain: Chain,
+    done: Vec<Done>,
 }
 
 impl ActiveBlock {
-    pub(super) fn new(device: Block, queue: VirtQueue, flushes: bool) -> Self {
+    pub(super) fn new(device: Block, queue: VirtQueue, features: u64) -> Self {
+        let negotiated = |bit: u32| features & 1 << bit != 0;
         Self {
             device,
             queue,
-            write_through: !flushes,
+            write_through: !negotiated(VIRTIO_BLK_F_FLUSH),
+            discard: negotiated(VIRTIO_BLK_F_DISCARD),
+            write_zeroes: negotiated(VIRTIO_BLK_F_WRITE_ZEROES),
             pending: vec![None; DEPTH],
             free: (0..DEPTH as u16).rev().collect(),
-            chain: Chain::default(),
+            wake_at: None,
+            told: false,
             stats: DeviceStats::default(),
+            chain: Chain::default(),
+            done: Vec::new(),
         }
     }
 
-    /// Takes requests until the ring is empty or the engine is full, then submits them in one go.
+    /// Takes requests until the ring is empty, a limit is reached or the engine is full, then submits them in one go.
     fn take_requests(&mut self) -> Result<(), DeviceFault> {
+        self.wake_at = None;
         while !self.free.is_empty() {
             let more = self.queue.pop(&mut self.chain).map_err(DeviceFault::ring(&self.device.name, 0))?;
             if !more {
@@ -61,122 +89,170 @@ impl ActiveBlock {
                 }
                 break;
             }
-            self.start()?;
+            if let Err(at) = self.start()? {
+                // Read again when its time has come: the driver may change it until then.
+                self.queue.unpop(1);
+                self.wake_at = Some(at);
+                break;
+            }
         }
-        self.device.engine.submit().map_err(DeviceFault::host(&self.device.name, "submit to io_uring"))
+        self.device.engine.submit().map_err(DeviceFault::host(&self.device.name, "submit to io_uring"))?;
+        if self.device.engine.is_stalled() {
+            let retry = Instant::now() + STALL_RETRY;
+            self.wake_at = Some(self.wake_at.map_or(retry, |at| at.min(retry)));
+        }
+        Ok(())
     }
 
-    fn start(&mut self) -> Result<(), DeviceFault> {
-        let ram = self.queue.ram().clone();
-        let request = Request::parse(&ram, &self.chain).map_err(DeviceFault::ring(&self.device.name, 0))?;
-        let writable = self.chain.writable_len();
-        // `parse` saw at least one writable byte, so the window holds exactly the last one.
-        let status = window(&self.chain.writable, writable - 1, 1)
-            .next()
-            .ok_or_else(|| self.chain.shape_fault("a block request has a status byte"))
-            .map_err(DeviceFault::ring(&self.device.name, 0))?;
-        let mut pending = Pending { head: self.chain.head, status, written: 1, read: 0, wrote: 0 };
-        let mut buffers = Vec::new();
-        let (op, offset) = match request {
+    /// Begins the request in `chain`. The inner error is when the limits let it begin.
+    fn start(&mut self) -> Result<Result<(), Instant>, DeviceFault> {
+        let ring = DeviceFault::ring(&self.device.name, 0);
+        let request = Request::parse(self.queue.ram(), &self.chain).map_err(&ring)?;
+        if let Some(limiter) = &mut self.device.limiter
+            && let Err(at) = limiter.take(request.data_bytes(), Instant::now())
+        {
+            return Ok(Err(at));
+        }
+        let last = self.chain.writable.iter().rev().find(|segment| segment.len > 0);
+        let Some(status) = last.map(|last| Segment { addr: last.addr + u64::from(last.len) - 1, len: 1 }) else {
+            return Err(ring(self.chain.shape_fault("a block request has a status byte")));
+        };
+        drop(ring);
+        let mut pending =
+            Pending { head: self.chain.head, status, op: Op::Flush, bytes: request.data_bytes(), written: 1 };
+        let changes = !self.device.options.read_only;
+        let place = match request {
             Request::Read { sector, bytes } => {
-                let Some(offset) = self.place(sector, bytes) else {
-                    return self.finish(pending, VIRTIO_BLK_S_IOERR);
-                };
-                iovecs(&ram, window(&self.chain.writable, 0, bytes), &mut buffers);
+                pending.op = Op::Read;
                 // A chain is shorter than 4 GiB.
-                pending.written = u32::try_from(writable).unwrap_or(u32::MAX);
-                pending.read = bytes;
-                (Op::Read, offset)
+                pending.written = u32::try_from(bytes + 1).unwrap_or(u32::MAX);
+                Ok((sector, bytes))
             }
-            Request::Write { sector, bytes } => {
-                let place = if self.device.read_only { None } else { self.place(sector, bytes) };
-                let Some(offset) = place else {
-                    return self.finish(pending, VIRTIO_BLK_S_IOERR);
-                };
-                iovecs(&ram, window(&self.chain.readable, HEADER, bytes), &mut buffers);
-                pending.wrote = bytes;
-                (Op::Write { durable: self.write_through }, offset)
+            Request::Write { sector, bytes } if changes => {
+                pending.op = Op::Write;
+                Ok((sector, bytes))
             }
-            Request::Flush if self.device.read_only => {
-                return self.finish(pending, VIRTIO_BLK_S_OK);
+            Request::Write { .. } => Err(VIRTIO_BLK_S_IOERR),
+            Request::Flush if changes => Ok((0, 0)),
+            Request::Flush => Err(VIRTIO_BLK_S_OK),
+            Request::Discard { sector, bytes } if changes && self.discard => {
+                pending.op = Op::Discard;
+                Ok((sector, bytes))
             }
-            Request::Flush => (Op::Flush, 0),
+            Request::WriteZeroes { sector, bytes, unmap } if changes && self.write_zeroes => {
+                pending.op = Op::WriteZeroes { unmap };
+                Ok((sector, bytes))
+            }
+            Request::Discard { .. } | Request::WriteZeroes { .. } => Err(VIRTIO_BLK_S_UNSUPP),
             Request::GetId { room } => {
-                let mut id = [0u8; ID_BYTES];
-                let len = self.device.id.len().min(ID_BYTES);
-                id[..len].copy_from_slice(&self.device.id.as_bytes()[..len]);
-                let data: Vec<Segment> = window(&self.chain.writable, 0, room).collect();
-                pending.written += u32::try_from(copy_to(&ram, &data, &id)).unwrap_or(0);
-                return self.finish(pending, VIRTIO_BLK_S_OK);
+                pending.written += self.give_id(room);
+                Err(VIRTIO_BLK_S_OK)
             }
-            Request::Unknown { .. } => return self.finish(pending, VIRTIO_BLK_S_UNSUPP),
+            Request::Refused { status } => Err(status),
+        };
+        let place = place.and_then(|(sector, bytes)| {
+            let offset = self.device.format.locate(sector, bytes).filter(|_| self.fits_segments(&request));
+            offset.map(|offset| (offset, bytes)).ok_or(VIRTIO_BLK_S_IOERR)
+        });
+        let (offset, bytes) = match place {
+            Ok(place) => place,
+            Err(status) => return self.finish(&pending, status).map(Ok),
         };
         let Some(id) = self.free.pop() else {
-            return self.finish(pending, VIRTIO_BLK_S_IOERR);
+            return self.finish(&pending, VIRTIO_BLK_S_IOERR).map(Ok);
         };
+        let durable = self.write_through && pending.op != Op::Read;
+        let (ram, chain) = (self.queue.ram(), &self.chain);
+        self.device
+            .engine
+            .start(Job { id, op: pending.op, durable, offset, bytes }, |list| iovecs(ram, request.data(chain), list))
+            .map_err(DeviceFault::host(&self.device.name, "queue a request"))?;
         self.pending[usize::from(id)] = Some(pending);
-        let job = Job { id, op, offset, buffers, ram };
-        self.device.engine.push(job).map_err(DeviceFault::host(&self.device.name, "queue a request"))
+        Ok(Ok(()))
     }
 
-    /// File offset of a transfer of whole sectors inside the disk.
-    fn place(&self, sector: u64, bytes: u64) -> Option<u64> {
-        let whole = bytes > 0 && bytes.is_multiple_of(super::format::SECTOR);
-        if whole { self.device.format.locate(sector, bytes) } else { None }
+    /// Whether the data lies in no more segments than the configuration space allows.
+    fn fits_segments(&self, request: &Request) -> bool {
+        let most = SEG_MAX as usize;
+        self.chain.readable.len() + self.chain.writable.len() <= most || request.data(&self.chain).count() <= most
     }
 
-    fn finish(&mut self, pending: Pending, status: u32) -> Result<(), DeviceFault> {
-        let written = if status == VIRTIO_BLK_S_OK { pending.written } else { 1 };
+    /// Writes the serial to the data part; the bytes written.
+    fn give_id(&self, room: u64) -> u32 {
+        let mut id = [0u8; VIRTIO_BLK_ID_BYTES as usize];
+        let own = self.device.options.id.as_bytes();
+        let len = own.len().min(id.len());
+        id[..len].copy_from_slice(&own[..len]);
+        let data: Vec<Segment> = window(&self.chain.writable, 0, room.min(id.len() as u64)).collect();
+        u32::try_from(copy_to(self.queue.ram(), &data, &id)).unwrap_or(0)
+    }
+
+    /// Gives a request back to the driver.
+    fn finish(&mut self, pending: &Pending, status: u32) -> Result<(), DeviceFault> {
+        let good = status == VIRTIO_BLK_S_OK;
         copy_to(self.queue.ram(), &[pending.status], &[status as u8]);
-        if status == VIRTIO_BLK_S_OK {
-            self.stats.in_bytes += pending.read;
-            self.stats.out_bytes += pending.wrote;
-            self.stats.in_ops += u64::from(pending.read > 0);
-            self.stats.out_ops += u64::from(pending.wrote > 0);
-        } else {
-            self.stats.errors += 1;
+        match pending.op {
+            _ if !good => self.stats.errors += 1,
+            Op::Read => {
+                self.stats.in_ops += 1;
+                self.stats.in_bytes += pending.bytes;
+            }
+            Op::Write | Op::Discard | Op::WriteZeroes { .. } => {
+                self.stats.out_ops += 1;
+                self.stats.out_bytes += pending.bytes;
+            }
+            Op::Flush => {}
         }
+        let written = if good { pending.written } else { 1 };
         self.queue.push(pending.head, written).map_err(DeviceFault::ring(&self.device.name, 0))
     }
 
-    fn complete(&mut self, done: Done) -> Result<(), DeviceFault> {
-        let Some(pending) = self.pending.get_mut(usize::from(done.id)).and_then(Option::take) else {
-            return Ok(());
-        };
-        self.free.push(done.id);
-        let status = if done.result.is_ok() { VIRTIO_BLK_S_OK } else { VIRTIO_BLK_S_IOERR };
-        self.finish(pending, status)
+    /// Gives back what the engine has finished; whether there was anything.
+    fn complete(&mut self) -> Result<bool, DeviceFault> {
+        let mut done = std::mem::take(&mut self.done);
+        self.device.engine.reap(&mut done).map_err(DeviceFault::host(&self.device.name, "complete a request"))?;
+        let any = !done.is_empty();
+        for Done { id, result } in done.drain(..) {
+            let Some(pending) = self.pending[usize::from(id)].take() else {
+                continue;
+            };
+            self.free.push(id);
+            let status = match result {
+                Ok(()) => VIRTIO_BLK_S_OK,
+                Err(e) => {
+                    if !std::mem::replace(&mut self.told, true) {
+                        eprintln!("vmm: {}: {:?}: {e}; later errors are only counted", self.device.name, pending.op);
+                    }
+                    VIRTIO_BLK_S_IOERR
+                }
+            };
+            self.finish(&pending, status)?;
+        }
+        self.done = done;
+        Ok(any)
     }
 
-    /// Completes what the engine has done, then takes new requests; repeats while either moves.
+    /// Takes new requests and completes old ones while either moves.
     fn serve(&mut self) -> Result<Progress, DeviceFault> {
-        self.queue.take_kick();
-        loop {
+        let mut progress = Progress::Again;
+        for _ in 0..ROUNDS {
             self.take_requests()?;
-            let mut reaped = false;
-            loop {
-                let done = self.device.engine.reap();
-                let Some(done) = done.map_err(DeviceFault::host(&self.device.name, "complete a request"))? else {
-                    break;
-                };
-                reaped = true;
-                self.complete(done)?;
-            }
-            if !reaped {
+            if !self.complete()? {
+                progress = Progress::Drained;
                 break;
             }
         }
         self.queue.notify().map_err(DeviceFault::ring(&self.device.name, 0))?;
-        Ok(Progress::Drained)
+        Ok(progress)
     }
 
+    /// Waits for everything in flight; what is finished stays in the engine's list for [`ActiveBlock::complete`].
     fn drain(&mut self) -> Result<(), DeviceFault> {
-        let mut finished = Vec::new();
+        let limit = self.device.drain_limit;
         self.device
             .engine
-            .drain(|done| finished.push(done))
-            .map_err(DeviceFault::host(&self.device.name, "wait for the host's storage"))?;
-        finished.into_iter().try_for_each(|done| self.complete(done))
+            .drain(limit, &mut self.done)
+            .map_err(DeviceFault::host(&self.device.name, "wait for the host's storage"))
     }
 }
 
@@ -187,12 +263,28 @@ impl ActiveDevice for ActiveBlock {
         sources
     }
 
-    fn ready(&mut self, _token: u8) -> Result<Progress, DeviceFault> {
+    fn ready(&mut self, token: u8) -> Result<Progress, DeviceFault> {
+        if token == KICK {
+            self.queue.take_kick();
+        }
         self.serve()
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        self.wake_at
+    }
+
+    fn expired(&mut self) -> Result<(), DeviceFault> {
+        if self.serve()? == Progress::Again {
+            self.queue.ring_self();
+        }
+        Ok(())
     }
 
     fn pause(&mut self) -> Result<(), DeviceFault> {
         self.drain()?;
+        self.complete()?;
+        self.wake_at = None;
         self.queue.notify().map_err(DeviceFault::ring(&self.device.name, 0))
     }
 
@@ -202,12 +294,9 @@ impl ActiveDevice for ActiveBlock {
     }
 
     fn deactivate(mut self: Box<Self>) -> Result<Box<dyn Device>, DeviceFault> {
-        // What was in flight is finished; the reset driver never looks at the used ring, so a full one is no fault.
-        let mut ignored = Vec::new();
-        self.device
-            .engine
-            .drain(|done| ignored.push(done.id))
-            .map_err(DeviceFault::host(&self.device.name, "wait for the host's storage"))?;
+        // What was in flight is finished; the reset driver never looks at the used ring, so it is not told.
+        self.drain()?;
+        self.device.engine.detach();
         Ok(Box::new(self.device))
     }
 
