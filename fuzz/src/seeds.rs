@@ -462,6 +462,27 @@ pub fn net_rings() -> Seeds {
     seeds
 }
 
+/// [`rings`] with requests of a disk: also a discard and a write-zeroes.
+#[must_use]
+pub fn block_rings() -> Seeds {
+    let mut seeds = rings();
+    let Some(write) = seeds.get(1).cloned() else {
+        return seeds;
+    };
+    // (type, flags of the range)
+    for (kind, flags) in [(11u8, 0u8), (13, 1)] {
+        let mut memory = write.clone();
+        memory[0x800] = kind;
+        // The second descriptor holds one range of 16 bytes: 8 sectors from sector 2 on.
+        memory[0x18..0x1a].copy_from_slice(&16u16.to_le_bytes());
+        memory[0xa00] = 2;
+        memory[0xa08] = 8;
+        memory[0xa0c] = flags;
+        seeds.push(memory);
+    }
+    seeds
+}
+
 /// Register accesses: offset, width, value.
 #[must_use]
 pub fn accesses() -> Seeds {
@@ -480,6 +501,11 @@ pub fn vmm_config() -> Seeds {
         "disks":[{"id":"root","file":{"fd":8},"read_only":true}],
         "nets":[{"mac":"02:00:00:00:00:01","tap":{"fds":[9,12]},"vhost":{"fds":[10,13]},"queue_pairs":2,"mtu":1500},
             {"mac":"02:00:00:00:00:02","link":{"unix":{"fd":14}},"limits":{"receive":{"bytes_per_second":9}}}],
+    seeds
+}
+
+        "disks":[{"id":"root","file":{"fd":8},"read_only":true,"format":"raw","lock":false,"limits":{"ops_per_second":5,"burst_ops":1}}],
+        "nets":[{"mac":"02:00:00:00:00:01","tap":{"fd":9},"vhost":{"fd":10},"mtu":1500}],
         "console":{},"control":{"fd":11},"jail":{"uid":1000,"gid":1000}}"#,
     ])
 }

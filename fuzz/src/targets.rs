@@ -77,7 +77,7 @@ targets! {
     slots_state: holdfast_slots::store::fuzz_state, seeds::state, 16 * K;
     supervise_packet: holdfast_supervise::wire::fuzz_packet, seeds::supervise_packet, 8 * K;
     vmm_balloon: holdfast_vmm::virtio::balloon::fuzz_balloon, seeds::rings, 8 * K;
-    vmm_block: holdfast_vmm::virtio::block::fuzz_block, seeds::rings, 8 * K;
+    vmm_block: holdfast_vmm::virtio::block::fuzz_block, seeds::block_rings, 8 * K;
     vmm_config: holdfast_vmm::config::fuzz_config, seeds::vmm_config, 8 * K;
     vmm_config_space: holdfast_vmm::pci::config::fuzz_config_space, seeds::accesses, K;
     vmm_console: holdfast_vmm::virtio::console::fuzz_console, seeds::rings, 8 * K;
