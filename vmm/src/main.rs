@@ -26,7 +26,9 @@ The smallest useful configuration, guest console on stdout:
 and what can be added:
 
   \"cmdline\": \"console=hvc0 root=/dev/vda\",
-  \"disks\":   [{\"id\": \"root\", \"file\": {\"path\": \"root.img\"}, \"read_only\": true}],
+  \"disks\":   [{\"id\": \"root\", \"file\": {\"path\": \"root.img\"}, \"format\": \"raw\", \"read_only\": true, \"lock\": true,
+              \"limits\": {\"bytes_per_second\": 50000000, \"burst_bytes\": 5000000,
+                         \"ops_per_second\": 1000, \"burst_ops\": 100}}],
   \"nets\":    [{\"mac\": \"02:00:00:00:00:01\", \"tap\": {\"name\": \"tap0\"},
               \"vhost\": {\"path\": \"/dev/vhost-net\"}, \"queue_pairs\": 2, \"mtu\": 1500}],
               one queue pair for each vCPU at most; several inherited: {\"fds\": [N, M]}. A cable to another VM is
@@ -42,6 +44,9 @@ and what can be added:
 
 The kernel is an uncompressed ELF vmlinux or a bzImage. Every {\"path\": ..} may be {\"fd\": N}, a descriptor
 that the parent opened; then nothing is opened at all.
+
+A disk in use by another VM is refused, unless both have it read_only. Limits may be left out one by one; a burst
+is a tenth of a second's worth unless given.
 
 SIGTERM presses the guest's power button.
 

@@ -5,12 +5,14 @@ use std::io;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::time::Duration;
 
 use holdfast_links::{Tap, UnixLink, tap};
 use thiserror::Error;
 
-use crate::config::{FileRef, LinkRef, NetConfig, TapRef, UnixRef, VhostRef, VmConfig};
+use crate::config::{DiskConfig, FileRef, LinkRef, NetConfig, TapRef, UnixRef, VhostRef, VmConfig};
 use crate::control;
+use crate::virtio::block::lock;
 
 /// A file of the configuration cannot be used.
 #[derive(Debug, Error)]
@@ -64,8 +66,7 @@ impl Resources {
         let initrd = config.initrd.as_ref().map(|f| open("initrd", f, Mode::Read, "")).transpose()?;
         let mut disks = Vec::new();
         for disk in &config.disks {
-            let mode = if disk.read_only { Mode::Read } else { Mode::ReadWrite };
-            disks.push(open(&format!("disk {}", disk.id), &disk.file, mode, "")?);
+            disks.push(open_disk(disk, lock::PATIENCE)?);
         }
         let mut nets = Vec::new();
         for (n, net) in config.nets.iter().enumerate() {
@@ -134,6 +135,29 @@ fn open_path(path: &Path, mode: Mode) -> io::Result<File> {
         Mode::Append => options.append(true).create(true),
     };
     options.custom_flags(libc::O_CLOEXEC | libc::O_NOCTTY).open(path)
+}
+
+/// Opens an image and locks it, waiting for the lock as long as `patience`.
+fn open_disk(disk: &DiskConfig, patience: Duration) -> Result<File, ResourceError> {
+    let user = format!("disk {}", disk.id);
+    let mode = if disk.read_only { Mode::Read } else { Mode::ReadWrite };
+    let file = open(&user, &disk.file, mode, "")?;
+    if !disk.lock {
+        return Ok(file);
+    }
+    match lock::lock(&file, disk.read_only, patience) {
+        Ok(()) => Ok(file),
+        Err(e) => {
+            let (source, hint) = if e.kind() == io::ErrorKind::WouldBlock {
+                let hint =
+                    "; stop the VM that has it, or give it to all of them \"read_only\"; \"lock\": false does without";
+                (io::Error::other("another process or disk uses it"), hint)
+            } else {
+                (e, "; \"lock\": false does without")
+            };
+            Err(ResourceError { user, what: "lock", file: disk.file.to_string(), source, hint })
+        }
+    }
 }
 
 fn open_cable(user: &str, net: &NetConfig) -> Result<Cable, ResourceError> {
@@ -250,5 +274,20 @@ mod tests {
             let error = Resources::open(&config(change)).err().unwrap().to_string();
             assert!(words.iter().all(|word| error.contains(word)), "{words:?} not in {error:?}");
         }
+    }
+    #[test]
+    fn image_in_use_is_named_with_the_way_out_and_readers_share() {
+        let image = tempfile::NamedTempFile::new().unwrap();
+        let disk = |read_only| DiskConfig { read_only, ..DiskConfig::new("data", FileRef::Path(image.path().into())) };
+        let open_disk = |disk: &DiskConfig| open_disk(disk, Duration::ZERO);
+        let first = open_disk(&disk(true)).unwrap();
+        let second = open_disk(&disk(true)).unwrap();
+        let error = open_disk(&disk(false)).unwrap_err().to_string();
+        for word in ["disk data", "lock", image.path().to_str().unwrap(), "uses it", "stop the VM", "\"lock\": false"] {
+            assert!(error.contains(word), "{word:?} not in {error:?}");
+        }
+        let unlocked = open_disk(&DiskConfig { lock: false, ..disk(false) }).unwrap();
+        drop((first, second, unlocked));
+        open_disk(&disk(false)).unwrap();
     }
 }

@@ -186,7 +186,12 @@ fn make_devices(
 ) -> Result<Vec<Box<dyn Device>>, End> {
     let mut devices: Vec<Box<dyn Device>> = Vec::new();
     for (disk, file) in config.disks.iter().zip(disks) {
-        let options = BlockOptions { id: disk.id.clone(), read_only: disk.read_only, ..BlockOptions::default() };
+        let options = BlockOptions {
+            id: disk.id.clone(),
+            image: disk.format,
+            read_only: disk.read_only,
+            limits: disk.limits.unwrap_or_default(),
+        };
         let block = Block::new(options, file)
             .map_err(|e| End::new(ExitClass::Resource, format!("disk {}: {}: {e}", disk.id, disk.file)))?;
         devices.push(Box::new(block));

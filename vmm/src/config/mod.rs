@@ -15,6 +15,8 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::rate::Limits;
+
 /// Largest accepted JSON text, in bytes.
 pub const MAX_CONFIG_BYTES: usize = 256 * 1024;
 /// Most vCPUs of one VM. APIC ids must fit the 8-bit field of the MADT.
@@ -312,6 +314,14 @@ fn range(field: &str, found: &dyn fmt::Display, expected: &str, ok: bool) -> Res
     Err(ConfigError::Range { field: field.into(), found: found.to_string(), expected: expected.into() })
 }
 
+/// Checks the rate limits of a device.
+fn check_limits(name: &str, limits: Option<&Limits>) -> Result<(), ConfigError> {
+    match limits.and_then(Limits::fault) {
+        None => Ok(()),
+        Some(fault) => range(&format!("{name}.{}", fault.field), &fault.found, &fault.expected, false),
+    }
+}
+
 fn default_kvm() -> FileRef {
     FileRef::Path("/dev/kvm".into())
 }
@@ -355,13 +365,14 @@ mod tests {
         assert_eq!(config.console.as_ref().unwrap().output, FileRef::Fd(1));
         assert_eq!(config.balloon, Some(BalloonConfig::default()));
         assert!(config.rng && config.jail.as_ref().unwrap().pid_namespace);
+        assert!(config.disks[0].lock && config.disks[0].limits.is_none());
         assert_eq!(VmConfig::from_json(&config.to_json()).unwrap(), config);
     }
 
     #[test]
     fn faults_name_the_field() {
         type Change = Box<dyn Fn(&mut serde_json::Value)>;
-        let cases: [(&str, Change); 14] = [
+        let cases: [(&str, Change); 18] = [
             ("vcpus", Box::new(|v| v["vcpus"] = 0.into())),
             ("memory_mib", Box::new(|v| v["memory_mib"] = 0.into())),
             ("name", Box::new(|v| v["name"] = "".into())),
@@ -376,6 +387,16 @@ mod tests {
             ("free", Box::new(|v| v["balloon"]["free"] = true.into())),
             ("colour", Box::new(|v| v["colour"] = "blue".into())),
             ("fd 8", Box::new(|v| v["nets"][0]["tap"]["fd"] = 8.into())),
+            ("vmdk", Box::new(|v| v["disks"][0]["format"] = "vmdk".into())),
+            (
+                "disks[0].limits.ops_per_second is 0",
+                Box::new(|v| v["disks"][0]["limits"] = serde_json::json!({"ops_per_second": 0})),
+            ),
+            (
+                "disks[0].limits.burst_bytes is alone, expected to come with bytes_per_second",
+                Box::new(|v| v["disks"][0]["limits"] = serde_json::json!({"burst_bytes": 5})),
+            ),
+            ("speed", Box::new(|v| v["disks"][0]["limits"] = serde_json::json!({"speed": 5}))),
         ];
         for (needle, change) in cases {
             let error = with(change).unwrap_err().to_string();
