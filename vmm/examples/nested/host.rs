@@ -107,6 +107,13 @@ impl Lines {
         Self(lines)
     }
 
+    /// What is still to come until the writer has ended.
+    pub fn rest(&self) -> Vec<String> {
+        let deadline = Instant::now() + GUEST_TIMEOUT;
+        let next = || self.0.recv_timeout(deadline.saturating_duration_since(Instant::now())).ok();
+        std::iter::from_fn(next).collect()
+    }
+
     /// The rest of the first line that starts with `word`.
     pub fn wait(&self, word: &str) -> Outcome {
         let deadline = Instant::now() + GUEST_TIMEOUT;

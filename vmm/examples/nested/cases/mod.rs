@@ -1,6 +1,7 @@
 //! The scenarios. A file holds one subject: `SCENARIOS` run on the host, `ROLES` are played by its guests.
 
 mod balloon;
+mod disk;
 mod faults;
 mod hostile;
 mod lifecycle;
@@ -18,9 +19,10 @@ pub const SCENARIOS: &[&[Scenario]] = &[
     net::SCENARIOS,
     vsock::SCENARIOS,
     balloon::SCENARIOS,
+    disk::SCENARIOS,
     hostile::SCENARIOS,
     faults::SCENARIOS,
 ];
 /// Everything a guest can be.
 pub const ROLES: &[&[Role]] =
-    &[lifecycle::ROLES, whole::ROLES, net::ROLES, vsock::ROLES, balloon::ROLES, hostile::ROLES];
+    &[lifecycle::ROLES, whole::ROLES, net::ROLES, vsock::ROLES, balloon::ROLES, disk::ROLES, hostile::ROLES];
