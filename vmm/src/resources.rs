@@ -7,7 +7,8 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::Duration;
 
-use holdfast_links::{Tap, UnixLink, tap};
+use holdfast_links::tap::{self, TapError};
+use holdfast_links::{Tap, UnixLink};
 use thiserror::Error;
 
 use crate::config::{DiskConfig, FileRef, LinkRef, NetConfig, TapRef, UnixRef, VhostRef, VmConfig};
@@ -167,12 +168,10 @@ fn open_cable(user: &str, net: &NetConfig) -> Result<Cable, ResourceError> {
     }
     let taps = match &net.tap {
         Some(TapRef::Name(name)) => {
-            let hint =
-                "; make it with `ip tuntap add NAME mode tap vnet_hdr` (and multi_queue for several queue pairs)";
-            let fail = |source| resource(user, "attach to tap", name.clone(), source, hint);
-            let fds = tap::attach(name, net.queue_pairs).map_err(|e| fail(io::Error::other(e)))?;
+            let fail = |hint| move |source| resource(user, "attach to tap", name.clone(), source, hint);
+            let fds = tap::attach(name, net.queue_pairs).map_err(|e| fail(way_out(&e))(io::Error::other(e)))?;
             let adopted: io::Result<Vec<Tap>> = fds.into_iter().map(|fd| Tap::adopt(fd, net.queue_pairs > 1)).collect();
-            adopted.map_err(fail)?
+            adopted.map_err(fail(""))?
         }
         Some(TapRef::Fd(fd)) => vec![adopt_tap(user, *fd, false)?],
         Some(TapRef::Fds(fds)) => {
@@ -189,6 +188,17 @@ fn open_cable(user: &str, net: &NetConfig) -> Result<Cable, ResourceError> {
         Some(VhostRef::Fds(fds)) => fds.iter().map(|fd| open_vhost(&FileRef::Fd(*fd))).collect(),
     };
     Ok(Cable::Tap(taps, vhosts?))
+}
+
+fn way_out(e: &TapError) -> &'static str {
+    match e {
+        TapError::Absent { .. } => "; make it with `ip tuntap add NAME mode tap vnet_hdr`",
+        TapError::Kind { .. } => {
+            "; it must be a tap, made with `multi_queue` for several queue pairs and without for one"
+        }
+        TapError::Busy { .. } => "; end that program, or give this VM a tap of its own",
+        TapError::Io { .. } => "; attaching to another user's tap needs CAP_NET_ADMIN",
+    }
 }
 
 fn adopt_tap(user: &str, fd: RawFd, multi_queue: bool) -> Result<Tap, ResourceError> {

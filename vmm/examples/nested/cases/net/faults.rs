@@ -42,7 +42,7 @@ pub(super) fn unusable_cables() -> Outcome {
     host_tap::create("tap-one", 1000, false).map_err(text)?;
     let cases: Vec<Case> = vec![
         (vec![], named("tap-none"), &["net0", "tap-none", "does not exist", "ip tuntap"]),
-        (vec![], named("tap-held"), &["net0", "tap-held", "another program is attached"]),
+        (vec![], named("tap-held"), &["net0", "tap-held", "another program is attached", "a tap of its own"]),
         (vec![], NetConfig { queue_pairs: 2, ..named("tap-one") }, &["net0", "tap-one", "another kind", "multi_queue"]),
         (vec![], named("lo"), &["net0", "lo", "another kind"]),
         (
