@@ -184,9 +184,13 @@ fn deactivated_it_stops_and_activated_it_has_its_data(world: &mut World) -> Resu
 
 fn the_app_comes_back_without_a_controller(world: &mut World) -> Result<()> {
     let counted = count(world)?;
+    let confirmed = confirmed_blocks(world)?;
     world.stop_controller();
+    // In the middle of its writing.
     world.power_cycle()?;
     world.http_get("/health", boot_limit())?;
+    let newest = world.http_get(&format!("/journal/verify?confirmed={confirmed}"), soon())?;
+    eprintln!("blocks: generation {confirmed} was confirmed, {} is the newest after the power cut", newest.trim());
     // The last count may have been lost with the power: its rename waits for the file system's next commit.
     let now = count(world)?;
     ensure!(now == counted || now == counted + 1, "the app counted {counted} before the power cut and {now} after it");
@@ -197,6 +201,17 @@ fn the_app_comes_back_without_a_controller(world: &mut World) -> Result<()> {
     world.wait_device_info("a boot after a power cut", soon(), |d| d.last_boot_reason() == BootReason::PowerFail)?;
     ensure!(world.attestation()?.accepted, "the second boot attests like the first");
     Ok(())
+}
+
+/// Has the app write blocks and sync them; the last generation that it says is on its disk. It goes on writing.
+fn confirmed_blocks(world: &mut World) -> Result<u64> {
+    const ENOUGH: u64 = 20;
+    world.http_get("/journal/start", soon())?;
+    world.until("the app to have confirmed its blocks", soon(), |world| {
+        let Ok((200, text)) = world.http_once("/journal") else { return Ok(None) };
+        let confirmed: u64 = text.trim().parse()?;
+        Ok((confirmed >= ENOUGH).then_some(confirmed))
+    })
 }
 
 fn a_deleted_app_is_gone(world: &mut World) -> Result<()> {

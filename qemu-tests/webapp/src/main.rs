@@ -12,11 +12,17 @@
 //! | `/env?name=N` | the environment variable, 404 if it is not set |
 //! | `/count` | adds one to the counter file and shows it |
 //! | `/exit?code=N` | answers, then ends with this code |
+//! | `/journal/start` | begins to write blocks, generation after generation |
+//! | `/journal` | the last generation that fsync has confirmed |
+//! | `/journal/verify?confirmed=N` | the newest generation in the file, 500 if anything up to N is missing or broken |
 //!
 //! SIGTERM ends it at once: the default action is kept, there is nothing to tidy up.
 //!
 //! Settings come from the environment: `PORT` (80), `DATA_DIR` (`/var/lib/webapp`), `GREETING`, `APP_NAME`.
 
+mod journal;
+
+use journal::Journal;
 use std::fmt::Write as _;
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -77,6 +83,7 @@ struct App {
     connections: AtomicU64,
     counter_path: PathBuf,
     counter: Mutex<()>,
+    journal: Arc<Journal>,
 }
 
 /// What goes back.
@@ -105,6 +112,7 @@ impl App {
             started: Instant::now(),
             requests: AtomicU64::new(0),
             connections: AtomicU64::new(0),
+            journal: Journal::new(counter_path.with_file_name("journal")),
             counter_path,
             counter: Mutex::new(()),
         }
@@ -178,7 +186,24 @@ impl App {
                 Some(Ok(code)) => Answer { exit: Some(code), ..Answer::new(200, "bye\n") },
                 Some(Err(_)) => Answer::new(400, "code: expected 0 to 255\n"),
             },
-            _ => Answer::new(404, "no such page; there are /, /health, /env?name=, /count, /exit?code=\n"),
+            "/journal" => Answer::new(200, format!("{}\n", self.journal.confirmed())),
+            "/journal/start" => self.of_journal(self.journal.start().map(|()| "started".into())),
+            "/journal/verify" => match parameter(query, "confirmed").map(str::parse) {
+                Some(Ok(confirmed)) => self.of_journal(self.journal.verify(confirmed).map(|newest| newest.to_string())),
+                _ => Answer::new(400, "confirmed: expected a number\n"),
+            },
+            _ => Answer::new(
+                404,
+                "no such page; there are /, /health, /env?name=, /count, /exit?code=, /journal, /journal/start, \
+                 /journal/verify?confirmed=\n",
+            ),
+        }
+    }
+
+    fn of_journal(&self, outcome: io::Result<String>) -> Answer {
+        match outcome {
+            Ok(text) => Answer::new(200, format!("{text}\n")),
+            Err(error) => Answer::new(500, format!("{}: {error}\n", self.journal.path().display())),
         }
     }
 
@@ -285,6 +310,9 @@ mod tests {
         assert_eq!(app.answer("GET", "/exit?code=700").status, 400);
         assert_eq!(app.answer("POST", "/").status, 405);
         assert_eq!(app.answer("GET", "/nothing").status, 404);
+        assert_eq!(app.answer("GET", "/journal").text, "0\n");
+        assert_eq!(app.answer("GET", "/journal/verify?confirmed=x").status, 400);
+        assert_eq!(app.answer("GET", "/journal/verify?confirmed=1").status, 500, "there is no file");
     }
 
     #[test]
