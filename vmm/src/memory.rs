@@ -13,6 +13,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU16;
 
 use thiserror::Error;
 use vm_memory::mmap::MmapRegionBuilder;
@@ -84,10 +85,50 @@ pub fn host_slice(ram: &GuestRam, addr: GuestAddress, len: usize) -> Option<Vola
     ram.get_slice(addr, len).ok()
 }
 
+/// Host address of `len` bytes at `addr`, or `None` when any byte of it is not RAM of one region. Valid while `ram` lives.
+#[inline]
+pub fn host_pointer(ram: &GuestRam, addr: u64, len: usize) -> Option<*mut u8> {
+    // One region, or two above 3 GiB: a search costs more.
+    ram.iter().find_map(|region| {
+        let offset = addr.checked_sub(region.start_addr().raw_value())?;
+        let inside = offset.checked_add(len as u64)? <= region.len();
+        inside.then(|| region.as_ptr().wrapping_add(offset as usize))
+    })
+}
+
+/// The 16-bit index at `addr`, which both sides change, or `None` when it is not RAM or not aligned.
+#[inline]
+pub fn index(ram: &GuestRam, addr: u64) -> Option<&AtomicU16> {
+    let at = host_pointer(ram, addr, size_of::<u16>())?.cast::<u16>();
+    // SAFETY: mapped while `ram` lives, aligned, and never accessed but atomically: what else is read there is a hostile
+    // driver's own doing, and then any value will do.
+    at.is_aligned().then(|| unsafe { AtomicU16::from_ptr(at) })
+}
+
+/// `N` bytes at `addr`, read once, or `None` when they are not RAM of one region.
+#[inline]
+pub fn load<const N: usize>(ram: &GuestRam, addr: u64) -> Option<[u8; N]> {
+    let at = host_pointer(ram, addr, N)?;
+    // SAFETY: all N bytes are mapped while `ram` lives, and a byte array needs no alignment. The guest may write meanwhile,
+    // hence volatile: what is read here is looked at no second time.
+    Some(unsafe { at.cast::<[u8; N]>().read_volatile() })
+}
+
+/// Writes `bytes` at `addr`; `false` when they are not RAM of one region.
+#[inline]
+pub fn store<const N: usize>(ram: &GuestRam, addr: u64, bytes: [u8; N]) -> bool {
+    let Some(at) = host_pointer(ram, addr, N) else {
+        return false;
+    };
+    // SAFETY: as in `load`.
+    unsafe { at.cast::<[u8; N]>().write_volatile(bytes) };
+    true
+}
+
 /// An `iovec` for `len` bytes of guest memory at `addr`. The pointer is valid while `ram` lives.
 pub fn host_iovec(ram: &GuestRam, addr: GuestAddress, len: usize) -> Option<libc::iovec> {
-    let slice = host_slice(ram, addr, len)?;
-    Some(libc::iovec { iov_base: slice.ptr_guard_mut().as_ptr().cast(), iov_len: len })
+    let base = host_pointer(ram, addr.raw_value(), len)?;
+    Some(libc::iovec { iov_base: base.cast(), iov_len: len })
 }
 
 #[cfg(test)]
@@ -99,6 +140,22 @@ mod tests {
         assert_eq!(ram_ranges(128), vec![(0, 128 << 20)]);
         assert_eq!(ram_ranges(3072), vec![(0, 0xC000_0000)]);
         assert_eq!(ram_ranges(4096), vec![(0, 0xC000_0000), (HIGH_RAM_START, 1 << 30)]);
+    }
+
+    #[test]
+    fn bytes_are_loaded_and_stored_inside_ram_only() {
+        let ram = GuestRam::from_ranges(&[(GuestAddress(0), 0x1000), (GuestAddress(0x4000), 0x1000)]).unwrap();
+        assert!(store(&ram, 0x4ffe, [1, 2]) && store(&ram, 0xfff, [3]));
+        assert_eq!((load(&ram, 0x4ffe), load(&ram, 0xfff)), (Some([1, 2]), Some([3])));
+        for addr in [0xfff, 0x1000, 0x3fff, 0x4fff, 0x5000, u64::MAX, u64::MAX - 1] {
+            assert!(load::<2>(&ram, addr).is_none() && !store(&ram, addr, [9, 9]), "{addr:#x}");
+            assert_eq!(host_pointer(&ram, addr, 2).is_some(), host_slice(&ram, GuestAddress(addr), 2).is_some());
+        }
+        assert_eq!((load(&ram, 0x4fff), load(&ram, 0xfff)), (Some([2]), Some([3])));
+        assert_eq!(host_pointer(&ram, 0, usize::MAX), None);
+        index(&ram, 0x4ffe).unwrap().store(0x1234, std::sync::atomic::Ordering::Release);
+        assert_eq!(load(&ram, 0x4ffe), Some(0x1234u16.to_ne_bytes()));
+        assert!(index(&ram, 0x4fff).is_none() && index(&ram, 1).is_none());
     }
 
     #[test]

@@ -5,9 +5,8 @@
 
 use thiserror::Error;
 use virtio_bindings::bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
-use virtio_queue::desc::split::Descriptor;
 
-use crate::memory::{Address, Bytes, GuestAddress, GuestRam, host_iovec, host_slice};
+use crate::memory::{Bytes, GuestAddress, GuestRam, host_iovec, host_pointer, load};
 
 const DESC_BYTES: u64 = 16;
 
@@ -140,30 +139,26 @@ impl Chain {
             }
             seen += 1;
             let addr = table.wrapping_add(u64::from(index) * DESC_BYTES);
-            let desc: Descriptor =
-                ram.read_obj(GuestAddress(addr)).map_err(|_| RingFault::Ring { what: "descriptor table", addr })?;
-            let flags = u32::from(desc.flags());
+            let desc = Descriptor::load(ram, addr).ok_or(RingFault::Ring { what: "descriptor table", addr })?;
+            let flags = u32::from(desc.flags);
             if flags & VRING_DESC_F_INDIRECT != 0 {
                 if indirect || flags & VRING_DESC_F_NEXT != 0 {
                     return Err(RingFault::Indirect);
                 }
-                let entries = desc.len() / DESC_BYTES as u32;
-                if !desc.len().is_multiple_of(DESC_BYTES as u32) || !(1..=0x8000).contains(&entries) {
-                    return Err(RingFault::IndirectSize { bytes: desc.len() });
+                let entries = desc.len / DESC_BYTES as u32;
+                if !desc.len.is_multiple_of(DESC_BYTES as u32) || !(1..=0x8000).contains(&entries) {
+                    return Err(RingFault::IndirectSize { bytes: desc.len });
                 }
-                (table, size, index, seen, indirect) = (desc.addr().raw_value(), entries, 0, 0, true);
+                (table, size, index, seen, indirect) = (desc.addr, entries, 0, 0, true);
                 continue;
             }
-            let segment = Segment { addr: desc.addr().raw_value(), len: desc.len() };
+            let segment = Segment { addr: desc.addr, len: desc.len };
             bytes += u64::from(segment.len);
             if bytes > u64::from(u32::MAX) {
                 return Err(RingFault::TooLong);
             }
-            if segment.len > 0 {
-                let inside = host_slice(ram, GuestAddress(segment.addr), segment.len as usize).is_some();
-                if !inside {
-                    return Err(RingFault::Buffer { addr: segment.addr, len: segment.len });
-                }
+            if segment.len > 0 && host_pointer(ram, segment.addr, segment.len as usize).is_none() {
+                return Err(RingFault::Buffer { addr: segment.addr, len: segment.len });
             }
             if flags & VRING_DESC_F_WRITE != 0 {
                 self.writable.push(segment);
@@ -175,8 +170,28 @@ impl Chain {
             if flags & VRING_DESC_F_NEXT == 0 {
                 return Ok(());
             }
-            index = u32::from(desc.next());
+            index = u32::from(desc.next);
         }
+    }
+}
+
+/// A descriptor (virtio 1.3 §2.7.5): addr le64 @0, len le32 @8, flags le16 @12, next le16 @14.
+struct Descriptor {
+    addr: u64,
+    len: u32,
+    flags: u16,
+    next: u16,
+}
+
+impl Descriptor {
+    fn load(ram: &GuestRam, addr: u64) -> Option<Self> {
+        let [a0, a1, a2, a3, a4, a5, a6, a7, l0, l1, l2, l3, f0, f1, n0, n1] = load(ram, addr)?;
+        Some(Self {
+            addr: u64::from_le_bytes([a0, a1, a2, a3, a4, a5, a6, a7]),
+            len: u32::from_le_bytes([l0, l1, l2, l3]),
+            flags: u16::from_le_bytes([f0, f1]),
+            next: u16::from_le_bytes([n0, n1]),
+        })
     }
 }
 

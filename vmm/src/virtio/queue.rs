@@ -2,14 +2,14 @@
 
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU16, Ordering, fence};
 
 use virtio_queue::{Queue, QueueT};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::chain::{Chain, RingFault};
 use super::interrupt::Interrupts;
-use crate::memory::{Bytes, GuestAddress, GuestRam};
+use crate::memory::{self, GuestAddress, GuestRam, load, store};
 
 /// An enabled virtqueue.
 #[derive(Debug)]
@@ -20,8 +20,8 @@ pub struct VirtQueue {
     ram: Arc<GuestRam>,
     kick: Arc<EventFd>,
     interrupts: Arc<Interrupts>,
-    /// Chains were given back since the last [`VirtQueue::notify`].
-    pushed: bool,
+    /// Position of the used ring at the last [`VirtQueue::notify`].
+    told: u16,
 }
 
 impl VirtQueue {
@@ -48,7 +48,8 @@ impl VirtQueue {
                 return Err(RingFault::Ring { what, addr });
             }
         }
-        Ok(Self { index, queue, ram, kick, interrupts, pushed: false })
+        let told = queue.next_used();
+        Ok(Self { index, queue, ram, kick, interrupts, told })
     }
 
     /// The guest's RAM.
@@ -93,8 +94,7 @@ impl VirtQueue {
     /// [`RingFault`] when the driver broke a rule; the queue must not be used again.
     pub fn pop(&mut self, chain: &mut Chain) -> Result<bool, RingFault> {
         let size = self.queue.size();
-        let ring = |_| RingFault::Ring { what: "available ring", addr: self.queue.avail_ring() };
-        let avail = self.queue.avail_idx(&*self.ram, Ordering::Acquire).map_err(ring)?.0;
+        let avail = u16::from_le(self.avail_word(2)?.load(Ordering::Acquire));
         let next = self.queue.next_avail();
         let ahead = avail.wrapping_sub(next);
         if ahead == 0 {
@@ -104,11 +104,8 @@ impl VirtQueue {
             return Err(RingFault::AvailIndex { ahead, size });
         }
         let slot = self.queue.avail_ring() + 4 + 2 * u64::from(next % size);
-        let head: u16 = self
-            .ram
-            .read_obj(GuestAddress(slot))
-            .map_err(|_| RingFault::Ring { what: "available ring", addr: slot })?;
-        let head = u16::from_le(head);
+        let head = load(&self.ram, slot).ok_or(RingFault::Ring { what: "available ring", addr: slot })?;
+        let head = u16::from_le_bytes(head);
         if head >= size {
             return Err(RingFault::Head { head, size });
         }
@@ -127,9 +124,17 @@ impl VirtQueue {
     /// # Errors
     /// When the used ring is not RAM any more (it always is).
     pub fn push(&mut self, head: u16, written: u32) -> Result<(), RingFault> {
-        let addr = self.queue.used_ring();
-        self.pushed = true;
-        self.queue.add_used(&*self.ram, head, written).map_err(|_| RingFault::Ring { what: "used ring", addr })
+        let (size, next) = (self.queue.size(), self.queue.next_used());
+        // virtio 1.3 §2.7.8: id le32, len le32.
+        let [[i0, i1, i2, i3], [l0, l1, l2, l3]] = [u32::from(head).to_le_bytes(), written.to_le_bytes()];
+        let addr = self.queue.used_ring() + 4 + 8 * u64::from(next % size);
+        if !store(&self.ram, addr, [i0, i1, i2, i3, l0, l1, l2, l3]) {
+            return Err(RingFault::Ring { what: "used ring", addr });
+        }
+        let next = next.wrapping_add(1);
+        self.used_word(2)?.store(next.to_le(), Ordering::Release);
+        self.queue.set_next_used(next);
+        Ok(())
     }
 
     /// Interrupts the driver if it wants to know of the pushes so far.
@@ -137,16 +142,38 @@ impl VirtQueue {
     /// # Errors
     /// As [`VirtQueue::push`].
     pub fn notify(&mut self) -> Result<(), RingFault> {
-        if !std::mem::take(&mut self.pushed) {
+        let (used, size) = (self.queue.next_used(), u64::from(self.queue.size()));
+        let pushed = used.wrapping_sub(std::mem::replace(&mut self.told, used));
+        if pushed == 0 {
             return Ok(());
         }
-        let addr = self.queue.avail_ring();
-        let wanted =
-            self.queue.needs_notification(&*self.ram).map_err(|_| RingFault::Ring { what: "available ring", addr })?;
+        // §2.7.7.2: used entries are written before the driver's wish is read.
+        fence(Ordering::SeqCst);
+        let wanted = if self.queue.event_idx_enabled() {
+            let event = u16::from_le(self.avail_word(4 + 2 * size)?.load(Ordering::Relaxed));
+            used.wrapping_sub(event).wrapping_sub(1) < pushed
+        } else {
+            // VIRTQ_AVAIL_F_NO_INTERRUPT
+            u16::from_le(self.avail_word(0)?.load(Ordering::Relaxed)) & 1 == 0
+        };
         if wanted {
             self.interrupts.queue(self.index);
         }
         Ok(())
+    }
+
+    /// The 16-bit word at `offset` of the available ring: 0 flags, 2 index, behind the entries the driver's event index.
+    #[inline]
+    fn avail_word(&self, offset: u64) -> Result<&AtomicU16, RingFault> {
+        let addr = self.queue.avail_ring() + offset;
+        memory::index(&self.ram, addr).ok_or(RingFault::Ring { what: "available ring", addr })
+    }
+
+    /// The 16-bit word at `offset` of the used ring.
+    #[inline]
+    fn used_word(&self, offset: u64) -> Result<&AtomicU16, RingFault> {
+        let addr = self.queue.used_ring() + offset;
+        memory::index(&self.ram, addr).ok_or(RingFault::Ring { what: "used ring", addr })
     }
 
     /// Asks for a doorbell at the next request. `true` when one is there already.

@@ -11,6 +11,7 @@ use super::Block;
 use super::device::SEG_MAX;
 use super::engine::{DEPTH, Done, Job, Op};
 use super::request::Request;
+use crate::memory::store;
 use crate::virtio::chain::{Chain, Segment, copy_to, iovecs, window};
 use crate::virtio::queue::VirtQueue;
 use crate::virtio::{ActiveDevice, Device, DeviceFault, DeviceStats, Progress, Source};
@@ -190,7 +191,8 @@ impl ActiveBlock {
     /// Gives a request back to the driver.
     fn finish(&mut self, pending: &Pending, status: u32) -> Result<(), DeviceFault> {
         let good = status == VIRTIO_BLK_S_OK;
-        copy_to(self.queue.ram(), &[pending.status], &[status as u8]);
+        // In RAM, since its chain was read.
+        store(self.queue.ram(), pending.status.addr, [status as u8]);
         match pending.op {
             _ if !good => self.stats.errors += 1,
             Op::Read => {
@@ -263,10 +265,9 @@ impl ActiveDevice for ActiveBlock {
         sources
     }
 
-    fn ready(&mut self, token: u8) -> Result<Progress, DeviceFault> {
-        if token == KICK {
-            self.queue.take_kick();
-        }
+    fn ready(&mut self, _token: u8) -> Result<Progress, DeviceFault> {
+        // The doorbell is watched for edges, and each ring is one whether or not the last was read: a read would be one
+        // system call more for each batch.
         self.serve()
     }
 

@@ -14,7 +14,7 @@ use virtio_bindings::bindings::virtio_blk::{
 };
 
 use super::format::SECTOR;
-use crate::memory::GuestRam;
+use crate::memory::{GuestRam, load};
 use crate::virtio::chain::{Chain, RingFault, Segment, copy_from, window};
 
 /// Bytes of the header.
@@ -54,8 +54,7 @@ impl Request {
         if readable < HEADER || writable < 1 {
             return Err(chain.shape_fault("a block request is a 16-byte header, data and a status byte"));
         }
-        let mut header = [0u8; HEADER as usize];
-        copy_from(ram, &chain.readable, &mut header);
+        let header = header(ram, chain);
         let (kind, sector) = (le32(&header, 0), le64(&header, 8));
         let whole = |bytes: u64| bytes > 0 && bytes.is_multiple_of(SECTOR);
         let (to_guest, from_guest) = (writable - 1, readable - HEADER);
@@ -113,6 +112,19 @@ impl Request {
         };
         window(list, skip, self.data_bytes())
     }
+}
+
+/// The first bytes of the readable part, usually one buffer.
+fn header(ram: &GuestRam, chain: &Chain) -> [u8; HEADER as usize] {
+    if let Some(first) = chain.readable.first()
+        && u64::from(first.len) >= HEADER
+        && let Some(header) = load(ram, first.addr)
+    {
+        return header;
+    }
+    let mut header = [0u8; HEADER as usize];
+    copy_from(ram, &chain.readable, &mut header);
+    header
 }
 
 fn le32(bytes: &[u8], at: usize) -> u32 {
