@@ -25,7 +25,7 @@ enum Task {
     Run(demo::RunArgs),
     /// Run every test, unit and scenario; the last line is "N passed, N failed".
     Test(tests::TestArgs),
-    /// Measure boot times, memory and sizes; print a table that names the machine and the method.
+    /// Measure boot times, memory and sizes of the device, or the VMM (`bench vmm`); the table names machine and method.
     Bench(bench::BenchArgs),
     /// Write the image to a disk of this machine, with your controller's settings in its SITE partition.
     Flash(flash::FlashArgs),

@@ -67,6 +67,20 @@ pub fn build() -> Result<Programs> {
     build_in(&root(), &target_dir())
 }
 
+/// The VMM alone, as the image has it.
+///
+/// # Errors
+/// As [`build_in`].
+pub fn build_vmm() -> Result<PathBuf> {
+    let statics = cargo(
+        &root(),
+        &target_dir().join("device-static"),
+        &[("holdfast-vmm", "vmm")],
+        "-C target-feature=+crt-static",
+    )?;
+    Ok(statics.join("vmm"))
+}
+
 /// The tree's target folder, or `$CARGO_TARGET_DIR`.
 pub fn target_dir() -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)

@@ -57,6 +57,11 @@ fn cmdline_word(name: &str) -> String {
     quoted.or(plain).unwrap_or_default().trim().to_string()
 }
 
+/// Prints the value of one run of a figure; `cargo xtask bench vmm` collects them.
+pub fn figure(name: &str, value: f64, unit: &str) {
+    println!("nested: figure\t{name}\t{value:.3}\t{unit}");
+}
+
 /// A VM of the guest kernel with both of our programs, playing `role`.
 pub fn config(name: &str, role: &str) -> VmConfig {
     let mut config = VmConfig::new(name, FileRef::Path(KERNEL.into()));

@@ -32,7 +32,7 @@ pub fn set_up() {
 
 fn console() -> Option<&'static mut Console> {
     // SAFETY: one processor, and no caller keeps the reference across a call to another.
-    unsafe { (*(&raw mut OUTPUT)).as_mut() }
+    unsafe { (&raw mut OUTPUT).as_mut() }.and_then(Option::as_mut)
 }
 
 /// One line that is sent when it is dropped.

@@ -3,7 +3,7 @@
 use holdfast_vmm::config::{NetConfig, TapRef, VhostRef};
 
 use super::{Guest, iperf, round_trip, tap, vhost, without_iperf};
-use crate::host::Outcome;
+use crate::host::{Outcome, figure};
 
 /// The guest's address in words.
 const GUEST: &str = "10.9.0.2";
@@ -30,6 +30,9 @@ pub(super) fn host_and_guest() -> Outcome {
     let vhost = path("net-vhost", true)?;
     let mut ratios = String::new();
     for ((way, _), (vhost, user)) in FLOWS.iter().zip(vhost.per_cpu.iter().zip(&user.per_cpu)) {
+        figure(&format!("{way}, bytes for each CPU second, user space"), user.0, "MB/CPU s");
+        figure(&format!("{way}, bytes for each CPU second, vhost-net"), vhost.0, "MB/CPU s");
+        figure(&format!("{way}, bytes for each CPU second, vhost-net to user space"), vhost.0 / user.0, "");
         ratios += &format!(" {way}: data path {:.2}x, process {:.2}x;", vhost.0 / user.0, vhost.1 / user.1);
     }
     let note =

@@ -1,17 +1,28 @@
-//! `cargo xtask bench`: figures of the device, measured, with machine and method named.
+//! `cargo xtask bench`: figures of the device, and with `vmm` of the VMM, measured, with machine and method named.
+
+mod vmm;
 
 use crate::workspace::{out, root};
 use crate::{images, packages, programs};
 use anyhow::{Context, Result};
-use clap::Args;
+use clap::{Args, Subcommand};
 use std::process::{Command, ExitCode};
 
 /// Options of `bench`.
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct BenchArgs {
+    #[command(subcommand)]
+    what: Option<What>,
     /// Boots to measure; the table shows minimum, median and maximum.
     #[arg(long, value_name = "NUMBER", default_value_t = 3)]
     runs: u32,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// Measure the VMM by itself and write docs/bench-vmm.md: the figures it has to reach, and what else was measured.
+    Vmm(vmm::VmmArgs),
 }
 
 /// Measures.
@@ -19,6 +30,9 @@ pub struct BenchArgs {
 /// # Errors
 /// What could not be built or started.
 pub fn run(args: &BenchArgs) -> Result<ExitCode> {
+    if let Some(What::Vmm(args)) = &args.what {
+        return vmm::run(args);
+    }
     packages::ensure(packages::Need::Run)?;
     println!("{}", images::build_test_set()?);
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
