@@ -13,9 +13,9 @@
 //!
 //! Modules in reading order: [`config`] (what a VM is made of), [`vm`] (builds and runs it), [`memory`], [`boot`]
 //! (kernel, CPU state, ACPI), [`vcpu`], [`bus`], [`pci`], [`irq`], [`virtio`] (the device contract, then one folder per
-//! device), [`rate`] (token buckets), [`event_loop`], [`platform`] (power, serial port), [`control`] (the socket to the
-//! agent), [`jail`], [`signal`] (SIGTERM is the power button), [`resources`] (opens or adopts every file), [`exit`]
-//! (exit codes).
+//! device), [`rate`] (token buckets), [`event_loop`], [`terminal`] (the host's side of consoles), [`platform`] (power,
+//! serial port), [`control`] (the socket to the agent), [`jail`], [`signal`] (SIGTERM is the power button), [`random`],
+//! [`resources`] (opens or adopts every file), [`exit`] (exit codes).
 
 pub mod boot;
 pub mod bus;
@@ -26,12 +26,13 @@ pub mod exit;
 pub mod irq;
 pub mod jail;
 pub mod memory;
-pub mod output;
 pub mod pci;
 pub mod platform;
+pub mod random;
 pub mod rate;
 pub mod resources;
 pub mod signal;
+pub mod terminal;
 pub mod vcpu;
 pub mod virtio;
 pub mod vm;

@@ -40,10 +40,12 @@ pub struct Resources {
     pub nets: Vec<Cable>,
     /// `/dev/vhost-vsock`.
     pub vsock: Option<File>,
-    /// Console output and input.
-    pub console: Option<(OwnedFd, Option<OwnedFd>)>,
-    /// Serial port output.
-    pub serial: Option<OwnedFd>,
+    /// The console's ends.
+    pub console: Option<ConsoleFiles>,
+    /// The ends of its further ports, in config order.
+    pub ports: Vec<ConsoleFiles>,
+    /// The serial port's ends.
+    pub serial: Option<ConsoleFiles>,
     /// Listening control socket.
     pub control: Option<OwnedFd>,
 }
@@ -78,15 +80,14 @@ impl Resources {
             Some(vsock) => Some(open("vsock", &vsock.vhost, Mode::ReadWrite, hint)?),
             None => None,
         };
-        let console = match &config.console {
-            None => None,
-            Some(console) => {
-                let output = open("console", &console.output, Mode::Append, "")?.into();
-                let input = console.input.as_ref().map(|f| open("console", f, Mode::Read, "")).transpose()?;
-                Some((output, input.map(OwnedFd::from)))
-            }
-        };
-        let serial = config.serial.as_ref().map(|s| open("serial", &s.output, Mode::Append, "")).transpose()?;
+        let mut ports = Vec::new();
+        for port in config.console.iter().flat_map(|c| &c.ports) {
+            ports.push(open_console(&port.name, port.output.as_ref(), port.input.as_ref())?);
+        }
+        let console = config.console.as_ref();
+        let console = console.map(|c| open_console("console", Some(&c.output), c.input.as_ref())).transpose()?;
+        let serial = config.serial.as_ref();
+        let serial = serial.map(|s| open_console("serial", Some(&s.output), s.input.as_ref())).transpose()?;
         let control = match &config.control {
             None => None,
             Some(FileRef::Path(path)) => Some(control::listen(path).map_err(|e| ResourceError {
@@ -98,18 +99,35 @@ impl Resources {
             })?),
             Some(file) => Some(open("control", file, Mode::ReadWrite, "")?.into()),
         };
-        Ok(Self {
-            kvm: kvm.into(),
-            kernel,
-            initrd,
-            disks,
-            nets,
-            vsock,
-            console,
-            serial: serial.map(OwnedFd::from),
-            control,
-        })
+        Ok(Self { kvm: kvm.into(), kernel, initrd, disks, nets, vsock, console, ports, serial, control })
     }
+}
+
+/// The ends of one console.
+pub struct ConsoleFiles {
+    /// Takes its output.
+    pub output: Option<OwnedFd>,
+    /// Gives it input.
+    pub input: Option<OwnedFd>,
+}
+
+/// One file may be both ends; then it is opened once.
+fn open_console(user: &str, output: Option<&FileRef>, input: Option<&FileRef>) -> Result<ConsoleFiles, ResourceError> {
+    let both = output.is_some() && output == input;
+    let mode = if both { Mode::ReadWrite } else { Mode::Append };
+    let output = output.map(|file| open(user, file, mode, "")).transpose()?;
+    let input = match (&output, input) {
+        (Some(output), Some(file)) if both => Some(output.try_clone().map_err(|source| ResourceError {
+            user: user.into(),
+            what: "duplicate",
+            file: file.to_string(),
+            source,
+            hint: "",
+        })?),
+        (_, Some(file)) => Some(open(user, file, Mode::Read, "")?),
+        (_, None) => None,
+    };
+    Ok(ConsoleFiles { output: output.map(OwnedFd::from), input: input.map(OwnedFd::from) })
 }
 
 #[derive(Clone, Copy)]

@@ -22,16 +22,17 @@ use crate::irq::{IrqError, KvmRouter, Pin};
 use crate::jail::{self, seccomp};
 use crate::memory::Address;
 use crate::memory::{self, ECAM, GuestMemoryBackend, GuestMemoryRegion, GuestRam, PCI_WINDOW};
-use crate::output::Output;
 use crate::pci::bus::{ConfigPorts, Ecam, PciBus, SLOTS, Window};
 use crate::pci::virtio::{BAR_SIZE, Doorbells, Machine, VirtioFunction};
-use crate::platform::{power, serial};
-use crate::resources::{self, Cable, Resources};
+use crate::platform::power;
+use crate::platform::serial::{self, SerialPort};
+use crate::resources::{self, Cable, ConsoleFiles, Resources};
 use crate::signal;
+use crate::terminal::Terminal;
 use crate::vcpu::{Buses, VcpuSet};
 use crate::virtio::balloon::Balloon;
 use crate::virtio::block::{Block, BlockOptions};
-use crate::virtio::console::Console;
+use crate::virtio::console::{Console, Port};
 use crate::virtio::net::{Lane, Net, NetOptions, vhost::VhostNet};
 use crate::virtio::rng::Rng;
 use crate::virtio::vsock::{Vsock, vhost::VhostVsock};
@@ -84,13 +85,19 @@ fn build_and_run(config: &VmConfig) -> Result<End, End> {
         doorbells: Arc::new(KvmDoorbells(vm.clone())),
         devices: handle,
     };
-    let mut devices = make_devices(config, resources.disks, resources.nets, resources.console)?;
+    let ports = make_ports(config, resources.console, resources.ports, &mut event_loop)
+        .map_err(|e| End::host_fault(format!("console: {e}")))?;
+    let mut devices = make_devices(config, resources.disks, resources.nets, ports)?;
     devices.extend(make_vsock(config, resources.vsock)?);
     devices.extend(make_balloon(config));
     let pci = plug(devices, &mut event_loop, &vm, &machine).map_err(|e| kvm_end(&e))?;
-    let serial_output = resources.serial.map(Output::new);
-    let has_serial = serial_output.is_some();
-    let buses = Arc::new(wire(pci, power, serial_output, &vm));
+    let has_serial = resources.serial.is_some();
+    let serial = resources
+        .serial
+        .map(|files| make_serial(files, &vm, &mut event_loop))
+        .transpose()
+        .map_err(|e| End::host_fault(format!("serial: {e}")))?;
+    let buses = Arc::new(wire(pci, power, serial));
 
     let (mut kernel, mut initrd) = (resources.kernel, resources.initrd);
     let kernel_name = config.kernel.to_string();
@@ -175,14 +182,12 @@ fn map_memory(vm: &VmFd, ram: &GuestRam) -> Result<(), String> {
     Ok(())
 }
 
-type ConsoleFiles = Option<(std::os::fd::OwnedFd, Option<std::os::fd::OwnedFd>)>;
-
 /// Devices in PCI order: disks, network cards, console, entropy.
 fn make_devices(
     config: &VmConfig,
     disks: Vec<File>,
     nets: Vec<Cable>,
-    console: ConsoleFiles,
+    ports: Vec<Port>,
 ) -> Result<Vec<Box<dyn Device>>, End> {
     let mut devices: Vec<Box<dyn Device>> = Vec::new();
     for (disk, file) in config.disks.iter().zip(disks) {
@@ -199,8 +204,8 @@ fn make_devices(
     for (n, (net, cable)) in config.nets.iter().zip(nets).enumerate() {
         devices.push(Box::new(make_net(&format!("net{n}"), net, cable)?));
     }
-    if let Some((output, input)) = console {
-        devices.push(Box::new(Console::new("console".into(), output, input)));
+    if !ports.is_empty() {
+        devices.push(Box::new(Console::new("console".into(), ports)));
     }
     if config.rng {
         devices.push(Box::new(Rng::new("rng".into())));
@@ -261,6 +266,36 @@ fn make_net(name: &str, net: &NetConfig, cable: Cable) -> Result<Net, End> {
     Ok(Net::new(lanes, options))
 }
 
+/// The ports of the virtio console, `hvc0` first, their host's sides served by the event loop; none without a console.
+fn make_ports(
+    config: &VmConfig,
+    console: Option<ConsoleFiles>,
+    ports: Vec<ConsoleFiles>,
+    event_loop: &mut EventLoop,
+) -> io::Result<Vec<Port>> {
+    let (Some(config), Some(files)) = (&config.console, console) else {
+        return Ok(Vec::new());
+    };
+    let mut made = vec![Port::new(None, Terminal::with_size("console", files.output, files.input, config.size))?];
+    for (config, files) in config.ports.iter().zip(ports) {
+        let terminal = Terminal::new(&config.name, files.output, files.input);
+        made.push(Port::new(Some(config.name.clone()), terminal)?);
+    }
+    for port in &made {
+        let (terminal, bell) = port.ends();
+        event_loop.add_console(terminal, bell)?;
+    }
+    Ok(made)
+}
+
+fn make_serial(files: ConsoleFiles, vm: &Arc<VmFd>, event_loop: &mut EventLoop) -> io::Result<Arc<SerialPort>> {
+    let terminal = Terminal::new("serial", files.output, files.input);
+    let line = Pin::new(vm.clone(), serial::IRQ.into()).share(0);
+    let port = Arc::new(SerialPort::new(terminal.clone(), line));
+    event_loop.add_console(terminal, port.clone())?;
+    Ok(port)
+}
+
 /// Gives each device its slot, BAR and interrupt line.
 fn plug(
     devices: Vec<Box<dyn Device>>,
@@ -284,7 +319,7 @@ fn plug(
 }
 
 /// The address maps.
-fn wire(pci: PciBus, power: Arc<power::Power>, serial_output: Option<Output>, vm: &Arc<VmFd>) -> Buses {
+fn wire(pci: PciBus, power: Arc<power::Power>, serial: Option<Arc<SerialPort>>) -> Buses {
     let pci = Arc::new(pci);
     let (mut pio, mut mmio) = (Bus::default(), Bus::default());
     mmio.insert(PCI_WINDOW.0, PCI_WINDOW.1, Arc::new(Window(pci.clone())));
@@ -292,9 +327,8 @@ fn wire(pci: PciBus, power: Arc<power::Power>, serial_output: Option<Output>, vm
     pio.insert(0xcf8, 8, Arc::new(ConfigPorts(pci)));
     pio.insert(power::BASE.into(), power::LEN.into(), power);
     pio.insert(power::KEYBOARD_PORT.into(), 1, Arc::new(power::KeyboardReset));
-    if let Some(output) = serial_output {
-        let line = Pin::new(vm.clone(), serial::IRQ.into()).share(0);
-        pio.insert(serial::BASE.into(), serial::LEN.into(), Arc::new(serial::SerialPort::new(output, line)));
+    if let Some(port) = serial {
+        pio.insert(serial::BASE.into(), serial::LEN.into(), port);
     }
     Buses { pio, mmio }
 }

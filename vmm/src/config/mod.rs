@@ -37,7 +37,7 @@ mod net;
 mod vsock;
 
 pub use balloon::BalloonConfig;
-pub use console::{ConsoleConfig, SerialConfig};
+pub use console::{ConsoleConfig, PortConfig, SerialConfig};
 pub use disk::DiskConfig;
 pub use net::{LinkRef, MacAddress, NetConfig, NetLimits, TapRef, UnixRef, VhostRef};
 pub use vsock::{MAX_CID, MIN_CID, VsockConfig};
@@ -72,7 +72,7 @@ pub struct VmConfig {
     /// virtio entropy device.
     #[serde(default = "yes")]
     pub rng: bool,
-    /// virtio console `hvc0`.
+    /// virtio console: `hvc0` and named ports.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub console: Option<ConsoleConfig>,
     /// virtio sockets.
@@ -240,6 +240,9 @@ impl VmConfig {
         if let Some(vsock) = &self.vsock {
             vsock.validate("vsock")?;
         }
+        if let Some(console) = &self.console {
+            console.validate("console")?;
+        }
         if let Some(jail) = &self.jail {
             range("jail.uid", &jail.uid, "not 0 (root)", jail.uid != 0)?;
             range("jail.gid", &jail.gid, "not 0 (root)", jail.gid != 0)?;
@@ -349,7 +352,8 @@ mod tests {
         "disks": [{"id": "root", "file": {"fd": 8}, "read_only": true}],
         "nets": [{"mac": "02:00:00:00:00:01", "tap": {"fd": 9}, "vhost": {"fd": 10}, "mtu": 1500}],
         "vsock": {"cid": 3, "vhost": {"fd": 12}}, "balloon": {},
-        "console": {}, "control": {"fd": 11}, "jail": {"uid": 1000, "gid": 1000}
+        "console": {"ports": [{"name": "agent", "output": {"fd": 13}, "input": {"fd": 13}}]}, "control": {"fd": 11},
+        "jail": {"uid": 1000, "gid": 1000}
     }"#;
 
     fn with(change: impl Fn(&mut serde_json::Value)) -> Result<VmConfig, ConfigError> {
@@ -372,7 +376,7 @@ mod tests {
     #[test]
     fn faults_name_the_field() {
         type Change = Box<dyn Fn(&mut serde_json::Value)>;
-        let cases: [(&str, Change); 18] = [
+        let cases: [(&str, Change); 22] = [
             ("vcpus", Box::new(|v| v["vcpus"] = 0.into())),
             ("memory_mib", Box::new(|v| v["memory_mib"] = 0.into())),
             ("name", Box::new(|v| v["name"] = "".into())),
@@ -397,6 +401,13 @@ mod tests {
                 Box::new(|v| v["disks"][0]["limits"] = serde_json::json!({"burst_bytes": 5})),
             ),
             ("speed", Box::new(|v| v["disks"][0]["limits"] = serde_json::json!({"speed": 5}))),
+            ("console.ports[0].name", Box::new(|v| v["console"]["ports"][0]["name"] = "serial".into())),
+            ("console.ports[0].name", Box::new(|v| v["console"]["ports"][0]["name"] = "a/b".into())),
+            (
+                "console.ports is 16",
+                Box::new(|v| v["console"]["ports"] = vec![serde_json::json!({"name": "p"}); 16].into()),
+            ),
+            ("console.ports[0].input", Box::new(|v| v["console"]["ports"][0]["input"]["fd"] = 8.into())),
         ];
         for (needle, change) in cases {
             let error = with(change).unwrap_err().to_string();

@@ -1,12 +1,13 @@
 //! The agent's end of the control socket.
 
-use std::io::{Read, Write};
-use std::os::fd::AsRawFd;
+use std::io::Write;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::{ControlError, MAX_MESSAGE, MAX_STOP_MS, Reply, Request, RunState, Stats, check, socket_for};
+use super::{ControlError, MAX_MESSAGE, MAX_STOP_MS, Reply, Request, RunState, Stats, check, rights, socket_for};
+use crate::terminal::WindowSize;
 
 /// How long a client waits for a reply.
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -42,6 +43,10 @@ impl ControlClient {
     /// # Errors
     /// [`ControlError`]; a refusal is [`ControlError::Refused`].
     pub fn request(&mut self, request: &Request) -> Result<Reply, ControlError> {
+        self.exchange(request).map(|(reply, _)| reply)
+    }
+
+    fn exchange(&mut self, request: &Request) -> Result<(Reply, Option<OwnedFd>), ControlError> {
         let text = serde_json::to_vec(request)
             .map_err(|e| ControlError::Reply { path: self.path.clone(), reason: e.to_string() })?;
         let path = self.path.clone();
@@ -49,13 +54,14 @@ impl ControlClient {
         self.stream.write_all(&text).map_err(fail("send"))?;
         let mut buf = vec![0; MAX_MESSAGE];
         let path = self.path.clone();
-        let got = self.stream.read(&mut buf).map_err(|source| ControlError::Io { path, what: "receive", source })?;
+        let fail = |source| ControlError::Io { path: path.clone(), what: "receive", source };
+        let (got, fd) = rights::receive(self.stream.as_raw_fd(), &mut buf).map_err(fail)?;
         if got == 0 {
             return Err(ControlError::Closed { path: self.path.clone() });
         }
         match serde_json::from_slice(&buf[..got]) {
             Ok(Reply::Refused { reason }) => Err(ControlError::Refused { path: self.path.clone(), reason }),
-            Ok(reply) => Ok(reply),
+            Ok(reply) => Ok((reply, fd)),
             Err(e) => Err(ControlError::Reply { path: self.path.clone(), reason: e.to_string() }),
         }
     }
@@ -129,6 +135,34 @@ impl ControlClient {
             Reply::Stats(stats) => Ok(*stats),
             other => Err(self.unexpected(&other)),
         }
+    }
+
+    /// A stream to a console (blocking), its name, and how many bytes of earlier output come first.
+    ///
+    /// # Errors
+    /// As [`ControlClient::request`].
+    pub fn attach(&mut self, console: Option<&str>, replay: bool) -> Result<(UnixStream, String, u64), ControlError> {
+        let request = Request::AttachConsole { console: console.map(str::to_owned), replay };
+        match self.exchange(&request)? {
+            (Reply::Attached { console, replayed }, Some(fd)) => {
+                let stream = UnixStream::from(fd);
+                stream.set_nonblocking(false).map_err(|source| ControlError::Io {
+                    path: self.path.clone(),
+                    what: "use the stream",
+                    source,
+                })?;
+                Ok((stream, console, replayed))
+            }
+            (other, _) => Err(self.unexpected(&other)),
+        }
+    }
+
+    /// Tells the guest the size of a console's window.
+    ///
+    /// # Errors
+    /// As [`ControlClient::request`]; refused when the guest's driver cannot be told.
+    pub fn resize(&mut self, console: Option<&str>, size: WindowSize) -> Result<(), ControlError> {
+        self.done(&Request::ResizeConsole { console: console.map(str::to_owned), size })
     }
 
     fn done(&mut self, request: &Request) -> Result<(), ControlError> {

@@ -1,8 +1,12 @@
 //! The control socket: `SOCK_SEQPACKET`, one JSON message in each packet, one reply to each request.
 //!
 //! The VM holds the *listening* socket, so an agent that restarts connects again. [`ControlClient`] is the agent's end.
+//!
+//! Descriptors go one way only: to a client that attaches to a console. The VM makes that socket pair itself, so it never
+//! holds a file of a stranger's choice; what a client sends along with a packet, the kernel closes unseen.
 
 mod client;
+mod rights;
 mod server;
 #[cfg(test)]
 mod tests;
@@ -17,6 +21,7 @@ use thiserror::Error;
 
 pub use self::client::ControlClient;
 pub use self::server::ControlServer;
+use crate::terminal::{ConsoleStats, WindowSize};
 use crate::virtio::DeviceStats;
 use crate::virtio::balloon::MemoryStats;
 
@@ -57,6 +62,24 @@ pub enum Request {
     },
     /// Counters.
     Stats,
+    /// A stream to a console: a connected `SOCK_STREAM` socket comes with the reply (`SCM_RIGHTS`). What the guest writes
+    /// can be read from it, what is written to it the guest reads; closing it detaches.
+    AttachConsole {
+        /// `console` (hvc0), the name of a port, or `serial`; the first that there is when left out.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        console: Option<String>,
+        /// Begin with the output that is kept, at most the last 64 KiB.
+        #[serde(default = "yes")]
+        replay: bool,
+    },
+    /// The window of the one who looks at a console has this size.
+    ResizeConsole {
+        /// As in [`Request::AttachConsole`].
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        console: Option<String>,
+        /// The size.
+        size: WindowSize,
+    },
 }
 
 /// The answer. In JSON: `{"is": "done"}`.
@@ -74,6 +97,13 @@ pub enum Reply {
     Done,
     /// To [`Request::Stats`].
     Stats(Box<Stats>),
+    /// To [`Request::AttachConsole`]; the stream comes in the same packet.
+    Attached {
+        /// Name of the console.
+        console: String,
+        /// Bytes of earlier output that come first.
+        replayed: u64,
+    },
     /// It was not done.
     Refused {
         /// Why.
@@ -107,6 +137,9 @@ pub struct Stats {
     /// The balloon's figures and the guest's of itself; absent without a balloon, and before its driver has started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory: Option<MemoryStats>,
+    /// Each console's, by name.
+    #[serde(default)]
+    pub consoles: Vec<(String, ConsoleStats)>,
 }
 
 /// Counters of one vCPU.
@@ -116,6 +149,9 @@ pub struct VcpuStats {
     pub pio_exits: u64,
     /// Memory-mapped accesses that reached this process.
     pub mmio_exits: u64,
+    /// Processor time of its thread, in the guest and for its exits.
+    #[serde(default)]
+    pub cpu_ns: u64,
 }
 
 /// The socket failed.
@@ -185,6 +221,10 @@ fn parse(message: &[u8]) -> Result<Request, String> {
         }
         request => Ok(request),
     }
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// Fuzz entry: arbitrary packets become a request or a reason.

@@ -1,10 +1,10 @@
 //! The VM's end of the control socket.
 
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 
-use super::{MAX_CONNECTIONS, MAX_MESSAGE, Reply, Request, check, parse};
+use super::{MAX_CONNECTIONS, MAX_MESSAGE, Reply, Request, check, parse, rights};
 
 /// The VM's end, driven by the device thread; never blocks.
 #[derive(Debug)]
@@ -80,14 +80,14 @@ impl ControlServer {
         }
     }
 
-    /// Sends a reply. A client that does not take it is disconnected.
-    pub fn send(&mut self, number: usize, reply: &Reply) {
+    /// Sends a reply, with a descriptor if there is one. A client that does not take it is disconnected.
+    pub fn send(&mut self, number: usize, reply: &Reply, fd: Option<OwnedFd>) {
         let Some(slot) = self.connections.get_mut(number) else {
             return;
         };
-        let sent = serde_json::to_vec(reply)
-            .map_err(io::Error::other)
-            .and_then(|text| slot.as_mut().map_or(Ok(()), |stream| stream.write_all(&text)));
+        let sent = serde_json::to_vec(reply).map_err(io::Error::other).and_then(|text| {
+            slot.as_ref().map_or(Ok(()), |stream| rights::send(stream.as_raw_fd(), &text, fd.as_ref()))
+        });
         if sent.is_err() {
             *slot = None;
         }

@@ -1,3 +1,5 @@
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use super::*;
@@ -18,7 +20,7 @@ fn serve(answers: Vec<Reply>) -> (tempfile::TempDir, PathBuf, std::thread::JoinH
                 }
                 std::thread::sleep(Duration::from_millis(1));
             };
-            server.send(request.0, &answer);
+            server.send(request.0, &answer, None);
             seen.push(request.1);
         }
         seen
@@ -70,4 +72,74 @@ proptest! {
     fn arbitrary_packets_never_panic(data in proptest::collection::vec(any::<u8>(), 0..100)) {
         fuzz_control(&data);
     }
+}
+
+/// A server and a connected client's raw socket.
+fn connection() -> (tempfile::TempDir, ControlServer, UnixStream) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("control");
+    let mut server = ControlServer::new(listen(&path).unwrap()).unwrap();
+    let (socket, address, len) = socket_for(&path).unwrap();
+    // SAFETY: the address is initialised and `len` is its length.
+    check(unsafe { libc::connect(socket.as_raw_fd(), (&raw const address).cast(), len) }).unwrap();
+    assert!(server.accept().unwrap().is_some());
+    (dir, server, UnixStream::from(socket))
+}
+
+#[test]
+fn packets_that_are_no_requests_are_refused_with_the_reason_and_the_next_is_served() {
+    let (_dir, mut server, mut client) = connection();
+    let too_long = vec![b' '; MAX_MESSAGE + 1];
+    for (packet, word) in [
+        (b"power_button".as_slice(), "not a request"),
+        (br#"{"do":"dance"}"#, "dance"),
+        (br#"{"do":"stop","deadline_ms":1,"now":true}"#, "now"),
+        (br#"{"do":"attach_console","replay":1}"#, "boolean"),
+        (b"\xff\xfe", "not a request"),
+        (&too_long, "longer than 65536"),
+    ] {
+        client.write_all(packet).unwrap();
+        let reason = server.receive(0).unwrap().unwrap_err();
+        assert!(reason.contains(word), "{word:?} not in {reason:?}");
+    }
+    client.write_all(br#"{"do":"ping"}"#).unwrap();
+    assert_eq!(server.receive(0), Some(Ok(Request::Ping)));
+}
+
+#[test]
+fn descriptors_sent_along_are_closed_unseen() {
+    let (_dir, mut server, client) = connection();
+    for packet in [br#"{"do":"ping"}"#.as_slice(), br#"{"do":"attach_console"}"#, b"nonsense"] {
+        let (mut kept, given) = UnixStream::pair().unwrap();
+        rights::send(client.as_raw_fd(), packet, Some(&given.into())).unwrap();
+        assert!(server.receive(0).is_some());
+        // Ours was the sender's copy; the end of file says that there is no other.
+        assert_eq!(kept.read(&mut [0]).unwrap(), 0);
+    }
+}
+
+#[test]
+fn client_that_takes_no_replies_is_disconnected() {
+    let (_dir, mut server, mut client) = connection();
+    client.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    let reply = Reply::Refused { reason: "x".repeat(60_000) };
+    for _ in 0..100 {
+        server.send(0, &reply, None);
+    }
+    let mut packets = 0;
+    while client.read(&mut vec![0; MAX_MESSAGE]).unwrap() > 0 {
+        packets += 1;
+    }
+    assert!(packets < 100, "the connection ends behind what fitted");
+}
+
+#[test]
+fn attach_request_has_defaults_and_its_reply_names_the_console() {
+    let request = Request::AttachConsole { console: None, replay: true };
+    assert_eq!(parse(br#"{"do":"attach_console"}"#), Ok(request));
+    let reply = Reply::Attached { console: "serial".into(), replayed: 3 };
+    assert_eq!(serde_json::to_string(&reply).unwrap(), r#"{"is":"attached","console":"serial","replayed":3}"#);
+    let resize = br#"{"do":"resize_console","size":{"columns":80,"rows":24}}"#;
+    let size = WindowSize { columns: 80, rows: 24 };
+    assert_eq!(parse(resize), Ok(Request::ResizeConsole { console: None, size }));
 }

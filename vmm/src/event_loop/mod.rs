@@ -8,7 +8,7 @@ mod tests;
 
 use std::collections::{BTreeSet, VecDeque};
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -20,8 +20,9 @@ use crate::control::{ControlServer, Reply, Request, RunState, Stats};
 use crate::exit::{End, ExitClass};
 use crate::pci::virtio::DeviceLoop;
 use crate::platform::power::Power;
+use crate::terminal::{GuestEnd, Terminal, WindowSize};
 use crate::vcpu::VcpuSet;
-use crate::virtio::{Activation, ActiveDevice, Device, DeviceFault, Order, Progress, Source};
+use crate::virtio::{Activation, ActiveDevice, Device, DeviceFault, DeviceStats, Order, Progress, Source};
 
 /// How long a vCPU waits for the device thread: longer than a drain of the host's storage.
 const COMMAND_DEADLINE: Duration = Duration::from_secs(40);
@@ -30,13 +31,14 @@ const PARK_DEADLINE: Duration = Duration::from_secs(5);
 /// Events taken from epoll at once.
 const BATCH: usize = 32;
 
-/// Epoll data: device sources are `slot << 8 | token`, these are beyond any slot.
+/// Epoll data: device sources are `slot << 8 | token`, these are beyond any slot. Of a console: `number << 8 | place`.
 const WAKE: u64 = 1 << 40;
 const ENDED: u64 = 2 << 40;
 const LISTEN: u64 = 3 << 40;
 const TERMINATE: u64 = 5 << 40;
+const CONSOLE: u64 = 6 << 40;
 /// Plus the connection number.
-const CONNECTION: u64 = 6 << 40;
+const CONNECTION: u64 = 7 << 40;
 
 /// Where an end is reported. The first one counts.
 #[derive(Debug)]
@@ -121,6 +123,8 @@ enum State {
 struct Slot {
     name: String,
     state: State,
+    /// Counters of activations that are over.
+    past: DeviceStats,
     /// What the active device last answered to [`ActiveDevice::deadline`].
     deadline: Option<Instant>,
 }
@@ -133,6 +137,19 @@ impl Slot {
             _ => None,
         };
     }
+
+    fn stats(&self) -> DeviceStats {
+        match &self.state {
+            State::Active(device) => self.past + device.stats(),
+            State::Inactive(_) | State::Gone => self.past,
+        }
+    }
+}
+
+/// A console: the host's side, which this thread serves, and the guest's end.
+struct ConsoleEnds {
+    terminal: Arc<Terminal>,
+    guest: Arc<dyn GuestEnd>,
 }
 
 /// The device thread's state.
@@ -141,6 +158,7 @@ pub struct EventLoop {
     handle: Arc<LoopHandle>,
     end: Arc<EndSlot>,
     slots: Vec<Slot>,
+    consoles: Vec<ConsoleEnds>,
     /// Sources that said [`Progress::Again`].
     again: BTreeSet<u64>,
     paused: bool,
@@ -168,6 +186,7 @@ impl EventLoop {
             handle,
             end,
             slots: Vec::new(),
+            consoles: Vec::new(),
             again: BTreeSet::new(),
             paused: false,
             control,
@@ -188,8 +207,31 @@ impl EventLoop {
 
     /// Takes a device; its slot number.
     pub fn add(&mut self, device: Box<dyn Device>) -> usize {
-        self.slots.push(Slot { name: device.name().to_string(), state: State::Inactive(device), deadline: None });
+        self.slots.push(Slot {
+            name: device.name().to_string(),
+            state: State::Inactive(device),
+            past: DeviceStats::default(),
+            deadline: None,
+        });
         self.slots.len() - 1
+    }
+
+    /// Takes a console: serves its terminal and tells `guest` of input. The first is the one meant when none is named.
+    ///
+    /// # Errors
+    /// When epoll refuses a descriptor.
+    pub fn add_console(&mut self, terminal: Arc<Terminal>, guest: Arc<dyn GuestEnd>) -> io::Result<()> {
+        let number = self.consoles.len();
+        for (fd, place) in terminal.sources() {
+            self.watch_console(number, fd, place)?;
+        }
+        self.consoles.push(ConsoleEnds { terminal, guest });
+        Ok(())
+    }
+
+    fn watch_console(&self, number: usize, fd: RawFd, place: usize) -> io::Result<()> {
+        let events = EventSet::IN | EventSet::OUT | EventSet::READ_HANG_UP | EventSet::EDGE_TRIGGERED;
+        self.watch(fd, events, CONSOLE + ((number as u64) << 8 | place as u64))
     }
 
     /// Runs until the VM ends, then stops vCPUs and finishes the devices' work.
@@ -266,6 +308,7 @@ impl EventLoop {
                     }
                     LISTEN => self.accept()?,
                     data if data >= CONNECTION => self.converse((data - CONNECTION) as usize, vcpus),
+                    data if data >= CONSOLE => self.console_ready(data - CONSOLE),
                     data => self.device_ready(data),
                 }
             }
@@ -327,6 +370,16 @@ impl EventLoop {
         }
     }
 
+    fn console_ready(&mut self, data: u64) {
+        let (number, place) = ((data >> 8) as usize, (data & 0xff) as usize);
+        if let Some(console) = self.consoles.get(number)
+            && console.terminal.ready(place)
+            && !self.paused
+        {
+            console.guest.host_changed();
+        }
+    }
+
     fn fault(&mut self, slot: usize, fault: &DeviceFault) {
         if let Some(slot) = self.slots.get_mut(slot) {
             slot.state = State::Gone;
@@ -366,6 +419,8 @@ impl EventLoop {
         match std::mem::replace(&mut self.slots[slot].state, State::Gone) {
             State::Active(active) => {
                 self.forget_sources(slot, &active.sources());
+                let past = &mut self.slots[slot].past;
+                *past = *past + active.stats();
                 self.slots[slot].state = State::Inactive(active.deactivate().map_err(|fault| end_of(&fault))?);
             }
             other => self.slots[slot].state = other,
@@ -390,17 +445,48 @@ impl EventLoop {
         let Some(request) = control.receive(connection) else {
             return;
         };
-        let reply = match request {
-            Ok(request) => self.obey(request, vcpus),
-            Err(reason) => Reply::Refused { reason },
-        };
+        let answer = request.and_then(|request| self.obey(request, vcpus));
+        let (reply, fd) = answer.unwrap_or_else(|reason| (Reply::Refused { reason }, None));
         if let Some(control) = &mut self.control {
-            control.send(connection, &reply);
+            control.send(connection, &reply, fd);
         }
     }
 
-    fn obey(&mut self, request: Request, vcpus: &VcpuSet) -> Reply {
-        match request {
+    fn console_number(&self, name: Option<&str>) -> Result<usize, String> {
+        let found = self.consoles.iter().position(|c| name.is_none_or(|name| c.terminal.name() == name));
+        found.ok_or_else(|| {
+            let names: Vec<&str> = self.consoles.iter().map(|c| c.terminal.name()).collect();
+            match (name, names.as_slice()) {
+                (_, []) => "this VM has no console; give it \"console\" or \"serial\" in its configuration".into(),
+                (name, names) => format!("no console {:?}; there is {}", name.unwrap_or(""), names.join(", ")),
+            }
+        })
+    }
+
+    fn attach(&mut self, name: Option<&str>, replay: bool) -> Result<(Reply, OwnedFd), String> {
+        let number = self.console_number(name)?;
+        let terminal = &self.consoles[number].terminal;
+        let attachment = terminal.attach(replay)?;
+        let (fd, place) = attachment.watch;
+        let reply = Reply::Attached { console: terminal.name().to_string(), replayed: attachment.replayed };
+        self.watch_console(number, fd, place).map_err(|e| format!("cannot watch the stream: {e}"))?;
+        Ok((reply, attachment.client))
+    }
+
+    fn resize_console(&self, name: Option<&str>, size: WindowSize) -> Result<(), String> {
+        let console = &self.consoles[self.console_number(name)?];
+        if !console.terminal.resize(size) {
+            return Err(format!("console {}: its driver cannot be told of a size now", console.terminal.name()));
+        }
+        if !self.paused {
+            console.guest.host_changed();
+        }
+        Ok(())
+    }
+
+    /// The reply, and for a client that attaches its stream; or why not.
+    fn obey(&mut self, request: Request, vcpus: &VcpuSet) -> Result<(Reply, Option<OwnedFd>), String> {
+        let reply = match request {
             Request::Ping => Reply::Pong { version: env!("CARGO_PKG_VERSION").to_string(), state: self.run_state() },
             Request::Pause => self.pause(vcpus),
             Request::Resume => self.resume(vcpus),
@@ -411,7 +497,7 @@ impl EventLoop {
             Request::Stop { deadline_ms } => {
                 if self.paused {
                     self.end.finish(End::new(ExitClass::Stopped, "stopped while paused"));
-                    return Reply::Done;
+                    return Ok((Reply::Done, None));
                 }
                 let at = Instant::now() + Duration::from_millis(deadline_ms);
                 self.stop_at = Some(self.stop_at.map_or(at, |earlier| earlier.min(at)));
@@ -428,19 +514,19 @@ impl EventLoop {
                     State::Active(device) => device.memory(),
                     _ => None,
                 }),
-                devices: self
-                    .slots
-                    .iter()
-                    .map(|slot| {
-                        let stats = match &slot.state {
-                            State::Active(device) => device.stats(),
-                            _ => Default::default(),
-                        };
-                        (slot.name.clone(), stats)
-                    })
-                    .collect(),
+                devices: self.slots.iter().map(|slot| (slot.name.clone(), slot.stats())).collect(),
+                consoles: self.consoles.iter().map(|c| (c.terminal.name().to_string(), c.terminal.stats())).collect(),
             })),
-        }
+            Request::AttachConsole { console, replay } => {
+                let (reply, client) = self.attach(console.as_deref(), replay)?;
+                return Ok((reply, Some(client)));
+            }
+            Request::ResizeConsole { console, size } => {
+                self.resize_console(console.as_deref(), size)?;
+                Reply::Done
+            }
+        };
+        Ok((reply, None))
     }
 
     /// Hands `order` to the device it is for.
@@ -511,6 +597,9 @@ impl EventLoop {
                 self.end.finish(End::host_fault(format!("epoll: {e}")));
             }
             self.slots[slot].renew_deadline();
+        }
+        for console in &self.consoles {
+            console.guest.host_changed();
         }
         vcpus.resume();
         Reply::Done

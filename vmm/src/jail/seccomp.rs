@@ -77,8 +77,8 @@ const TABLE: &[(libc::c_long, &[ThreadKind], &str)] = &[
     (libc::SYS_fdatasync, DEVICE, "block without io_uring"),
     (libc::SYS_fallocate, DEVICE, "block without io_uring: discard and write zeroes"),
     (libc::SYS_accept4, DEVICE, "control socket"),
-    (libc::SYS_recvfrom, DEVICE, "control socket"),
-    (libc::SYS_sendto, DEVICE, "control socket"),
+    (libc::SYS_recvfrom, DEVICE, "control socket; consoles' clients"),
+    (libc::SYS_sendmsg, DEVICE, "control socket: a reply, perhaps with a console's stream"),
 ];
 
 /// KVM requests on vCPU threads (linux/kvm.h): KVM_RUN, KVM_GET_REGS, KVM_GET_SREGS, KVM_IRQ_LINE,
@@ -121,6 +121,11 @@ fn compile(kind: ThreadKind) -> Result<BpfProgram, String> {
     }
     let ioctls = ioctls.into_iter().map(|number| rule(1, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, number));
     rules.insert(libc::SYS_ioctl, ioctls.collect::<Result<_, _>>()?);
+    if kind == ThreadKind::Device {
+        // A console's stream; no other kind of socket can be made.
+        let unix = rule(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, libc::AF_UNIX as u64)?;
+        rules.insert(libc::SYS_socketpair, vec![unix]);
+    }
     // Memory, but never executable memory.
     let not_executable = SeccompCmpOp::MaskedEq(libc::PROT_EXEC as u64);
     for number in [libc::SYS_mmap, libc::SYS_mprotect] {

@@ -28,6 +28,7 @@ pub mod vhost;
 pub mod vsock;
 
 use std::io;
+use std::ops::Add;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::time::Instant;
@@ -247,6 +248,20 @@ pub struct DeviceStats {
     pub in_ops: u64,
     /// Requests that failed on the host.
     pub errors: u64,
+}
+
+impl Add for DeviceStats {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            out_bytes: self.out_bytes + other.out_bytes,
+            in_bytes: self.in_bytes + other.in_bytes,
+            out_ops: self.out_ops + other.out_ops,
+            in_ops: self.in_ops + other.in_ops,
+            errors: self.errors + other.errors,
+        }
+    }
 }
 
 /// Why a device cannot go on.

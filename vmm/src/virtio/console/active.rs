@@ -1,145 +1,213 @@
 //! The activated console.
+#![forbid(unsafe_code)]
 
-use std::io::{self, Read};
 use std::os::fd::AsRawFd;
+use std::sync::Arc;
 
-use super::Console;
-use crate::virtio::chain::{Chain, copy_from, copy_to};
+use super::control::{FromDriver, HEADER, News, parse};
+use super::device::{F_MULTIPORT, F_SIZE, PORT_QUEUES};
+use super::port::ActivePort;
+use super::{Console, Port};
+use crate::virtio::chain::{Chain, RingFault, copy_from, copy_to};
+use crate::virtio::interrupt::Interrupts;
 use crate::virtio::queue::VirtQueue;
-use crate::virtio::{ActiveDevice, Device, DeviceFault, DeviceStats, Progress, Source};
+use crate::virtio::{Activation, ActiveDevice, Device, DeviceFault, DeviceStats, Progress, Source};
 
-/// Token of the receive queue's doorbell; equals its queue index.
-const RECEIVE: u8 = 0;
-/// Token of the transmit queue's doorbell.
-const TRANSMIT: u8 = 1;
-/// Token of the host's output descriptor.
-const OUTPUT: u8 = 2;
-/// Token of the host's input descriptor.
-const INPUT: u8 = 3;
-/// Most bytes read from one transmit buffer at a time, so that a huge buffer costs no huge allocation.
-const CHUNK: usize = 4096;
-/// Buffers handled before other devices have their turn.
+/// Queue of control messages to the driver.
+const CONTROL_RECEIVE: u8 = 2;
+/// Queue of control messages from the driver.
+const CONTROL_TRANSMIT: u8 = 3;
+/// Tokens below it are queue numbers; from it on they are the ports' bells.
+const BELLS: u8 = 0x80;
+/// Control messages handled before other devices have their turn.
 const BUDGET: usize = 64;
 
 pub(super) struct ActiveConsole {
     device: Console,
-    receive: VirtQueue,
-    transmit: VirtQueue,
+    ports: Vec<ActivePort>,
+    control: Option<Control>,
     chain: Chain,
-    input_ready: bool,
+    /// The driver understands sizes.
+    sized: bool,
+    interrupts: Arc<Interrupts>,
     stats: DeviceStats,
 }
 
+/// The control queues.
+struct Control {
+    receive: VirtQueue,
+    transmit: VirtQueue,
+}
+
 impl ActiveConsole {
-    pub(super) fn new(device: Console, receive: VirtQueue, transmit: VirtQueue) -> Self {
-        Self { device, receive, transmit, chain: Chain::default(), input_ready: true, stats: DeviceStats::default() }
+    pub(super) fn new(device: Console, activation: Activation) -> Result<Self, DeviceFault> {
+        let multiport = activation.features & F_MULTIPORT != 0;
+        let expected = if multiport { PORT_QUEUES * (device.ports.len() + 1) } else { PORT_QUEUES };
+        // A driver without ports may have set up later queues all the same; nobody looks at them.
+        let queues: Vec<_> = activation.queues.into_iter().filter(|q| usize::from(q.index) < expected).collect();
+        if queues.len() != expected {
+            let reason = format!("driver enabled {} of {expected} queues", queues.len());
+            return Err(DeviceFault::Guest { device: device.name, reason });
+        }
+        let (mut ports, mut control) = (Vec::new(), None);
+        let mut queues = queues.into_iter();
+        while let (Some(receive), Some(transmit)) = (queues.next(), queues.next()) {
+            if receive.index == u16::from(CONTROL_RECEIVE) {
+                control = Some(Control { receive, transmit });
+            } else {
+                ports.push(ActivePort::new(receive, transmit, !multiport));
+            }
+        }
+        let sized = activation.features & F_SIZE != 0;
+        device.ports[0].terminal.set_follows_size(sized);
+        let (chain, stats) = (Chain::default(), DeviceStats::default());
+        Ok(Self { device, ports, control, chain, sized, interrupts: activation.interrupts, stats })
     }
 
-    fn transmit(&mut self) -> Result<Progress, DeviceFault> {
-        let fault = DeviceFault::ring(&self.device.name, 1);
-        self.transmit.take_kick();
+    fn transmit(&mut self, n: usize) -> Result<Progress, DeviceFault> {
+        let done = self.ports[n].transmit(&self.device.ports[n].terminal, &mut self.stats);
+        done.map_err(DeviceFault::ring(&self.device.name, self.ports[n].transmit.index))
+    }
+
+    fn receive(&mut self, n: usize) -> Result<Progress, DeviceFault> {
+        let done = self.ports[n].receive(&self.device.ports[n].terminal, &mut self.stats);
+        done.map_err(DeviceFault::ring(&self.device.name, self.ports[n].receive.index))
+    }
+
+    /// Reads what the driver says, and tells it what follows from that.
+    fn listen(&mut self) -> Result<Progress, DeviceFault> {
         for _ in 0..BUDGET {
-            if !self.transmit.pop(&mut self.chain).map_err(&fault)? {
-                if self.transmit.enable_kicks().map_err(&fault)? {
-                    continue;
-                }
-                self.transmit.notify().map_err(&fault)?;
+            let Some((bytes, len)) =
+                self.next_message().map_err(DeviceFault::ring(&self.device.name, CONTROL_TRANSMIT.into()))?
+            else {
+                self.tell()?;
                 return Ok(Progress::Drained);
-            }
-            let mut buf = [0u8; CHUNK];
-            for segment in &self.chain.readable {
-                for skip in (0..u64::from(segment.len)).step_by(CHUNK) {
-                    let part: Vec<_> =
-                        crate::virtio::chain::window(std::slice::from_ref(segment), skip, CHUNK as u64).collect();
-                    let got = copy_from(self.transmit.ram(), &part, &mut buf);
-                    self.device.output.put(&buf[..got]);
+            };
+            let message = parse(bytes, len, self.ports.len());
+            match message.map_err(|reason| DeviceFault::Guest { device: self.device.name.clone(), reason })? {
+                FromDriver::DeviceReady(true) => self.ports.iter_mut().for_each(|port| port.untold.add(News::Add)),
+                FromDriver::PortReady(n, ready) => self.port_ready(n, ready),
+                FromDriver::PortOpen(n, open) => {
+                    self.ports[n].open = open;
+                    // Input may have waited for it.
+                    self.ports[n].receive.ring_self();
                 }
+                // The driver gave up; it resets the device if it tries again.
+                FromDriver::DeviceReady(false) => {}
             }
-            self.stats.out_ops += 1;
-            self.stats.out_bytes += self.chain.readable_len();
-            self.transmit.push(self.chain.head, 0).map_err(&fault)?;
         }
-        self.transmit.notify().map_err(&fault)?;
+        self.tell()?;
         Ok(Progress::Again)
     }
 
-    fn receive(&mut self) -> Result<Progress, DeviceFault> {
-        self.receive.take_kick();
-        while self.input_ready {
-            if !self.receive.pop(&mut self.chain).map_err(DeviceFault::ring(&self.device.name, 0))? {
-                if self.receive.enable_kicks().map_err(DeviceFault::ring(&self.device.name, 0))? {
-                    continue;
-                }
-                break;
+    /// The beginning of the next control message, and its length.
+    fn next_message(&mut self) -> Result<Option<([u8; HEADER], u64)>, RingFault> {
+        let Some(Control { transmit, .. }) = &mut self.control else {
+            return Ok(None);
+        };
+        transmit.take_kick();
+        while !transmit.pop(&mut self.chain)? {
+            if !transmit.enable_kicks()? {
+                transmit.notify()?;
+                return Ok(None);
             }
-            let room = usize::try_from(self.chain.writable_len()).unwrap_or(CHUNK).min(CHUNK);
-            let mut buf = [0u8; CHUNK];
-            let got = self.read_input(&mut buf[..room]);
-            if got == 0 {
-                self.receive.unpop(1);
-                break;
-            }
-            let done = copy_to(self.receive.ram(), &self.chain.writable, &buf[..got]);
-            self.receive
-                .push(self.chain.head, u32::try_from(done).unwrap_or(0))
-                .map_err(DeviceFault::ring(&self.device.name, 0))?;
-            self.stats.in_ops += 1;
-            self.stats.in_bytes += done as u64;
         }
-        self.receive.notify().map_err(DeviceFault::ring(&self.device.name, 0))?;
-        Ok(Progress::Drained)
+        if !self.chain.writable.is_empty() {
+            return Err(self.chain.shape_fault("control messages are for the device to read"));
+        }
+        let mut bytes = [0; HEADER];
+        copy_from(transmit.ram(), &self.chain.readable, &mut bytes);
+        transmit.push(self.chain.head, 0)?;
+        Ok(Some((bytes, self.chain.readable_len())))
     }
 
-    /// Bytes of input, or 0 when there are none now (or never again).
-    fn read_input(&mut self, buf: &mut [u8]) -> usize {
-        let Some(file) = &mut self.device.input else {
-            self.input_ready = false;
-            return 0;
-        };
-        let mut poll = libc::pollfd { fd: file.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-        // SAFETY: one valid pollfd, no waiting. Polling first keeps a shared blocking descriptor from blocking us.
-        let ready = unsafe { libc::poll(&mut poll, 1, 0) } == 1;
-        let got = if ready && !buf.is_empty() { file.read(buf) } else { Err(io::ErrorKind::WouldBlock.into()) };
-        match got {
-            Ok(0) => {
-                self.device.input = None;
-                self.input_ready = false;
-                0
-            }
-            Ok(n) => n,
-            Err(_) => {
-                self.input_ready = false;
-                0
+    fn port_ready(&mut self, n: usize, ready: bool) {
+        let port = &mut self.ports[n];
+        port.ready = ready;
+        if !ready {
+            return;
+        }
+        if n == 0 {
+            port.untold.add(News::Console);
+            if self.sized {
+                port.untold.add(News::Resize);
             }
         }
+        if self.device.ports[n].name.is_some() {
+            port.untold.add(News::Name);
+        }
+        port.untold.add(News::Open);
     }
+
+    /// Tells the driver the news, as far as it has buffers for them.
+    fn tell(&mut self) -> Result<(), DeviceFault> {
+        let told = self.tell_some();
+        told.map_err(DeviceFault::ring(&self.device.name, CONTROL_RECEIVE.into()))
+    }
+
+    fn tell_some(&mut self) -> Result<(), RingFault> {
+        let Some(Control { receive, .. }) = &mut self.control else {
+            return Ok(());
+        };
+        receive.take_kick();
+        'news: for (n, port) in self.ports.iter_mut().enumerate() {
+            while let Some(news) = port.untold.first() {
+                while !receive.pop(&mut self.chain)? {
+                    if !receive.enable_kicks()? {
+                        break 'news;
+                    }
+                }
+                let Port { name, terminal, .. } = &self.device.ports[n];
+                let message = news.message(n, name.as_deref(), terminal.size());
+                if !self.chain.readable.is_empty() || self.chain.writable_len() < message.len() as u64 {
+                    return Err(self.chain.shape_fault("control message does not fit"));
+                }
+                let done = copy_to(receive.ram(), &self.chain.writable, &message);
+                receive.push(self.chain.head, u32::try_from(done).unwrap_or(0))?;
+                port.untold.told(news);
+            }
+        }
+        receive.notify()
+    }
+
+    /// The host's side of a port has input, or another size.
+    fn bell(&mut self, n: usize) -> Result<Progress, DeviceFault> {
+        let _ = self.device.ports[n].bell.read();
+        if n == 0 && self.sized && self.device.update_size() {
+            // §5.3.5: a change of the configuration space, and with ports a message too.
+            self.interrupts.config();
+            if self.ports[0].ready {
+                self.ports[0].untold.add(News::Resize);
+                self.tell()?;
+            }
+        }
+        self.receive(n)
+    }
+}
+
+/// The port of a data queue: 0 and 1 are port 0's, 4 and 5 port 1's.
+fn port_of(queue: u8) -> usize {
+    usize::from(queue / 2).saturating_sub(1)
 }
 
 impl ActiveDevice for ActiveConsole {
     fn sources(&self) -> Vec<Source> {
-        let mut sources = vec![
-            Source::input(self.receive.kick_fd(), RECEIVE),
-            Source::input(self.transmit.kick_fd(), TRANSMIT),
-            Source { fd: self.device.output.fd(), token: OUTPUT, writable: true },
-        ];
-        if let Some(input) = &self.device.input {
-            sources.push(Source::input(input.as_raw_fd(), INPUT));
-        }
-        sources
+        let control = self.control.iter().flat_map(|c| [&c.receive, &c.transmit]);
+        let queues = self.ports.iter().flat_map(|port| [&port.receive, &port.transmit]).chain(control);
+        let bells = (BELLS..).zip(&self.device.ports).take(self.ports.len());
+        queues
+            .map(|queue| Source::input(queue.kick_fd(), queue.index as u8))
+            .chain(bells.map(|(token, port)| Source::input(port.bell.as_raw_fd(), token)))
+            .collect()
     }
 
     fn ready(&mut self, token: u8) -> Result<Progress, DeviceFault> {
         match token {
-            RECEIVE => self.receive(),
-            TRANSMIT => self.transmit(),
-            OUTPUT => {
-                self.device.output.flush_some();
-                Ok(Progress::Drained)
-            }
-            _ => {
-                self.input_ready = true;
-                self.receive()
-            }
+            BELLS.. => self.bell(usize::from(token - BELLS)),
+            CONTROL_RECEIVE => self.tell().map(|()| Progress::Drained),
+            CONTROL_TRANSMIT => self.listen(),
+            queue if queue % 2 == 0 => self.receive(port_of(queue)),
+            queue => self.transmit(port_of(queue)),
         }
     }
 
@@ -148,15 +216,23 @@ impl ActiveDevice for ActiveConsole {
     }
 
     fn resume(&mut self) -> Result<(), DeviceFault> {
-        self.input_ready = true;
-        self.receive.ring_self();
-        self.transmit.ring_self();
+        for port in &self.ports {
+            port.receive.ring_self();
+            port.transmit.ring_self();
+        }
+        if let Some(control) = &self.control {
+            control.receive.ring_self();
+            control.transmit.ring_self();
+        }
         Ok(())
     }
 
     fn deactivate(mut self: Box<Self>) -> Result<Box<dyn Device>, DeviceFault> {
         // The last words of a guest that powers off count most.
-        self.transmit()?;
+        for n in 0..self.ports.len() {
+            self.transmit(n)?;
+        }
+        self.device.ports[0].terminal.set_follows_size(false);
         Ok(Box::new(self.device))
     }
 

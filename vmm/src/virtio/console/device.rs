@@ -1,25 +1,85 @@
 //! The inactive console.
+#![forbid(unsafe_code)]
 
-use std::fs::File;
-use std::os::fd::OwnedFd;
+use std::io;
+use std::sync::Arc;
+
+use vmm_sys_util::eventfd::EventFd;
 
 use super::active::ActiveConsole;
-use crate::output::Output;
+use crate::terminal::Terminal;
 use crate::virtio::device_config::DeviceConfig;
 use crate::virtio::{Activation, ActiveDevice, Device, DeviceFault, DeviceKind, F_COMMON};
 
-/// Console with its host ends.
+/// VIRTIO_CONSOLE_F_SIZE: the configuration space tells columns and rows.
+pub(super) const F_SIZE: u64 = 1 << 0;
+/// VIRTIO_CONSOLE_F_MULTIPORT: ports beyond 0, and control queues.
+pub(super) const F_MULTIPORT: u64 = 1 << 1;
+/// Most ports of a console, port 0 included.
+pub const MAX_PORTS: usize = 16;
+/// Queues of a console without control: those of port 0.
+pub(super) const PORT_QUEUES: usize = 2;
+/// Entries of each queue.
+const QUEUE_SIZE: u16 = 64;
+
+/// A port with the host's side of it.
+#[derive(Debug)]
+pub struct Port {
+    /// Name the guest sees; port 0 has none.
+    pub(super) name: Option<String>,
+    pub(super) terminal: Arc<Terminal>,
+    /// Rung when the host's side has input or another size.
+    pub(super) bell: Arc<EventFd>,
+}
+
+impl Port {
+    /// A port called `name` with `terminal` at the host's side.
+    ///
+    /// # Errors
+    /// When eventfds run out.
+    pub fn new(name: Option<String>, terminal: Arc<Terminal>) -> io::Result<Self> {
+        Ok(Self { name, terminal, bell: Arc::new(EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?) })
+    }
+
+    /// The terminal and its guest's end, for the event loop.
+    pub fn ends(&self) -> (Arc<Terminal>, Arc<EventFd>) {
+        (self.terminal.clone(), self.bell.clone())
+    }
+}
+
+/// Console with its ports; the first is the guest's console.
 #[derive(Debug)]
 pub struct Console {
     pub(super) name: String,
-    pub(super) output: Output,
-    pub(super) input: Option<File>,
+    pub(super) ports: Vec<Port>,
+    /// Its first two fields change with the window's size.
+    pub(super) space: DeviceConfig,
+    queue_sizes: Vec<u16>,
 }
 
+/// Offset of `cols` (le16), which `rows` (le16) follow.
+const COLUMNS: usize = 0;
+
 impl Console {
-    /// Guest output goes to `output`, guest input comes from `input`.
-    pub fn new(name: String, output: OwnedFd, input: Option<OwnedFd>) -> Self {
-        Self { name, output: Output::new(output), input: input.map(File::from) }
+    /// A console with 1 to [`MAX_PORTS`] ports.
+    pub fn new(name: String, ports: Vec<Port>) -> Self {
+        debug_assert!((1..=MAX_PORTS).contains(&ports.len()));
+        let queues = if ports.len() > 1 { PORT_QUEUES * (ports.len() + 1) } else { PORT_QUEUES };
+        // `cols` and `rows` (le16), `max_nr_ports` and `emerg_wr` (le32): virtio 1.3 §5.3.4. Emergency write is not
+        // offered: a driver may use it before the device is set up, and a byte that nobody has seen is overwritten.
+        let mut space = vec![0; 4];
+        space.extend(u32::try_from(ports.len()).unwrap_or(0).to_le_bytes());
+        space.extend([0; 4]);
+        let this = Self { name, ports, space: space.into(), queue_sizes: vec![QUEUE_SIZE; queues] };
+        this.update_size();
+        this
+    }
+
+    /// Follows the size of the window; `true` when it is another, so that the driver must be interrupted.
+    pub(super) fn update_size(&self) -> bool {
+        let size = self.ports.first().map(|port| port.terminal.size()).unwrap_or_default();
+        let [[a, b], [c, d]] = [size.columns.to_le_bytes(), size.rows.to_le_bytes()];
+        self.space.update(COLUMNS, &[a, b, c, d])
     }
 }
 
@@ -33,20 +93,18 @@ impl Device for Console {
     }
 
     fn features(&self) -> u64 {
-        F_COMMON
+        F_COMMON | F_SIZE | if self.ports.len() > 1 { F_MULTIPORT } else { 0 }
     }
 
     fn queue_sizes(&self) -> &[u16] {
-        &[64, 64]
+        &self.queue_sizes
     }
 
-    /// `cols`, `rows`, `max_nr_ports`, `emerg_wr`: none negotiated, all zero.
     fn config_space(&self) -> DeviceConfig {
-        vec![0; 12].into()
+        self.space.clone()
     }
 
     fn activate(self: Box<Self>, activation: Activation) -> Result<Box<dyn ActiveDevice>, DeviceFault> {
-        let [receive, transmit] = Activation::all_queues(activation.queues, &self.name)?;
-        Ok(Box::new(ActiveConsole::new(*self, receive, transmit)))
+        Ok(Box::new(ActiveConsole::new(*self, activation)?))
     }
 }

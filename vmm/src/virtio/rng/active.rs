@@ -80,5 +80,5 @@ impl ActiveDevice for ActiveRng {
 
 /// Random bytes from the kernel, which never blocks once the host has booted.
 fn random(buf: &mut [u8]) -> std::io::Result<()> {
-    crate::output::KernelRandom.read_exact(buf)
+    crate::random::KernelRandom.read_exact(buf)
 }
