@@ -1,6 +1,7 @@
 //! The scenarios. A file holds one subject: `SCENARIOS` run on the host, `ROLES` are played by its guests.
 
 mod balloon;
+mod console;
 mod disk;
 mod faults;
 mod hostile;
@@ -20,9 +21,18 @@ pub const SCENARIOS: &[&[Scenario]] = &[
     vsock::SCENARIOS,
     balloon::SCENARIOS,
     disk::SCENARIOS,
+    console::SCENARIOS,
     hostile::SCENARIOS,
     faults::SCENARIOS,
 ];
 /// Everything a guest can be.
-pub const ROLES: &[&[Role]] =
-    &[lifecycle::ROLES, whole::ROLES, net::ROLES, vsock::ROLES, balloon::ROLES, disk::ROLES, hostile::ROLES];
+pub const ROLES: &[&[Role]] = &[
+    lifecycle::ROLES,
+    whole::ROLES,
+    net::ROLES,
+    vsock::ROLES,
+    balloon::ROLES,
+    disk::ROLES,
+    console::ROLES,
+    hostile::ROLES,
+];
