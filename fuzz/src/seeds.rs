@@ -483,6 +483,32 @@ pub fn block_rings() -> Seeds {
     seeds
 }
 
+/// Two pages that the harness of the devices repeats: the even one is under the transmit queues, with control messages of a
+/// console's driver, the odd one under the receive queues, with buffers.
+#[must_use]
+pub fn console() -> Seeds {
+    let mut memory = vec![0u8; 2 * 4096];
+    // Device ready, port 1 ready, port 1 open (id, event, value), and buffers for what the device answers.
+    let messages: [(u32, u16); 3] = [(u32::MAX, 0), (1, 3), (1, 6)];
+    for (n, (id, event)) in messages.into_iter().enumerate() {
+        let (message, transmit, receive) = (0x300 + 8 * n, 16 * n, 4096 + 16 * n);
+        memory[message..message + 4].copy_from_slice(&id.to_le_bytes());
+        memory[message + 4..message + 6].copy_from_slice(&event.to_le_bytes());
+        memory[message + 6] = 1;
+        memory[transmit..transmit + 8].copy_from_slice(&(message as u64).to_le_bytes());
+        memory[transmit + 8] = 8;
+        memory[receive..receive + 8].copy_from_slice(&(0x3_0000 + 0x100 * n as u64).to_le_bytes());
+        // 256 bytes that the device writes.
+        memory[receive + 9] = 1;
+        memory[receive + 12] = 2;
+        for page in [0, 4096] {
+            memory[page + 0x402] = 3;
+            memory[page + 0x404 + 2 * n] = n as u8;
+        }
+    }
+    [rings(), vec![memory]].concat()
+}
+
 /// Register accesses: offset, width, value.
 #[must_use]
 pub fn accesses() -> Seeds {

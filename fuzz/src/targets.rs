@@ -80,7 +80,7 @@ targets! {
     vmm_block: holdfast_vmm::virtio::block::fuzz_block, seeds::block_rings, 8 * K;
     vmm_config: holdfast_vmm::config::fuzz_config, seeds::vmm_config, 8 * K;
     vmm_config_space: holdfast_vmm::pci::config::fuzz_config_space, seeds::accesses, K;
-    vmm_console: holdfast_vmm::virtio::console::fuzz_console, seeds::rings, 8 * K;
+    vmm_console: holdfast_vmm::virtio::console::fuzz_console, seeds::console, 8 * K;
     vmm_control: holdfast_vmm::control::fuzz_control, seeds::vmm_control, 2 * K;
     vmm_kernel: holdfast_vmm::boot::kernel::fuzz_kernel, seeds::kernel, 8 * K;
     vmm_net: holdfast_vmm::virtio::net::fuzz_net, seeds::net_rings, 8 * K;
