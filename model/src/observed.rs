@@ -236,6 +236,23 @@ pub struct InterfaceCounters {
     pub tx_errors: u64,
 }
 
+impl InterfaceCounters {
+    /// The same traffic as the other end of a cable counts it: the host's tap receives what its guest sends.
+    #[must_use]
+    pub fn from_the_other_end(self) -> Self {
+        Self {
+            rx_bytes: self.tx_bytes,
+            rx_packets: self.tx_packets,
+            rx_drops: self.tx_drops,
+            rx_errors: self.tx_errors,
+            tx_bytes: self.rx_bytes,
+            tx_packets: self.rx_packets,
+            tx_drops: self.rx_drops,
+            tx_errors: self.rx_errors,
+        }
+    }
+}
+
 /// A network instance.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InstanceStatus {
@@ -326,8 +343,24 @@ pub struct VolumeStatus {
     pub max_size_bytes: u64,
     /// Generation.
     pub generation: i64,
+    /// What its app's VM reads and writes.
+    #[serde(default)]
+    pub counters: DiskCounters,
     /// Error; empty when none.
     pub error: String,
+}
+
+/// Counters of a disk since its VM started.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskCounters {
+    /// Bytes read.
+    pub read_bytes: u64,
+    /// Bytes written.
+    pub written_bytes: u64,
+    /// Read requests.
+    pub reads: u64,
+    /// Write requests.
+    pub writes: u64,
 }
 
 /// State of an app.
@@ -407,6 +440,6 @@ pub struct AppInterfaceStatus {
     pub addresses: Vec<IpAddr>,
     /// Tap.
     pub tap: String,
-    /// Counters.
+    /// Counters as the guest sees them.
     pub counters: InterfaceCounters,
 }

@@ -2,8 +2,8 @@
 
 use crate::info::MIB;
 use crate::proto::metrics::{
-    AppCpuMetric, AppMemoryMetric, AppMetric, DeviceMemoryMetric, DeviceMetric, DiskMetric, MemoryMetric,
-    NetworkMetric, NetworkStats, UrlcloudMetric, ZMetricMsg, ZMetricNetworkInstance, ZMetricNetworkStats,
+    AppCpuMetric, AppDiskMetric, AppMemoryMetric, AppMetric, DeviceMemoryMetric, DeviceMetric, DiskMetric,
+    MemoryMetric, NetworkMetric, NetworkStats, UrlcloudMetric, ZMetricMsg, ZMetricNetworkInstance, ZMetricNetworkStats,
     ZMetricVolume, ZedcloudMetric, z_metric_msg::MetricContent,
 };
 use holdfast_model::observed::{AppStatus, InstanceStatus, InterfaceCounters, Observed, VolumeStatus};
@@ -65,7 +65,7 @@ pub fn message(observed: &Observed, context: &Context) -> ZMetricMsg {
     ZMetricMsg {
         dev_id: observed.device.id.to_string(),
         at_time_stamp: context.now.map(Timestamp::from),
-        am: observed.apps.iter().map(app).collect(),
+        am: observed.apps.iter().map(|status| app(status, &observed.volumes)).collect(),
         nm: observed.instances.iter().map(instance).collect(),
         vm: observed.volumes.iter().map(volume).collect(),
         metric_content: Some(MetricContent::Dm(device(observed, context))),
@@ -103,7 +103,9 @@ fn device(observed: &Observed, context: &Context) -> DeviceMetric {
     }
 }
 
-fn app(app: &AppStatus) -> AppMetric {
+/// Disks of an app are its volumes, in order; their traffic is in the volumes' own metrics, where EVE has fields for it.
+fn app(app: &AppStatus, volumes: &[VolumeStatus]) -> AppMetric {
+    let disks = app.volumes.iter().filter_map(|id| volumes.iter().find(|volume| volume.id == *id));
     AppMetric {
         app_id: app.id.to_string(),
         app_name: app.name.clone(),
@@ -111,6 +113,15 @@ fn app(app: &AppStatus) -> AppMetric {
         cpu: Some(cpu(app.cpu_total_ns, 0)),
         memory: Some(memory(app.memory_used_bytes, app.memory_bytes)),
         network: app.interfaces.iter().map(|nic| network(&nic.name, &nic.tap, &nic.counters)).collect(),
+        disk: disks
+            .map(|volume| AppDiskMetric {
+                disk: volume.name.clone(),
+                provisioned: volume.max_size_bytes / MIB,
+                used: volume.used_bytes / MIB,
+                dirty: volume.used_bytes > 0,
+                ..AppDiskMetric::default()
+            })
+            .collect(),
         app_memory: Some(AppMemoryMetric {
             allocated_mb: mib32(app.memory_bytes),
             used_mb: mib32(app.memory_used_bytes),
@@ -150,10 +161,13 @@ fn volume(volume: &VolumeStatus) -> ZMetricVolume {
     ZMetricVolume {
         uuid: volume.id.to_string(),
         display_name: volume.name.clone(),
+        read_bytes: volume.counters.read_bytes,
+        write_bytes: volume.counters.written_bytes,
+        read_count: volume.counters.reads,
+        write_count: volume.counters.writes,
         total_bytes: volume.max_size_bytes,
         used_bytes: volume.used_bytes,
         free_bytes: volume.max_size_bytes.saturating_sub(volume.used_bytes),
-        ..ZMetricVolume::default()
     }
 }
 
@@ -229,7 +243,8 @@ fn mib32(bytes: u64) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use holdfast_model::observed::PortStatus;
+    use holdfast_model::observed::{AppInterfaceStatus, DiskCounters, PortStatus};
+    use uuid::Uuid;
 
     #[test]
     fn fields_that_testers_read_are_filled() {
@@ -243,10 +258,19 @@ mod tests {
             cpu_total_ns: 9,
             memory_used_bytes: 64 * MIB,
             memory_bytes: 128 * MIB,
+            interfaces: vec![AppInterfaceStatus { counters, ..AppInterfaceStatus::default() }],
+            volumes: vec![Uuid::from_u128(5), Uuid::from_u128(404)],
             ..AppStatus::default()
         });
         observed.instances.push(InstanceStatus { counters, ..InstanceStatus::default() });
-        observed.volumes.push(VolumeStatus { used_bytes: 5, max_size_bytes: 8, ..VolumeStatus::default() });
+        observed.volumes.push(VolumeStatus {
+            id: Uuid::from_u128(5),
+            name: "data".to_owned(),
+            used_bytes: 5 * MIB,
+            max_size_bytes: 8 * MIB,
+            counters: DiskCounters { read_bytes: 1, written_bytes: 2, reads: 3, writes: 4 },
+            ..VolumeStatus::default()
+        });
 
         let message = message(&observed, &Context { now: Some(SystemTime::UNIX_EPOCH), ..Context::default() });
 
@@ -260,6 +284,12 @@ mod tests {
         assert_eq!(message.am[0].cpu.expect("cpu").total_ns, 9);
         assert_eq!(message.am[0].memory.expect("memory").used_mem, 64);
         assert_eq!(message.nm[0].network_stats.expect("stats").tx.expect("tx").total_packets, 3);
-        assert_eq!(message.vm[0].used_bytes, 5);
+        assert_eq!((message.am[0].network[0].rx_bytes, message.am[0].network[0].tx_pkts), (7, 3));
+        let disks = &message.am[0].disk;
+        assert_eq!(disks.len(), 1, "a volume that is not there is no disk");
+        assert_eq!((disks[0].disk.as_str(), disks[0].provisioned, disks[0].used), ("data", 8, 5));
+        let volume = &message.vm[0];
+        assert_eq!(volume.used_bytes, 5 * MIB);
+        assert_eq!((volume.read_bytes, volume.write_bytes, volume.read_count, volume.write_count), (1, 2, 3, 4));
     }
 }

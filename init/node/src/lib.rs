@@ -10,7 +10,7 @@
 //!
 //! Reading order: [`agent`] (the loop), [`boot`] and [`trust`] (what this boot is, keys, vault), [`recovery`] (a vault that this boot
 //! cannot unseal), [`session`] (the controller's side), [`network`], [`ports`] and [`services`], [`contents`] and [`jobs`], [`volumes`], [`apps`] (what to do about each) and [`vms`], [`update`],
-//! [`reports`], [`logs`], [`store`], [`supervisor`], [`seqpacket`], [`machine`], [`debug`].
+//! [`reports`], [`vmstats`], [`logs`], [`store`], [`supervisor`], [`seqpacket`], [`machine`], [`debug`].
 #![forbid(unsafe_code)]
 
 pub mod agent;
@@ -33,4 +33,5 @@ pub mod supervisor;
 pub mod trust;
 pub mod update;
 pub mod vms;
+pub mod vmstats;
 pub mod volumes;

@@ -12,7 +12,8 @@ use crate::{trust, vms, volumes};
 use holdfast_identity::Identity;
 use holdfast_model::desired::Desired;
 use holdfast_model::observed::{
-    AppInterfaceStatus, AppState, AppStatus, DeviceState, DeviceStatus, LoadState, Observed, RebootRecord, VolumeStatus,
+    AppInterfaceStatus, AppState, AppStatus, DeviceState, DeviceStatus, DiskCounters, LoadState, Observed,
+    RebootRecord, VolumeStatus,
 };
 use holdfast_model::storage::VolumeOrigin;
 use holdfast_supervise::cgroup_path;
@@ -159,6 +160,8 @@ fn volume(view: &View<'_>, wanted: &holdfast_model::storage::Volume) -> VolumeSt
         used_bytes: volumes::used_bytes(&file) + content.map_or(0, |c| c.size_bytes),
         max_size_bytes: if wanted.max_size_bytes > 0 { wanted.max_size_bytes } else { volumes::DEFAULT_LAYER_BYTES },
         generation: wanted.generation,
+        // Known by the VM that uses it: asked when metrics are due.
+        counters: DiskCounters::default(),
         error,
     }
 }
@@ -181,7 +184,7 @@ fn apps(view: &View<'_>) -> Vec<AppStatus> {
             .network
             .app_interfaces(app)
             .into_iter()
-            .map(|i| AppInterfaceStatus { counters: machine::counters(&i.tap), ..i })
+            .map(|i| AppInterfaceStatus { counters: machine::counters(&i.tap).from_the_other_end(), ..i })
             .collect();
         list.push(AppStatus {
             id: app.id,

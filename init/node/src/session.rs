@@ -4,6 +4,7 @@
 use crate::boot::{Boot, Paths};
 use crate::logs::{Line, Waiting};
 use crate::trust::Device;
+use crate::vmstats;
 use anyhow::{Context, Result};
 use holdfast_api::cipher::Keys;
 use holdfast_api::config::to_desired;
@@ -19,6 +20,7 @@ use holdfast_model::properties::Properties;
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::{mpsc, watch};
@@ -373,6 +375,7 @@ impl Session {
             logs: self.inputs.logs.clone(),
             version: self.inputs.boot.release.version.clone(),
             image: format!("IMG{}", self.inputs.boot.facts.slot),
+            control: self.inputs.paths.control(),
             sent: BTreeSet::new(),
         };
         tokio::task::spawn_local(feeder.run());
@@ -402,6 +405,8 @@ struct Feeder {
     logs: Rc<RefCell<Waiting>>,
     version: String,
     image: String,
+    /// Where the control sockets of VMs are.
+    control: PathBuf,
     sent: BTreeSet<info::InfoKey>,
 }
 
@@ -443,7 +448,10 @@ impl Feeder {
                     traffic: self.client.traffic(),
                     ..metrics::Context::default()
                 };
-                self.reports.metrics(metrics::message(&self.observed.borrow(), &context));
+                let mut observed = self.observed.borrow().clone();
+                let stats = vmstats::collect(&self.control, &observed).await;
+                vmstats::fold(&mut observed, &stats);
+                self.reports.metrics(metrics::message(&observed, &context));
             }
             if now.duration_since(logs_at) >= PACK_LOGS {
                 logs_at = now;
