@@ -1,5 +1,8 @@
 //! A virtqueue as a device holds it while activated: the ring, the doorbell and the interrupt.
 
+#[cfg(test)]
+mod tests;
+
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering, fence};
@@ -7,7 +10,7 @@ use std::sync::atomic::{AtomicU16, Ordering, fence};
 use virtio_queue::{Queue, QueueT};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::chain::{Chain, RingFault};
+use super::chain::{Chain, RingFault, Table};
 use super::interrupt::Interrupts;
 use crate::memory::{self, GuestAddress, GuestRam, load, store};
 
@@ -20,6 +23,10 @@ pub struct VirtQueue {
     ram: Arc<GuestRam>,
     kick: Arc<EventFd>,
     interrupts: Arc<Interrupts>,
+    /// VIRTIO_F_INDIRECT_DESC was negotiated.
+    indirect: bool,
+    /// Chains taken and not given back.
+    in_flight: u16,
     /// Position of the used ring at the last [`VirtQueue::notify`].
     told: u16,
 }
@@ -49,7 +56,12 @@ impl VirtQueue {
             }
         }
         let told = queue.next_used();
-        Ok(Self { index, queue, ram, kick, interrupts, told })
+        Ok(Self { index, queue, ram, kick, interrupts, indirect: true, in_flight: 0, told })
+    }
+
+    /// The driver did not negotiate VIRTIO_F_INDIRECT_DESC.
+    pub fn without_indirect(self) -> Self {
+        Self { indirect: false, ..self }
     }
 
     /// The guest's RAM.
@@ -103,20 +115,27 @@ impl VirtQueue {
         if ahead > size {
             return Err(RingFault::AvailIndex { ahead, size });
         }
+        // A descriptor that is in flight belongs to the device (§2.7.13): each chain has at least one.
+        if self.in_flight >= size {
+            return Err(RingFault::InFlight { size });
+        }
         let slot = self.queue.avail_ring() + 4 + 2 * u64::from(next % size);
         let head = load(&self.ram, slot).ok_or(RingFault::Ring { what: "available ring", addr: slot })?;
         let head = u16::from_le_bytes(head);
         if head >= size {
             return Err(RingFault::Head { head, size });
         }
-        chain.read(&self.ram, self.queue.desc_table(), size, head)?;
+        let table = Table { addr: self.queue.desc_table(), size, indirect: self.indirect };
+        chain.read(&self.ram, table, head)?;
         self.queue.set_next_avail(next.wrapping_add(1));
+        self.in_flight += 1;
         Ok(true)
     }
 
     /// Puts the last `count` popped chains back: they were not used.
     pub fn unpop(&mut self, count: u16) {
         self.queue.set_next_avail(self.queue.next_avail().wrapping_sub(count));
+        self.in_flight = self.in_flight.saturating_sub(count);
     }
 
     /// Gives a chain back with `written` bytes in its writable part.
@@ -131,6 +150,7 @@ impl VirtQueue {
         if !store(&self.ram, addr, [i0, i1, i2, i3, l0, l1, l2, l3]) {
             return Err(RingFault::Ring { what: "used ring", addr });
         }
+        self.in_flight = self.in_flight.saturating_sub(1);
         let next = next.wrapping_add(1);
         self.used_word(2)?.store(next.to_le(), Ordering::Release);
         self.queue.set_next_used(next);

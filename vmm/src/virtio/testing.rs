@@ -86,6 +86,47 @@ impl<'a> Driver<'a> {
         self.set_avail_idx(self.avail);
     }
 
+    /// Table and available ring, which no device writes.
+    pub(crate) fn rings(&self) -> (Vec<u8>, Vec<u8>) {
+        let size = usize::from(self.size);
+        (self.bytes(self.table, 16 * size), self.bytes(self.avail_addr(), 6 + 2 * size))
+    }
+
+    /// Whether all memory but the three areas of the queue is still zero.
+    pub(crate) fn rest_is_untouched(&self) -> bool {
+        let size = usize::from(self.size);
+        let mut memory = self.bytes(0, RAM_BYTES);
+        for (addr, len) in
+            [(self.table, 16 * size), (self.avail_addr(), 6 + 2 * size), (self.used_addr(), 6 + 8 * size)]
+        {
+            let start = usize::try_from(addr).unwrap();
+            memory[start..start + len].fill(0);
+        }
+        memory == vec![0; RAM_BYTES]
+    }
+
+    /// The device's used index.
+    pub(crate) fn used_idx(&self) -> u16 {
+        self.ram.read_obj(GuestAddress(self.used_addr() + 2)).unwrap()
+    }
+
+    /// `(head, written)` of the used element at a place of the ring that wraps.
+    pub(crate) fn used_at(&self, n: usize) -> (u32, u32) {
+        let at = self.used_addr() + 4 + 8 * (n as u64 % u64::from(self.size));
+        (self.ram.read_obj(GuestAddress(at)).unwrap(), self.ram.read_obj(GuestAddress(at + 4)).unwrap())
+    }
+
+    /// Writes a slot of the available ring as is.
+    pub(crate) fn set_head(&self, slot: u16, head: u16) {
+        self.ram.write_obj(head, GuestAddress(self.avail_addr() + 4 + 2 * u64::from(slot))).unwrap();
+    }
+
+    /// The head in the available ring just before `position`.
+    pub(crate) fn offered_before(&self, position: u16) -> u16 {
+        let slot = u64::from(position.wrapping_sub(1) % self.size);
+        self.ram.read_obj(GuestAddress(self.avail_addr() + 4 + 2 * slot)).unwrap()
+    }
+
     /// Rings the doorbell.
     pub(crate) fn kick(&self) {
         self.kick.write(1).unwrap();

@@ -28,7 +28,7 @@ use crate::memory::GuestRam;
 use crate::virtio::device_config::DeviceConfig;
 use crate::virtio::interrupt::{Interrupts, IrqLine};
 use crate::virtio::queue::VirtQueue;
-use crate::virtio::{Activation, Device, DeviceKind, F_EVENT_IDX, F_VERSION_1};
+use crate::virtio::{Activation, Device, DeviceKind, F_EVENT_IDX, F_INDIRECT, F_VERSION_1};
 
 /// Bytes of BAR 0.
 pub const BAR_SIZE: u32 = 0x8000;
@@ -401,7 +401,8 @@ impl VirtioFunction {
             let (ram, kick) = (self.machine.ram.clone(), registers.kick.clone());
             let queue = VirtQueue::new(index, queue, ram, kick, self.interrupts.clone())
                 .map_err(|e| self.misuse(format_args!("set up queue {index} wrongly: {e}")))?;
-            queues.push(queue);
+            let indirect = self.driver_features & F_INDIRECT != 0;
+            queues.push(if indirect { queue } else { queue.without_indirect() });
         }
         let activation = Activation {
             ram: self.machine.ram.clone(),

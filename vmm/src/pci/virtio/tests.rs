@@ -23,6 +23,16 @@ fn negotiate(function: &mut VirtioFunction, features: u64) {
     write(function, 0x14, 0x0b, 1).unwrap();
 }
 
+/// Negotiates, gives queue 0 its areas, and says DRIVER_OK.
+fn set_up(function: &mut VirtioFunction, areas: [u64; 3]) -> Result<(), End> {
+    negotiate(function, F_VERSION_1);
+    for (register, area) in [0x20, 0x28, 0x30].into_iter().zip(areas) {
+        write(function, register, area, 8)?;
+    }
+    write(function, 0x1c, 1, 2)?;
+    write(function, 0x14, 0x0f, 1)
+}
+
 #[test]
 fn driver_bring_up_activates_and_connects_the_doorbell() {
     let (mut function, host) = function().unwrap();
@@ -56,21 +66,21 @@ fn foreign_features_are_refused_by_clearing_features_ok() {
 #[test]
 fn misused_registers_end_the_vm_with_a_reason() {
     type Misuse = fn(&mut VirtioFunction) -> Result<(), End>;
-    let cases: [(&str, Misuse); 6] = [
+    let cases: [(&str, Misuse); 10] = [
         ("DRIVER_OK without FEATURES_OK", |f| write(f, 0x14, 0x07, 1)),
         ("size of queue 0 to 3", |f| write(f, 0x18, 3, 2)),
         ("size of queue 0 to 128", |f| write(f, 0x18, 128, 2)),
+        ("size of queue 0 to 0", |f| write(f, 0x18, 0, 2)),
+        // §2.7: alignment of the table, the available ring, the used ring.
+        ("queue 0 wrongly", |f| set_up(f, [0x1008, 0x2000, 0x3000])),
+        ("queue 0 wrongly", |f| set_up(f, [0x1000, 0x2001, 0x3000])),
+        ("queue 0 wrongly", |f| set_up(f, [0x1000, 0x2000, 0x3002])),
         ("queue_enable", |f| write(f, 0x1c, 0, 2)),
         ("cleared status bits", |f| {
             write(f, 0x14, 3, 1)?;
             write(f, 0x14, 1, 1)
         }),
-        ("queue 0 wrongly", |f| {
-            negotiate(f, F_VERSION_1);
-            write(f, 0x20, 0xffff_f000, 8)?;
-            write(f, 0x1c, 1, 2)?;
-            write(f, 0x14, 0x0f, 1)
-        }),
+        ("queue 0 wrongly", |f| set_up(f, [0xffff_f000, 0x2000, 0x3000])),
     ];
     for (words, misuse) in cases {
         let (mut function, _) = function().unwrap();
