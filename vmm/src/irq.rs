@@ -3,7 +3,6 @@
 //! GSIs 0..=23 are the IO-APIC's pins (0..=15 also the legacy PIC's); MSIs get numbers from 24 on.
 
 use std::io;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use kvm_bindings::{
@@ -149,18 +148,31 @@ fn entries(messages: &[Option<MsiMessage>]) -> Vec<kvm_irq_routing_entry> {
     entries
 }
 
-/// One IO-APIC pin shared by several level-triggered sources.
-#[derive(Debug)]
+/// One IO-APIC pin shared by several level-triggered sources, each on a thread of its own.
 pub struct Pin {
-    vm: Arc<VmFd>,
-    gsi: Gsi,
-    asserted: AtomicU32,
+    drive: Box<dyn Fn(bool) + Send + Sync>,
+    /// Sources that assert it. Held while the pin is driven: a level that a slower thread drives late would stay, and
+    /// every interrupt after it be lost.
+    asserted: Mutex<u32>,
+}
+
+impl std::fmt::Debug for Pin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pin").field("asserted", &self.asserted).finish_non_exhaustive()
+    }
 }
 
 impl Pin {
     /// The pin with number `gsi`.
     pub fn new(vm: Arc<VmFd>, gsi: Gsi) -> Arc<Self> {
-        Arc::new(Self { vm, gsi, asserted: AtomicU32::new(0) })
+        // The pin exists as long as the VM does; a refusal could only mean the VM is going away.
+        Self::driven_by(move |high| {
+            let _ = vm.set_irq_line(gsi, high);
+        })
+    }
+
+    fn driven_by(drive: impl Fn(bool) + Send + Sync + 'static) -> Arc<Self> {
+        Arc::new(Self { drive: Box::new(drive), asserted: Mutex::new(0) })
     }
 
     /// Source `index` (0..=31) of this pin.
@@ -177,15 +189,11 @@ struct Share {
 
 impl IrqLine for Share {
     fn set(&self, asserted: bool) {
-        let before = if asserted {
-            self.pin.asserted.fetch_or(self.bit, Ordering::AcqRel)
-        } else {
-            self.pin.asserted.fetch_and(!self.bit, Ordering::AcqRel)
-        };
-        let after = if asserted { before | self.bit } else { before & !self.bit };
-        if (before == 0) != (after == 0) {
-            // The pin exists as long as the VM does; a refusal could only mean the VM is going away.
-            let _ = self.pin.vm.set_irq_line(self.pin.gsi, after != 0);
+        let mut sources = self.pin.asserted.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = *sources;
+        *sources = if asserted { before | self.bit } else { before & !self.bit };
+        if (before == 0) != (*sources == 0) {
+            (self.pin.drive)(*sources != 0);
         }
     }
 }
@@ -243,6 +251,37 @@ pub(crate) mod testing {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pin_is_high_while_any_source_asserts_it() {
+        let levels = Arc::new(Mutex::new(Vec::new()));
+        let seen = levels.clone();
+        let pin = Pin::driven_by(move |high| seen.lock().unwrap().push(high));
+        let (a, b) = (pin.share(0), pin.share(1));
+        for (source, asserted) in [(&a, true), (&b, true), (&a, false), (&a, false), (&b, false), (&b, true)] {
+            source.set(asserted);
+        }
+        assert_eq!(*levels.lock().unwrap(), [true, false, true]);
+    }
+
+    /// A thread that is slow between deciding and driving must not leave the pin at the wrong level.
+    #[test]
+    fn pin_keeps_the_level_of_its_sources_when_threads_race() {
+        let level = Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let driven = level.clone();
+        let pin = Pin::driven_by(move |high| {
+            std::thread::yield_now();
+            driven.store(high, std::sync::atomic::Ordering::Release);
+        });
+        for _ in 0..200 {
+            let (raiser, reader) = (pin.share(0), pin.share(0));
+            let thread = std::thread::spawn(move || (0..20).for_each(|_| raiser.set(true)));
+            (0..20).for_each(|_| reader.set(false));
+            thread.join().unwrap();
+            let asserted = *pin.asserted.lock().unwrap() != 0;
+            assert_eq!(level.load(std::sync::atomic::Ordering::Acquire), asserted);
+        }
+    }
 
     #[test]
     fn message_routes_leave_the_pins_in_place() {
