@@ -34,6 +34,11 @@ pub(crate) fn pass_on_to(child: libc::pid_t) -> io::Result<()> {
     handle(libc::SIGTERM, on_pass)
 }
 
+/// The process that SIGTERM goes on to; 0 when there is none.
+pub(crate) fn child() -> libc::pid_t {
+    CHILD.load(Ordering::Acquire)
+}
+
 extern "C" fn on_terminate(_: libc::c_int) {
     let one = 1u64;
     // SAFETY: an async-signal-safe call on a descriptor that stays open; a full counter is as good as a written one.
@@ -42,7 +47,7 @@ extern "C" fn on_terminate(_: libc::c_int) {
 
 extern "C" fn on_pass(signal: libc::c_int) {
     // SAFETY: an async-signal-safe call; the child is not reaped before this process ends.
-    unsafe { libc::kill(CHILD.load(Ordering::Acquire), signal) };
+    unsafe { libc::kill(child(), signal) };
 }
 
 fn handle(signal: libc::c_int, handler: extern "C" fn(libc::c_int)) -> io::Result<()> {
