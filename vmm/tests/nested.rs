@@ -3,18 +3,26 @@
 //! The wrong way to see this would be to trust the VMM's exit code alone: every scenario is judged by what the guest
 //! says over its console, by bytes that arrive over TCP, and by the disk image afterwards.
 //!
+//! Each file of scenarios has a machine of its own, two of which run at a time; `NESTED_ONLY=word` picks scenarios by name.
 //! Needs the kernels that `cargo xtask build` makes (or `HOLDFAST_HOST_KERNEL` and `HOLDFAST_GUEST_KERNEL`) and
 //! `qemu-system-x86_64`; says so and counts as skipped where they are missing.
 
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 /// Stripped, static.
 const BINARY_BUDGET: u64 = 3 << 20;
-const LIMIT: Duration = Duration::from_secs(240);
+/// For one machine with its group of scenarios.
+const LIMIT: Duration = Duration::from_secs(300);
+/// Machines at once: each keeps one processor busy.
+const MACHINES: usize = 2;
 
 fn main() -> ExitCode {
     // `cargo test -- --list` and filters of other test programs.
@@ -65,10 +73,30 @@ fn run() -> Result<Outcome, String> {
     if size > BINARY_BUDGET {
         return Err(format!("the vmm binary is {size} bytes, budget {BINARY_BUDGET}"));
     }
+    let groups = groups(&nested)?;
     let directory = tempfile::tempdir().map_err(|e| e.to_string())?;
     let initrd = directory.path().join("host.cpio");
     write_host_initrd(&initrd, &vmm, &nested, &guest)?;
-    boot(&host, &initrd)
+    boot_all(&host, &initrd, &groups)
+}
+
+/// The scenarios whose name contains `NESTED_ONLY`, by group, as the program itself lists them.
+fn groups(nested: &Path) -> Result<BTreeMap<usize, Vec<String>>, String> {
+    let output = Command::new(nested).arg("--list").output().map_err(|e| format!("{}: {e}", nested.display()))?;
+    let only = word("NESTED_ONLY");
+    let mut groups: BTreeMap<usize, Vec<String>> = BTreeMap::new();
+    for line in String::from_utf8_lossy(&output.stdout).lines() {
+        let (group, name) = line.split_once(' ').ok_or(format!("{} --list says {line:?}", nested.display()))?;
+        let group = group.parse().map_err(|e| format!("{} --list says {line:?}: {e}", nested.display()))?;
+        if name.contains(&only) {
+            groups.entry(group).or_default().push(name.to_string());
+        }
+    }
+    if groups.is_empty() { Err(format!("no scenario's name contains {only:?}")) } else { Ok(groups) }
+}
+
+fn word(variable: &str) -> String {
+    std::env::var(variable).unwrap_or_default()
 }
 
 /// The kernel named by `variable`, or the newest that the build has cached.
@@ -76,10 +104,13 @@ fn kernel(variable: &str, kind: &str, file: &str) -> Option<PathBuf> {
     if let Some(path) = std::env::var_os(variable) {
         return Some(path.into());
     }
-    let cache = std::env::var_os("XDG_CACHE_HOME")
-        .map(PathBuf::from)
-        .or_else(|| std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache")))?;
-    let entries = std::fs::read_dir(cache.join("holdfast/kernel")).ok()?;
+    // As `image/xtask/src/workspace.rs` finds it.
+    let cache = std::env::var_os("HOLDFAST_CACHE").map(PathBuf::from).or_else(|| {
+        let base = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+        let base = base.or_else(|| std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache")));
+        base.map(|base| base.join("holdfast"))
+    })?;
+    let entries = std::fs::read_dir(cache.join("kernel")).ok()?;
     entries
         .flatten()
         .filter(|e| e.file_name().to_string_lossy().starts_with(&format!("{kind}-")))
@@ -151,30 +182,35 @@ fn with_libraries(program: &str) -> Option<Vec<u8>> {
     Some(archive.finish())
 }
 
-/// Boots, prints the scenarios' lines as they come, counts them.
-fn boot(host: &Path, initrd: &Path) -> Result<Outcome, String> {
-    // NESTED_ONLY=word runs the scenarios whose name contains it; NESTED_GUEST adds to every guest's command line.
-    let word = |name: &str| std::env::var(name).unwrap_or_default();
-    let cmdline = format!(
-        "console=ttyS0 quiet loglevel=3 panic=-1 rdinit=/init nested.only={} \"nested.guest={}\" {}",
-        word("NESTED_ONLY"),
-        word("NESTED_GUEST"),
-        word("NESTED_HOST"),
-    );
-    let mut qemu = Command::new("qemu-system-x86_64")
-        .args(["-machine", "q35", "-cpu", "EPYC", "-accel", "tcg", "-m", "1024", "-nographic", "-no-reboot"])
-        .args(["-nic", "none"])
-        .arg("-kernel")
-        .arg(host)
-        .arg("-initrd")
-        .arg(initrd)
-        .args(["-append", &cmdline])
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .spawn()
-        .map_err(|e| format!("qemu-system-x86_64: {e}"))?;
-    let output = qemu.stdout.take().ok_or("no output")?;
-    let (sender, lines) = std::sync::mpsc::channel();
+/// Boots a machine for each group, [`MACHINES`] at a time; adds up what they say.
+fn boot_all(host: &Path, initrd: &Path, groups: &BTreeMap<usize, Vec<String>>) -> Result<Outcome, String> {
+    let (next, results) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    let groups: Vec<_> = groups.iter().collect();
+    std::thread::scope(|scope| {
+        for _ in 0..MACHINES.min(groups.len()) {
+            scope.spawn(|| {
+                while let Some((group, names)) = groups.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let result = boot(host, initrd, **group, names);
+                    results.lock().expect("no thread panics with it").push(result);
+                }
+            });
+        }
+    });
+    let (mut passed, mut failed) = (0, 0);
+    for result in results.into_inner().expect("no thread panics with it") {
+        let (ok, bad) = result?;
+        passed += ok;
+        failed += bad;
+    }
+    Ok(Outcome::Ran { passed, failed })
+}
+
+/// Boots one machine, prints its scenarios' lines as they come; how many passed and failed.
+fn boot(host: &Path, initrd: &Path, group: usize, names: &[String]) -> Result<(usize, usize), String> {
+    let started = Instant::now();
+    let mut machine = Machine(start(host, initrd, group)?);
+    let output = machine.0.stdout.take().ok_or("no output")?;
+    let (sender, lines) = channel();
     std::thread::spawn(move || {
         for line in BufReader::new(output).split(b'\n').map_while(Result::ok) {
             if sender.send(String::from_utf8_lossy(&line).trim_end().to_string()).is_err() {
@@ -182,10 +218,9 @@ fn boot(host: &Path, initrd: &Path) -> Result<Outcome, String> {
             }
         }
     });
-    let deadline = Instant::now() + LIMIT;
     let (mut passed, mut failed, mut all, mut done) = (0, 0, Vec::new(), false);
     while !done {
-        let Ok(line) = lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) else { break };
+        let Ok(line) = lines.recv_timeout(LIMIT.saturating_sub(started.elapsed())) else { break };
         if let Some(rest) = line.strip_prefix("nested: ok ") {
             println!("test nested::{rest} ... ok");
             passed += 1;
@@ -196,18 +231,53 @@ fn boot(host: &Path, initrd: &Path) -> Result<Outcome, String> {
         done = line == "nested: done";
         all.push(line);
     }
-    // Its own power-off, or ours.
-    if !done {
-        let _ = qemu.kill();
+    if done {
+        // It powers itself off.
+        let _ = machine.0.wait();
     }
-    let _ = qemu.wait();
     if !done || failed > 0 || std::env::var_os("NESTED_VERBOSE").is_some() {
         println!("{}", all.join("\n"));
     }
-    if !done {
-        return Err(format!("the emulated machine did not finish within {} s", LIMIT.as_secs()));
+    println!("nested: machine {group}: {} scenarios in {:.1} s", names.len(), started.elapsed().as_secs_f32());
+    match (done, names.len() - (passed + failed).min(names.len())) {
+        (false, _) => Err(format!("machine {group} did not finish {names:?} within {} s", LIMIT.as_secs())),
+        (true, 0) => Ok((passed, failed)),
+        (true, missing) => Err(format!("machine {group} left out {missing} of {names:?}")),
     }
-    Ok(Outcome::Ran { passed, failed })
+}
+
+/// A machine that ends with its test.
+struct Machine(Child);
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn start(host: &Path, initrd: &Path, group: usize) -> Result<Child, String> {
+    // NESTED_ONLY=word runs the scenarios whose name contains it; NESTED_GUEST adds to every guest's command line.
+    let cmdline = format!(
+        "console=ttyS0 quiet loglevel=3 panic=-1 rdinit=/init nested.group={group} nested.only={} nested.seed={} \
+         \"nested.guest={}\" {}",
+        word("NESTED_ONLY"),
+        word("NESTED_SEED"),
+        word("NESTED_GUEST"),
+        word("NESTED_HOST"),
+    );
+    Command::new("qemu-system-x86_64")
+        .args(["-machine", "q35", "-cpu", "EPYC", "-accel", "tcg", "-m", "1024", "-nographic", "-no-reboot"])
+        .args(["-nic", "none"])
+        .arg("-kernel")
+        .arg(host)
+        .arg("-initrd")
+        .arg(initrd)
+        .args(["-append", &cmdline])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .map_err(|e| format!("qemu-system-x86_64: {e}"))
 }
 
 /// A newc archive (Linux Documentation/driver-api/early-userspace/buffer-format.rst) of executable files.

@@ -29,13 +29,22 @@ pub struct Scenario {
     pub run: fn() -> Outcome,
 }
 
-/// Runs every scenario whose name contains the word given on the command line.
+/// Names every scenario with the number of its group.
+pub fn list() {
+    for (group, scenarios) in cases::SCENARIOS.iter().enumerate() {
+        scenarios.iter().for_each(|scenario| println!("{group} {}", scenario.name));
+    }
+}
+
+/// Runs the scenarios of one group (of all, when none is given) whose name contains the word given on the command line.
 pub fn main() -> ! {
     for (kind, target) in [("devtmpfs", "/dev"), ("proc", "/proc"), ("sysfs", "/sys"), ("tmpfs", "/run")] {
         mount(kind, target);
     }
     let only = cmdline_word("nested.only=");
-    for Scenario { name, run } in cases::SCENARIOS.iter().copied().flatten() {
+    let group = cmdline_word("nested.group=");
+    let groups = cases::SCENARIOS.iter().enumerate().filter(|(n, _)| group.is_empty() || n.to_string() == group);
+    for Scenario { name, run } in groups.flat_map(|(_, scenarios)| *scenarios) {
         if !name.contains(&only) {
             continue;
         }
@@ -50,7 +59,7 @@ pub fn main() -> ! {
 }
 
 /// The value of a word of this machine's command line; words may be quoted.
-fn cmdline_word(name: &str) -> String {
+pub fn cmdline_word(name: &str) -> String {
     let line = std::fs::read_to_string("/proc/cmdline").unwrap_or_default();
     let quoted = line.split('"').find_map(|part| part.strip_prefix(name));
     let plain = line.split_whitespace().find_map(|part| part.strip_prefix(name));
@@ -83,13 +92,18 @@ pub fn disk() -> Result<File, String> {
 }
 
 pub fn tap(name: &str) -> Result<File, String> {
+    tap_at(name, [10, 9, 0, 1])
+}
+
+/// A tap whose end on the host has this address in a /24.
+pub fn tap_at(name: &str, address: [u8; 4]) -> Result<File, String> {
     let file = open("/dev/net/tun", true)?;
     let mut request = ifreq(name);
     let flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as u16;
     request.data[..2].copy_from_slice(&flags.to_ne_bytes());
     // SAFETY: the kernel reads and writes one `ifreq`.
     check(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF as _, &mut request) }).map_err(text)?;
-    configure(name, Ipv4Addr::new(10, 9, 0, 1)).map_err(|e| format!("{name}: {e}"))?;
+    configure(name, Ipv4Addr::from(address)).map_err(|e| format!("{name}: {e}"))?;
     Ok(file)
 }
 
@@ -129,6 +143,15 @@ impl Lines {
                 return Ok(rest.trim().to_string());
             }
         }
+    }
+
+    /// What was said and not waited for, once nobody speaks any more.
+    pub fn remaining(&self) -> String {
+        let mut all = Vec::new();
+        while let Ok(line) = self.0.recv_timeout(Duration::from_millis(500)) {
+            all.push(line);
+        }
+        all.join(" | ")
     }
 }
 

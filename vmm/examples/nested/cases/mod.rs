@@ -4,9 +4,13 @@ mod balloon;
 mod console;
 mod disk;
 mod faults;
+mod filter;
 mod hostile;
+mod jail;
+mod leaks;
 mod lifecycle;
 mod net;
+mod storm;
 mod vsock;
 mod whole;
 
@@ -15,6 +19,7 @@ use crate::host::Scenario;
 
 /// Everything the test runs, in this order.
 pub const SCENARIOS: &[&[Scenario]] = &[
+    storm::SCENARIOS,
     lifecycle::SCENARIOS,
     whole::SCENARIOS,
     net::SCENARIOS,
@@ -22,8 +27,11 @@ pub const SCENARIOS: &[&[Scenario]] = &[
     balloon::SCENARIOS,
     disk::SCENARIOS,
     console::SCENARIOS,
+    filter::SCENARIOS,
     hostile::SCENARIOS,
     faults::SCENARIOS,
+    jail::SCENARIOS,
+    leaks::SCENARIOS,
 ];
 /// Everything a guest can be.
 pub const ROLES: &[&[Role]] = &[
@@ -35,4 +43,6 @@ pub const ROLES: &[&[Role]] = &[
     disk::ROLES,
     console::ROLES,
     hostile::ROLES,
+    storm::ROLES,
+    filter::ROLES,
 ];

@@ -5,17 +5,17 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
-use std::process::Child;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use holdfast_vmm::config::{ConsoleConfig, DiskConfig, FileRef, JailConfig, NetConfig, TapRef, VhostRef};
 use holdfast_vmm::control::{ControlClient, RunState, listen};
 
+use super::jail;
 use crate::guest::{Role, say};
 use crate::host::{
     CONTROL, DISK, GUEST_TIMEOUT, INITRD, JAIL, KERNEL, Lines, Outcome, Scenario, config, disk, expect_code, open,
-    overhead_kib, pipe, processes, spawn_with, tap, text,
+    overhead_kib, pipe, spawn_with, tap, text,
 };
 use crate::support::{check, configure, power_off};
 
@@ -75,7 +75,7 @@ fn jailed() -> Outcome {
     if bytes != STREAM_BYTES {
         return Err(format!("{bytes} bytes arrived, expected {STREAM_BYTES}"));
     }
-    check_jail(&child)?;
+    jail::check(&child)?;
     let overhead = overhead_kib(&child, 64 << 20);
     let mut client = ControlClient::connect(CONTROL).map_err(text)?;
     client.pause().map_err(text)?;
@@ -84,7 +84,10 @@ fn jailed() -> Outcome {
     }
     client.resume().map_err(text)?;
     drop(client);
-    echo_from_guest().map_err(|e| format!("echo after resume: {e}"))?;
+    let answer = echo_line("again\n").map_err(|e| format!("echo after resume: {e}"))?;
+    if answer != "again\n" {
+        return Err(format!("echo after resume: {answer:?}"));
+    }
     let mut client = ControlClient::connect(CONTROL).map_err(text)?;
     let stats = client.stats().map_err(text)?;
     client.power_button().map_err(text)?;
@@ -161,50 +164,14 @@ fn serve_tcp(listener: TcpListener) -> Receiver<Result<usize, String>> {
     result
 }
 
-/// Has the guest echo a line.
-fn echo_from_guest() -> std::io::Result<()> {
+/// Has the guest at 10.9.0.2 echo a line.
+pub fn echo_line(line: &str) -> std::io::Result<String> {
     let mut stream = TcpStream::connect_timeout(&"10.9.0.2:7001".parse().unwrap(), Duration::from_secs(10))?;
     stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-    stream.write_all(b"again\n")?;
-    let mut line = String::new();
-    BufReader::new(stream).read_line(&mut line)?;
-    if line == "again\n" { Ok(()) } else { Err(std::io::Error::other(format!("{line:?}"))) }
-}
-
-/// What of the jail can be seen from outside.
-fn check_jail(child: &Child) -> Result<(), String> {
-    let inner = *processes(child).last().ok_or("no process")?;
-    let status = std::fs::read_to_string(format!("/proc/{inner}/status")).map_err(text)?;
-    let field = |name: &str| {
-        status.lines().find_map(|l| l.strip_prefix(name)).map(|v| v.trim().to_string()).unwrap_or_default()
-    };
-    for (name, expected) in [("CapEff:", "0000000000000000"), ("NoNewPrivs:", "1"), ("Seccomp:", "2")] {
-        if field(name) != expected {
-            return Err(format!("{name} is {:?}, expected {expected:?}", field(name)));
-        }
-    }
-    if !field("Uid:").starts_with("1000") {
-        return Err(format!("uid is {:?}", field("Uid:")));
-    }
-    for space in ["net", "mnt", "ipc", "uts", "pid"] {
-        let of = |id: &str| std::fs::read_link(format!("/proc/{id}/ns/{space}")).map_err(text);
-        if of("self")? == of(&inner.to_string())? {
-            return Err(format!("{space} namespace is ours"));
-        }
-    }
-    let root: Vec<_> = std::fs::read_dir(format!("/proc/{inner}/root")).map_err(text)?.collect();
-    if !root.is_empty() {
-        return Err(format!("root holds {} entries", root.len()));
-    }
-    // Each of our threads has its filter. The vhost worker is the kernel's own and runs no code of ours.
-    for task in std::fs::read_dir(format!("/proc/{inner}/task")).map_err(text)?.flatten() {
-        let status = std::fs::read_to_string(task.path().join("status")).unwrap_or_default();
-        let (filtered, worker) = (status.contains("Seccomp:\t2"), status.contains("Name:\tvhost-"));
-        if !filtered && !worker {
-            return Err(format!("a thread has no seccomp filter: {}", status.lines().next().unwrap_or("")));
-        }
-    }
-    Ok(())
+    stream.write_all(line.as_bytes())?;
+    let mut answer = String::new();
+    BufReader::new(stream).read_line(&mut answer)?;
+    Ok(answer)
 }
 
 fn serve() {
@@ -225,8 +192,14 @@ fn serve() {
         Err(e) => say(&format!("net FAILED {e}")),
     }
     std::thread::spawn(echo);
-    let mut events = File::open("/dev/input/event0");
     say("waiting");
+    wait_for_button();
+    power_off();
+}
+
+/// Returns when the power button is pressed.
+pub fn wait_for_button() {
+    let mut events = File::open("/dev/input/event0");
     // struct input_event: 16 bytes of time, type, code, value. KEY_POWER is 116.
     let mut event = [0u8; 24];
     while let Ok(file) = &mut events {
@@ -235,14 +208,17 @@ fn serve() {
         }
         if u16::from_ne_bytes([event[16], event[17]]) == 1 && u16::from_ne_bytes([event[18], event[19]]) == 116 {
             say("button");
-            power_off();
+            return;
         }
     }
     say(&format!("no button: {events:?}"));
+    loop {
+        std::thread::park();
+    }
 }
 
 /// Echoes one line to each who connects.
-fn echo() {
+pub fn echo() {
     let Ok(listener) = TcpListener::bind("0.0.0.0:7001") else { return };
     for mut stream in listener.incoming().flatten() {
         let Ok(copy) = stream.try_clone() else { continue };
