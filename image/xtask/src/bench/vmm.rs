@@ -259,7 +259,7 @@ impl Place {
                 model.trim_start_matches([' ', '\t', ':']),
                 kib.unwrap_or(0u64) >> 20
             ),
-            kernel: read("/proc/sys/kernel/osrelease").trim().to_string(),
+            kernel: read("/proc/sys/kernel/osrelease").trim().split('-').next().unwrap_or("?").to_string(),
             qemu: say("qemu-system-x86_64", &["--version"]),
         }
     }
