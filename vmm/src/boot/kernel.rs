@@ -17,6 +17,13 @@ const INITRD_MAX: u64 = 0x7fff_0000;
 const PAGE: u64 = 0x1000;
 /// Offset of the 64-bit entry point of a bzImage (Linux x86 boot protocol, "64-bit boot protocol").
 const BZIMAGE_ENTRY64: u64 = 0x200;
+/// Bytes looked at to tell what an image is: up to the setup header of a bzImage.
+const HEAD: u64 = 0x268;
+/// Bytes of an ELF64 header, its class for 64 bits, and its machine number for x86-64 (System V ABI).
+const ELF_HEADER: usize = 64;
+const ELF_CLASS64: u8 = 2;
+const ELF_X86_64: u16 = 62;
+const PT_LOAD: u32 = 1;
 /// `xloadflags` bit: the kernel has a 64-bit entry point.
 const XLF_KERNEL_64: u16 = 1;
 
@@ -45,6 +52,26 @@ pub enum ImageError {
         name: String,
         /// First bytes.
         found: Vec<u8>,
+    },
+    /// An ELF for something else.
+    #[error("kernel {name}: is a {bits}-bit ELF for machine {machine}; expected a 64-bit one for x86-64 (machine 62)")]
+    Foreign {
+        /// The file.
+        name: String,
+        /// 32 or 64.
+        bits: u8,
+        /// `e_machine`.
+        machine: u16,
+    },
+    /// It ends too early.
+    #[error("kernel {name}: is {found} bytes, its header says {expected}; copy it again")]
+    Truncated {
+        /// The file.
+        name: String,
+        /// Bytes found.
+        found: u64,
+        /// Bytes expected.
+        expected: u64,
     },
     /// The loader refused it.
     #[error("kernel {name}: {reason}; is the file whole, and memory_mib large enough?")]
@@ -109,23 +136,69 @@ pub(super) fn load(
 
 fn load_image(ram: &GuestRam, name: &str, kernel: &mut File) -> Result<KernelLoaderResult, ImageError> {
     let fail = |reason: String| ImageError::Kernel { name: name.into(), reason };
-    let mut magic = [0u8; 4];
     kernel.rewind().map_err(|e| fail(e.to_string()))?;
-    let got = kernel.read(&mut magic).map_err(|e| fail(e.to_string()))?;
+    let mut head = Vec::new();
+    (&mut *kernel).take(HEAD).read_to_end(&mut head).map_err(|e| fail(e.to_string()))?;
+    let size = kernel.seek(SeekFrom::End(0)).map_err(|e| fail(e.to_string()))?;
     let start = Some(GuestAddress(HIGH_START));
-    if magic == *b"\x7fELF" {
+    if head.starts_with(b"\x7fELF") {
+        check_elf(name, &head, size, kernel)?;
         return Elf::load(ram, None, kernel, start).map_err(|e| fail(e.to_string()));
     }
-    let mut header = [0u8; 4];
-    let found = kernel.seek(SeekFrom::Start(0x202)).and_then(|_| kernel.read_exact(&mut header));
-    if found.is_err() || header != *b"HdrS" {
-        return Err(ImageError::Format { name: name.into(), found: magic[..got].to_vec() });
+    if head.get(0x202..0x206) != Some(b"HdrS") {
+        return Err(ImageError::Format { name: name.into(), found: head.iter().take(4).copied().collect() });
+    }
+    // Real-mode sectors (0 means 4) and the boot sector, then `syssize` paragraphs (Linux x86 boot protocol).
+    let setup = if head[0x1f1] == 0 { 4 } else { u64::from(head[0x1f1]) };
+    let expected = (setup + 1) * 512 + 16 * u64::from(dword(&head, 0x1f4));
+    if size < expected {
+        return Err(ImageError::Truncated { name: name.into(), found: size, expected });
     }
     let loaded = BzImage::load(ram, None, kernel, start).map_err(|e| fail(e.to_string()))?;
     match loaded.setup_header {
         Some(header) if { header.version } >= 0x20c && { header.xloadflags } & XLF_KERNEL_64 != 0 => Ok(loaded),
         _ => Err(fail("has no 64-bit entry point".into())),
     }
+}
+
+/// Whether an ELF is for this machine, and long enough for its segments.
+fn check_elf(name: &str, head: &[u8], size: u64, kernel: &mut File) -> Result<(), ImageError> {
+    let truncated = |expected| ImageError::Truncated { name: name.into(), found: size, expected };
+    if head.len() < ELF_HEADER {
+        return Err(truncated(ELF_HEADER as u64));
+    }
+    let word = |at: usize| u16::from_le_bytes([head[at], head[at + 1]]);
+    let (class, machine) = (head[4], word(18));
+    if class != ELF_CLASS64 || machine != ELF_X86_64 {
+        let bits = if class == ELF_CLASS64 { 64 } else { 32 };
+        return Err(ImageError::Foreign { name: name.into(), bits, machine });
+    }
+    // e_phoff, e_phentsize, e_phnum; then p_type, p_offset and p_filesz of each.
+    let (table, entry, count) = (qword(head, 32), usize::from(word(54)), u64::from(word(56)));
+    let end = table.saturating_add(entry as u64 * count);
+    if end > size {
+        return Err(truncated(end));
+    }
+    let mut header = vec![0u8; entry.max(56)];
+    for n in 0..count {
+        let read = kernel
+            .seek(SeekFrom::Start(table + n * entry as u64))
+            .and_then(|_| kernel.read_exact(&mut header[..entry]));
+        read.map_err(|e| ImageError::Kernel { name: name.into(), reason: e.to_string() })?;
+        let end = qword(&header, 8).saturating_add(qword(&header, 32));
+        if dword(&header, 0) == PT_LOAD && end > size {
+            return Err(truncated(end));
+        }
+    }
+    Ok(())
+}
+
+fn dword(bytes: &[u8], at: usize) -> u32 {
+    bytes.get(at..at + 4).map_or(0, |b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+}
+
+fn qword(bytes: &[u8], at: usize) -> u64 {
+    u64::from(dword(bytes, at)) | u64::from(dword(bytes, at + 4)) << 32
 }
 
 /// Puts the initrd at the top of low memory; its address and length.
@@ -329,10 +402,24 @@ mod tests {
     fn foreign_empty_and_truncated_kernels_are_named() {
         let mut truncated = elf(false);
         truncated.truncate(0xf8);
+        let mut no_header = elf(false);
+        no_header.truncate(20);
+        let mut arm = elf(false);
+        arm[18] = 183;
+        let mut narrow = elf(false);
+        narrow[4] = 1;
+        let mut bzimage = vec![0u8; 0x400];
+        bzimage[0x202..0x206].copy_from_slice(b"HdrS");
+        bzimage[0x1f4] = 0x40;
         let cases = [
             (&b"#!/bin/sh\n"[..], "expected an x86-64 ELF"),
             (&b""[..], "expected an x86-64 ELF"),
-            (&truncated, "whole"),
+            (&b"MZ\0\0"[..], "expected an x86-64 ELF"),
+            (&truncated, "is 248 bytes, its header says 256"),
+            (&no_header, "is 20 bytes, its header says 64"),
+            (&arm, "64-bit ELF for machine 183"),
+            (&narrow, "32-bit ELF"),
+            (&bzimage, "is 1024 bytes, its header says 3584"),
         ];
         for (content, words) in cases {
             let error = load(&ram(), 32, ("/boot/k", &mut file(content)), None, "").unwrap_err().to_string();
