@@ -17,6 +17,8 @@ pub trait BusDevice: Send + Sync {
     /// # Errors
     /// [`End`] when the VM cannot go on, or is meant to end.
     fn write(&self, offset: u64, data: &[u8]) -> Result<(), End>;
+    /// What lies at `offset`, for people who look at exits.
+    fn describe(&self, offset: u64) -> String;
 }
 
 /// Ranges of one address space, fixed before the VM starts.
@@ -59,6 +61,11 @@ impl Bus {
         self.find(address, data.len()).map_or(Ok(()), |(offset, device)| device.write(offset, data))
     }
 
+    /// What lies at `address`.
+    pub fn describe(&self, address: u64) -> String {
+        self.find(address, 1).map_or_else(|| "nobody".into(), |(offset, device)| device.describe(offset))
+    }
+
     fn find(&self, address: u64, len: usize) -> Option<(u64, &Arc<dyn BusDevice>)> {
         let at = self.ranges.partition_point(|(start, ..)| *start <= address).checked_sub(1)?;
         let (start, size, device) = &self.ranges[at];
@@ -82,6 +89,10 @@ mod tests {
         fn write(&self, _: u64, _: &[u8]) -> Result<(), End> {
             Err(End::guest_fault("written"))
         }
+
+        fn describe(&self, offset: u64) -> String {
+            format!("echo {offset}")
+        }
     }
 
     #[test]
@@ -97,6 +108,7 @@ mod tests {
         assert!(bus.write(0x87, &[0]).is_err());
         assert!(bus.write(0x87, &[0, 0]).is_ok(), "straddles the end");
         bus.read(u64::MAX, &mut data).unwrap();
+        assert_eq!((bus.describe(0x102), bus.describe(0x108)), ("echo 2".to_string(), "nobody".to_string()));
     }
 
     #[test]

@@ -1,10 +1,12 @@
-//! PCI bus 0: configuration through ports 0xCF8/0xCFC and ECAM, memory through BARs.
+//! PCI bus 0: configuration through ECAM (reads mostly without an exit, see [`super::pages`]) or, when asked for, ports
+//! 0xCF8/0xCFC; memory through BARs.
 #![forbid(unsafe_code)]
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::config::{ConfigSpace, Identity};
+use super::config::{ConfigSpace, Identity, SPACE};
+use super::pages::ConfigPages;
 use crate::bus::BusDevice;
 use crate::exit::End;
 use crate::memory::PCI_WINDOW;
@@ -26,6 +28,12 @@ pub trait Function: Send {
     /// # Errors
     /// [`End`] when the VM cannot go on.
     fn config_write(&mut self, offset: usize, data: &[u8]) -> Result<(), End>;
+    /// Configuration space as a read finds it now.
+    fn config_bytes(&self) -> &[u8; SPACE];
+    /// Whether a configuration read would do something beside reading, so that it must reach this process.
+    fn config_reads_act(&self) -> bool {
+        false
+    }
     /// Address and size of BAR 0 while it is mapped.
     fn bar(&self) -> Option<(u64, u64)>;
     /// Memory read at `offset` of BAR 0.
@@ -47,11 +55,28 @@ struct Slot {
     function: Mutex<Box<dyn Function>>,
 }
 
+/// Undoes the guest's view of [`ConfigPages`]: reads exit again.
+pub trait Unmap: Send + Sync {
+    /// Takes the pages from the guest.
+    ///
+    /// # Errors
+    /// [`End`] when the kernel refuses.
+    fn unmap(&self) -> Result<(), End>;
+}
+
+/// Pages that the guest sees, until they are taken away.
+struct Shown {
+    pages: ConfigPages,
+    unmap: Box<dyn Unmap>,
+}
+
 /// The bus. Functions are fixed before the VM starts.
 #[derive(Default)]
 pub struct PciBus {
     slots: Vec<Slot>,
     config_address: AtomicU32,
+    /// Taken with a slot's lock held, never the other way round.
+    shown: Mutex<Option<Shown>>,
 }
 
 impl PciBus {
@@ -76,6 +101,33 @@ impl PciBus {
         self.slots.len() - 1
     }
 
+    /// Functions, with the host bridge.
+    pub fn functions(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// From now on configuration writes are published in `pages`, which the guest reads until `unmap`.
+    pub fn show(&mut self, pages: ConfigPages, unmap: Box<dyn Unmap>) {
+        for (device, slot) in self.slots.iter().enumerate() {
+            pages.publish(device, lock(slot).config_bytes());
+        }
+        self.shown = Mutex::new(Some(Shown { pages, unmap }));
+    }
+
+    /// Publishes what a write changed; ends the short cut for good when reads must reach their function.
+    fn publish(&self, device: usize, function: &dyn Function) -> Result<(), End> {
+        let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*shown {
+            Some(Shown { unmap, .. }) if function.config_reads_act() => {
+                unmap.unmap()?;
+                *shown = None;
+            }
+            Some(Shown { pages, .. }) => pages.publish(device, function.config_bytes()),
+            None => {}
+        }
+        Ok(())
+    }
+
     /// Configuration access. `address` is bus, device, function and register as in ECAM (12 bits of register).
     fn config(&self, address: u64, access: Access<'_>) -> Result<(), End> {
         let offset = (address & 0xfff) as usize;
@@ -93,6 +145,7 @@ impl PciBus {
             (Some(slot), Access::Write(data)) => {
                 let mut function = lock(slot);
                 function.config_write(offset, data)?;
+                self.publish(device as usize, &**function)?;
                 let (bar, size) = function.bar().unwrap_or((UNMAPPED, 0));
                 slot.size.store(size, Ordering::Release);
                 slot.bar.store(bar, Ordering::Release);
@@ -101,14 +154,18 @@ impl PciBus {
         Ok(())
     }
 
-    fn memory(&self, address: u64, access: Access<'_>) -> Result<(), End> {
-        let hit = self.slots.iter().find_map(|slot| {
+    /// Device number, slot and offset of the BAR that holds `address`.
+    fn find(&self, address: u64) -> Option<(usize, &Slot, u64)> {
+        self.slots.iter().enumerate().find_map(|(device, slot)| {
             let offset = address.checked_sub(slot.bar.load(Ordering::Acquire))?;
-            (offset < slot.size.load(Ordering::Acquire)).then_some((slot, offset))
-        });
-        match (hit, access) {
-            (Some((slot, offset)), Access::Read(data)) => lock(slot).bar_read(offset, data),
-            (Some((slot, offset)), Access::Write(data)) => lock(slot).bar_write(offset, data),
+            (offset < slot.size.load(Ordering::Acquire)).then_some((device, slot, offset))
+        })
+    }
+
+    fn memory(&self, address: u64, access: Access<'_>) -> Result<(), End> {
+        match (self.find(address), access) {
+            (Some((_, slot, offset)), Access::Read(data)) => lock(slot).bar_read(offset, data),
+            (Some((_, slot, offset)), Access::Write(data)) => lock(slot).bar_write(offset, data),
             (None, Access::Read(data)) => {
                 data.fill(0xff);
                 Ok(())
@@ -169,6 +226,10 @@ impl BusDevice for ConfigPorts {
     fn write(&self, offset: u64, data: &[u8]) -> Result<(), End> {
         self.access(offset, Access::Write(data))
     }
+
+    fn describe(&self, offset: u64) -> String {
+        if offset < 4 { "PCI configuration address".into() } else { "PCI configuration data".into() }
+    }
 }
 
 /// Enhanced configuration access.
@@ -182,6 +243,11 @@ impl BusDevice for Ecam {
     fn write(&self, offset: u64, data: &[u8]) -> Result<(), End> {
         self.0.config(offset, Access::Write(data))
     }
+
+    fn describe(&self, offset: u64) -> String {
+        let (device, function, register) = (offset >> 15 & 0x1f, offset >> 12 & 7, offset & 0xfff);
+        format!("PCI {device:02x}.{function} configuration {register:#x}")
+    }
 }
 
 /// The memory window that BARs live in.
@@ -194,6 +260,13 @@ impl BusDevice for Window {
 
     fn write(&self, offset: u64, data: &[u8]) -> Result<(), End> {
         self.0.memory(PCI_WINDOW.0 + offset, Access::Write(data))
+    }
+
+    fn describe(&self, offset: u64) -> String {
+        match self.0.find(PCI_WINDOW.0 + offset) {
+            Some((device, _, offset)) => format!("PCI {device:02x}.0 memory {offset:#x}"),
+            None => "PCI memory without a device".into(),
+        }
     }
 }
 
@@ -227,6 +300,10 @@ impl Function for HostBridge {
         Ok(())
     }
 
+    fn config_bytes(&self) -> &[u8; SPACE] {
+        self.0.bytes()
+    }
+
     fn bar(&self) -> Option<(u64, u64)> {
         None
     }
@@ -241,9 +318,56 @@ impl Function for HostBridge {
     }
 }
 
+/// Fuzz entry: arbitrary accesses by all three ways end in a value or a named fault, and what the guest sees without an
+/// exit is what an exit would have read.
+#[doc(hidden)]
+pub fn fuzz_bus(data: &[u8]) {
+    struct Forget;
+
+    impl Unmap for Forget {
+        fn unmap(&self) -> Result<(), End> {
+            Ok(())
+        }
+    }
+
+    let (Some((function, _)), Ok(pages)) = (super::virtio::testing::function(), ConfigPages::new(2)) else {
+        return;
+    };
+    let mut bus = PciBus::new();
+    bus.add(Box::new(function));
+    bus.show(pages, Box::new(Forget));
+    let bus = Arc::new(bus);
+    let ways: [Box<dyn BusDevice>; 3] =
+        [Box::new(ConfigPorts(bus.clone())), Box::new(Ecam(bus.clone())), Box::new(Window(bus.clone()))];
+    for step in data.chunks(10) {
+        let byte = |n: usize| step.get(n).copied().unwrap_or(0);
+        let len = 1usize << (byte(0) >> 4 & 3);
+        let mut value = [byte(2), byte(3), byte(4), byte(5), byte(6), byte(7), byte(8), byte(9)];
+        let way = byte(0) % 3;
+        let offset = match way {
+            0 => u64::from(byte(1) & 7),
+            1 => u64::from(byte(1)) | u64::from(byte(0) >> 6) << 15,
+            _ => u64::from(byte(1)) << 6 | u64::from(byte(9) & 0x3f),
+        };
+        let device = &ways[usize::from(way)];
+        let done =
+            if byte(0) & 8 == 0 { device.read(offset, &mut value[..len]) } else { device.write(offset, &value[..len]) };
+        if done.is_err() {
+            return;
+        }
+        let shown = bus.shown.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(shown) = &*shown {
+            for (device, slot) in bus.slots.iter().enumerate() {
+                assert!(shown.pages.shows(device, lock(slot).config_bytes()), "device {device}");
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn host_bridge_is_found_by_both_mechanisms() {
@@ -274,5 +398,70 @@ mod tests {
         ports.write(0, &0x0000_0000u32.to_le_bytes()).unwrap();
         ports.read(4, &mut id).unwrap();
         assert_eq!(id, [0xff; 4], "enable bit off");
+    }
+
+    #[derive(Default)]
+    struct Unmapped(std::sync::atomic::AtomicUsize);
+
+    impl Unmap for Arc<Unmapped> {
+        fn unmap(&self) -> Result<(), End> {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            Ok(())
+        }
+    }
+
+    /// A function with a register whose read must reach it, once it is armed by byte 0x41.
+    struct Armed(ConfigSpace);
+
+    impl Function for Armed {
+        fn config_read(&mut self, offset: usize, data: &mut [u8]) -> Result<(), End> {
+            self.0.read(offset, data);
+            Ok(())
+        }
+        fn config_write(&mut self, offset: usize, data: &[u8]) -> Result<(), End> {
+            self.0.set(offset, data);
+            Ok(())
+        }
+        fn config_bytes(&self) -> &[u8; SPACE] {
+            self.0.bytes()
+        }
+        fn config_reads_act(&self) -> bool {
+            self.0.bytes()[0x41] != 0
+        }
+        fn bar(&self) -> Option<(u64, u64)> {
+            None
+        }
+        fn bar_read(&mut self, _: u64, _: &mut [u8]) -> Result<(), End> {
+            Ok(())
+        }
+        fn bar_write(&mut self, _: u64, _: &[u8]) -> Result<(), End> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn writes_are_published_until_a_read_must_reach_its_function() {
+        let mut bus = PciBus::new();
+        let identity = Identity { vendor: 0x1af4, ..Identity::default() };
+        let device = bus.add(Box::new(Armed(ConfigSpace::new(identity)))) as u64;
+        let unmapped = Arc::new(Unmapped::default());
+        bus.show(ConfigPages::new(bus.functions()).unwrap(), Box::new(unmapped.clone()));
+        let ecam = Ecam(Arc::new(bus));
+        let read = |at: usize| ecam.0.shown.lock().unwrap().as_ref().map(|shown| shown.pages.word(0x8000 + at));
+        assert_eq!(read(0), Some(0x1af4), "published when first shown");
+        ecam.write(device << 15 | 0x40, &[7]).unwrap();
+        assert_eq!((read(0x40), unmapped.0.load(Ordering::Relaxed)), (Some(7), 0));
+        ecam.write(device << 15 | 0x41, &[1]).unwrap();
+        assert_eq!((read(0), unmapped.0.load(Ordering::Relaxed)), (None, 1));
+        ecam.write(device << 15 | 0x41, &[1]).unwrap();
+        assert_eq!(unmapped.0.load(Ordering::Relaxed), 1, "once");
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn what_the_guest_sees_is_what_an_exit_would_read(data in proptest::collection::vec(any::<u8>(), 0..400)) {
+            fuzz_bus(&data);
+        }
     }
 }

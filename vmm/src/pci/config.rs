@@ -1,18 +1,88 @@
 //! PCI configuration space (PCI Local Bus 3.0 §6): 256 bytes, and a mask saying which bits a driver may change.
 #![forbid(unsafe_code)]
 
+use super::registers::{Access, Block, register};
+
 /// Bytes of conventional configuration space.
 pub const SPACE: usize = 256;
 
-/// Offset of the command register.
-pub const COMMAND: usize = 0x04;
-/// Offset of BAR 0.
-pub const BAR0: usize = 0x10;
 /// Command bit: respond to memory accesses.
 pub const COMMAND_MEMORY: u16 = 1 << 1;
+/// Status bit: there is a list of capabilities.
+const STATUS_CAPABILITIES: u32 = 1 << 4;
+/// First capability: what follows the header.
+const FIRST_CAPABILITY: usize = 0x40;
+
+/// Registers of a type-0 header by their names in the specification. Those it does not list read as zero.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Header {
+    /// Vendor ID.
+    VendorId,
+    /// Device ID.
+    DeviceId,
+    /// Command.
+    Command,
+    /// Status.
+    Status,
+    /// Revision ID.
+    RevisionId,
+    /// Class code.
+    ClassCode,
+    /// Cache line size.
+    CacheLineSize,
+    /// Master latency timer.
+    LatencyTimer,
+    /// Base address register 0.
+    Bar0,
+    /// Subsystem vendor ID.
+    SubsystemVendorId,
+    /// Subsystem ID.
+    SubsystemId,
+    /// Capabilities pointer.
+    CapabilitiesPointer,
+    /// Interrupt line.
+    InterruptLine,
+    /// Interrupt pin.
+    InterruptPin,
+}
+
+/// The header (PCI Local Bus 3.0 §6.1).
+pub const HEADER: Block<Header> = Block::new(&[
+    register(0x00, 2, Header::VendorId, Access::ReadOnly),
+    register(0x02, 2, Header::DeviceId, Access::ReadOnly),
+    // I/O, memory, bus master, parity response, SERR, interrupt disable.
+    register(0x04, 2, Header::Command, Access::Bits(0x0547)),
+    // Errors, which a driver would clear, never happen.
+    register(0x06, 2, Header::Status, Access::ReadOnly),
+    register(0x08, 1, Header::RevisionId, Access::ReadOnly),
+    register(0x09, 3, Header::ClassCode, Access::ReadOnly),
+    // Kept for the driver, used by nobody.
+    register(0x0c, 1, Header::CacheLineSize, Access::ReadWrite),
+    register(0x0d, 1, Header::LatencyTimer, Access::ReadWrite),
+    // Writable above its size, once it has one: see `set_bar0`.
+    register(0x10, 4, Header::Bar0, Access::ReadOnly),
+    register(0x2c, 2, Header::SubsystemVendorId, Access::ReadOnly),
+    register(0x2e, 2, Header::SubsystemId, Access::ReadOnly),
+    register(0x34, 1, Header::CapabilitiesPointer, Access::ReadOnly),
+    register(0x3c, 1, Header::InterruptLine, Access::ReadWrite),
+    register(0x3d, 1, Header::InterruptPin, Access::ReadOnly),
+]);
+
+/// Offset of a header register.
+pub const fn offset_of(name: Header) -> usize {
+    // In the order of the enum, which the test below holds against the table.
+    HEADER.registers()[name as usize].offset as usize
+}
+
+/// Whether an access of `len` bytes at `offset` touches a header register.
+pub fn touches(name: Header, offset: usize, len: usize) -> bool {
+    let row = HEADER.registers()[name as usize];
+    let start = usize::from(row.offset);
+    offset < start + usize::from(row.width) && start < offset + len
+}
 
 /// Who a function says it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Identity {
     /// Vendor id.
     pub vendor: u16,
@@ -44,33 +114,36 @@ pub struct ConfigSpace {
 impl ConfigSpace {
     /// A type-0 header.
     pub fn new(identity: Identity) -> Self {
-        let mut space = Self { bytes: [0; SPACE], writable: [0; SPACE], next_capability: 0x40, last_pointer: 0x34 };
-        // (offset, value, width, writable bits)
-        let registers: [(usize, u32, usize, u32); 11] = [
-            (0x00, identity.vendor.into(), 2, 0),
-            (0x02, identity.device.into(), 2, 0),
-            // I/O, memory, bus master, parity response, SERR, interrupt disable.
-            (COMMAND, 0, 2, 0x0547),
-            // Capabilities list; errors never happen.
-            (0x06, 0x0010, 2, 0),
-            (0x08, identity.revision.into(), 1, 0),
-            (0x09, identity.class, 3, 0),
-            // Cache line size, latency timer: kept for the driver, used by nobody.
-            (0x0c, 0, 2, 0xffff),
-            (0x2c, identity.subsystem_vendor.into(), 2, 0),
-            (0x2e, identity.subsystem.into(), 2, 0),
-            (0x3c, identity.interrupt_line.into(), 1, 0xff),
-            (0x3d, identity.interrupt_pin.into(), 1, 0),
-        ];
-        for (offset, value, width, writable) in registers {
-            space.set(offset, &value.to_le_bytes()[..width]);
-            space.writable[offset..offset + width].copy_from_slice(&writable.to_le_bytes()[..width]);
+        let mut space = Self {
+            bytes: [0; SPACE],
+            writable: [0; SPACE],
+            next_capability: FIRST_CAPABILITY,
+            last_pointer: offset_of(Header::CapabilitiesPointer),
+        };
+        for row in HEADER.registers() {
+            let value = match row.name {
+                Header::VendorId => identity.vendor.into(),
+                Header::DeviceId => identity.device.into(),
+                Header::RevisionId => identity.revision.into(),
+                Header::ClassCode => identity.class,
+                Header::SubsystemVendorId => identity.subsystem_vendor.into(),
+                Header::SubsystemId => identity.subsystem.into(),
+                Header::InterruptLine => identity.interrupt_line.into(),
+                Header::InterruptPin => identity.interrupt_pin.into(),
+                // Said once there is a capability.
+                Header::Status | Header::CapabilitiesPointer => 0,
+                Header::Command | Header::CacheLineSize | Header::LatencyTimer | Header::Bar0 => 0,
+            };
+            let (at, width) = (usize::from(row.offset), usize::from(row.width));
+            space.set(at, &u32::to_le_bytes(value)[..width]);
+            space.writable[at..at + width].copy_from_slice(&row.access.writable().to_le_bytes()[..width]);
         }
         space
     }
 
     /// Declares BAR 0 as 32-bit memory of `size` bytes (a power of two of at least 16) at `address`.
     pub fn set_bar0(&mut self, address: u32, size: u32) {
+        const BAR0: usize = offset_of(Header::Bar0);
         self.set(BAR0, &address.to_le_bytes());
         // Address bits below the size read as zero: that is how a driver measures it.
         self.writable[BAR0..BAR0 + 4].copy_from_slice(&(!(size - 1)).to_le_bytes());
@@ -84,6 +157,7 @@ impl ConfigSpace {
         let at = self.next_capability;
         let end = at + 2 + body.len();
         assert!(end <= SPACE, "configuration space is full");
+        self.set(offset_of(Header::Status), &STATUS_CAPABILITIES.to_le_bytes()[..2]);
         self.bytes[self.last_pointer] = at as u8;
         self.bytes[at] = id;
         self.bytes[at + 2..end].copy_from_slice(body);
@@ -123,6 +197,11 @@ impl ConfigSpace {
         }
     }
 
+    /// All of it, as a driver reads it.
+    pub fn bytes(&self) -> &[u8; SPACE] {
+        &self.bytes
+    }
+
     /// 16 bits at `offset`.
     pub fn word(&self, offset: usize) -> u16 {
         u16::from_le_bytes([self.bytes[offset], self.bytes[offset + 1]])
@@ -135,7 +214,8 @@ impl ConfigSpace {
 
     /// Where BAR 0 is mapped: `None` while memory decoding is off.
     pub fn bar0(&self) -> Option<u64> {
-        (self.word(COMMAND) & COMMAND_MEMORY != 0).then(|| u64::from(self.dword(BAR0) & !0xf))
+        let decodes = self.word(offset_of(Header::Command)) & COMMAND_MEMORY != 0;
+        decodes.then(|| u64::from(self.dword(offset_of(Header::Bar0)) & !0xf))
     }
 }
 
@@ -190,7 +270,37 @@ mod tests {
         assert_eq!(header[0..4], [0xf4, 0x1a, 0x41, 0x10]);
         assert_eq!(header[9..12], [0, 0, 2], "class code");
         assert_eq!(header[14], 0, "type 0, single function");
+        assert_eq!((header[6], header[0x34]), (0, 0), "no capability, no list");
         assert_eq!(header[0x3c..0x3e], [17, 1]);
+    }
+
+    #[test]
+    fn names_of_the_header_are_in_the_order_of_its_table() {
+        for (n, row) in HEADER.registers().iter().enumerate() {
+            assert_eq!(row.name as usize, n, "{:?}", row.name);
+            assert_eq!(HEADER.named(row.name), Some(*row));
+        }
+        assert!(touches(Header::Command, 4, 1) && touches(Header::Command, 2, 3) && touches(Header::Command, 5, 4));
+        assert!(!touches(Header::Command, 2, 2) && !touches(Header::Command, 6, 2));
+    }
+
+    /// What a driver finds by writing ones and then zeros everywhere is what the table says, bit for bit.
+    #[test]
+    fn exactly_the_declared_bits_can_be_changed() {
+        let mut declared = [0u8; SPACE];
+        for row in HEADER.registers() {
+            let (at, width) = (usize::from(row.offset), usize::from(row.width));
+            declared[at..at + width].copy_from_slice(&row.access.writable().to_le_bytes()[..width]);
+        }
+        let mut space = space();
+        let before = *space.bytes();
+        space.write(0, &[0xff; SPACE]);
+        let ones = *space.bytes();
+        space.write(0, &[0; SPACE]);
+        for at in 0..SPACE {
+            assert_eq!(ones[at] ^ space.bytes()[at], declared[at], "byte {at:#x}");
+            assert_eq!(ones[at] & !declared[at], before[at] & !declared[at], "byte {at:#x}");
+        }
     }
 
     #[test]
@@ -198,10 +308,10 @@ mod tests {
         let mut space = space();
         space.set_bar0(0xc001_0000, 0x8000);
         assert_eq!(space.bar0(), None);
-        space.write(BAR0, &[0xff; 4]);
-        assert_eq!(space.dword(BAR0), 0xffff_8000);
-        space.write(BAR0, &0xc001_0000u32.to_le_bytes());
-        space.write(COMMAND, &[2, 0]);
+        space.write(0x10, &[0xff; 4]);
+        assert_eq!(space.dword(0x10), 0xffff_8000);
+        space.write(0x10, &0xc001_0000u32.to_le_bytes());
+        space.write(0x04, &[2, 0]);
         assert_eq!(space.bar0(), Some(0xc001_0000));
     }
 
@@ -211,6 +321,7 @@ mod tests {
         let first = space.add_capability(9, &[1, 2, 3], &[]);
         let second = space.add_capability(0x11, &[0; 10], &[(3, 0xc0)]);
         assert_eq!((first, second), (0x40, 0x48));
+        assert_eq!(space.word(6), 0x10, "the status says that there is a list");
         let mut byte = [0];
         space.read(0x34, &mut byte);
         assert_eq!(byte, [0x40]);
@@ -223,6 +334,22 @@ mod tests {
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn a_wide_access_is_its_bytes(offset in 0usize..SPACE, data in any::<[u8; 4]>(), width in 0usize..3) {
+            let data = &data[..1 << width];
+            let (mut whole, mut single) = (space(), space());
+            whole.set_bar0(0xc000_0000, 0x8000);
+            single.set_bar0(0xc000_0000, 0x8000);
+            whole.write(offset, data);
+            data.iter().enumerate().for_each(|(n, byte)| single.write(offset + n, &[*byte]));
+            prop_assert_eq!(&whole, &single);
+            let mut read = vec![0; data.len()];
+            whole.read(offset, &mut read);
+            for (n, byte) in read.iter().enumerate() {
+                prop_assert_eq!(*byte, whole.bytes().get(offset + n).copied().unwrap_or(0));
+            }
+        }
+
         #[test]
         fn read_only_bits_survive_any_writes(data in proptest::collection::vec(any::<u8>(), 0..120)) {
             fuzz_config_space(&data);

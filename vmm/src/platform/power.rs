@@ -102,6 +102,10 @@ impl BusDevice for Power {
         }
         Ok(())
     }
+
+    fn describe(&self, offset: u64) -> String {
+        format!("ACPI power management {offset:#x}")
+    }
 }
 
 /// Port 0x64: reads as an idle controller, 0xFE resets.
@@ -119,6 +123,10 @@ impl BusDevice for KeyboardReset {
             return Err(End::new(ExitClass::GuestReset, "guest reset"));
         }
         Ok(())
+    }
+
+    fn describe(&self, _: u64) -> String {
+        "keyboard controller".into()
     }
 }
 

@@ -114,6 +114,10 @@ impl BusDevice for SerialPort {
         }
         Ok(())
     }
+
+    fn describe(&self, offset: u64) -> String {
+        format!("serial port {offset:#x}")
+    }
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use crate::virtio::rng::Rng;
 use std::sync::Mutex;
 
 #[derive(Debug, Default)]
-pub(super) struct NoKvm {
+pub(in crate::pci) struct NoKvm {
     pub(super) connected: Mutex<Vec<u64>>,
     pub(super) activated: Mutex<Vec<(u64, usize)>>,
     pub(super) resets: Mutex<usize>,
@@ -58,7 +58,7 @@ impl DeviceLoop for NoKvm {
     }
 }
 
-pub(super) fn function() -> Option<(VirtioFunction, Arc<NoKvm>)> {
+pub(in crate::pci) fn function() -> Option<(VirtioFunction, Arc<NoKvm>)> {
     function_of(&Rng::new("rng".into()))
 }
 

@@ -92,11 +92,13 @@ fn misused_registers_end_the_vm_with_a_reason() {
 #[test]
 fn configuration_window_reaches_the_bar() {
     let (mut function, _) = function().unwrap();
-    let window = function.window;
-    function.config_write(window + 8, &0x12u32.to_le_bytes()).unwrap();
-    function.config_write(window + 12, &2u32.to_le_bytes()).unwrap();
+    let places = function.places;
+    assert!(!function.config_reads_act(), "closed: length 0");
+    function.config_write(places.window(Field::Offset), &0x12u32.to_le_bytes()).unwrap();
+    function.config_write(places.window(Field::Length), &2u32.to_le_bytes()).unwrap();
+    assert!(function.config_reads_act());
     let mut value = [0; 2];
-    function.config_read(window + 16, &mut value).unwrap();
+    function.config_read(places.window(Field::Data), &mut value).unwrap();
     assert_eq!(u16::from_le_bytes(value), 1, "num_queues");
 }
 
