@@ -15,6 +15,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU16;
 
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use vm_memory::mmap::MmapRegionBuilder;
 pub use vm_memory::{Address, ByteValued, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, VolatileSlice};
@@ -36,12 +37,82 @@ pub const IDENTITY_MAP: u64 = 0xFFFB_C000;
 /// Where KVM keeps its TSS on Intel.
 pub const KVM_TSS: u64 = 0xFFFB_D000;
 
+/// Pages that guest memory is made of.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PageSize {
+    /// Huge pages where the kernel has them at hand, ordinary ones elsewhere.
+    #[default]
+    #[serde(rename = "thp")]
+    Transparent,
+    /// Ordinary pages only.
+    #[serde(rename = "none")]
+    Ordinary,
+    /// 2 MiB pages from the host's reserve.
+    #[serde(rename = "2M")]
+    Huge2M,
+    /// 1 GiB pages from the host's reserve.
+    #[serde(rename = "1G")]
+    Huge1G,
+}
+
+impl PageSize {
+    /// Guest memory is a multiple of this many MiB.
+    pub fn unit_mib(self) -> u32 {
+        match self {
+            PageSize::Transparent | PageSize::Ordinary => 1,
+            PageSize::Huge2M => 2,
+            PageSize::Huge1G => 1024,
+        }
+    }
+
+    /// Where the host's administrator reserves such pages.
+    fn reserve(self) -> Option<&'static str> {
+        match self {
+            PageSize::Transparent | PageSize::Ordinary => None,
+            PageSize::Huge2M => Some("/proc/sys/vm/nr_hugepages"),
+            PageSize::Huge1G => Some("/sys/kernel/mm/hugepages/hugepages-1048576kB/nr_hugepages"),
+        }
+    }
+
+    fn mmap_flags(self) -> libc::c_int {
+        match self {
+            // Not reserved: a VM may be given more than the host has free, and is charged as it touches pages.
+            PageSize::Transparent | PageSize::Ordinary => libc::MAP_NORESERVE,
+            // Reserved: a lack of huge pages is found here, not by a SIGBUS in the running guest.
+            PageSize::Huge2M => libc::MAP_HUGETLB | libc::MAP_HUGE_2MB,
+            PageSize::Huge1G => libc::MAP_HUGETLB | libc::MAP_HUGE_1GB,
+        }
+    }
+}
+
 /// Guest memory could not be made.
 #[derive(Debug, Error)]
-#[error("guest memory: {size_mib} MiB cannot be reserved: {source}; give the VM less memory_mib")]
-pub struct MemoryError {
-    size_mib: u32,
-    source: io::Error,
+pub enum MemoryError {
+    /// The host refuses so much.
+    #[error("guest memory: {size_mib} MiB cannot be {what}: {source}; give the VM less memory_mib")]
+    Refused {
+        /// Bytes asked for, MiB.
+        size_mib: u32,
+        /// Reserved or touched.
+        what: &'static str,
+        /// How it failed.
+        source: io::Error,
+    },
+    /// The host has not enough huge pages.
+    #[error(
+        "guest memory: the host lacks {pages} free huge pages of {unit_mib} MiB: {source}; \
+         reserve them with `echo {pages} > {file}`, or set \"hugepages\": \"thp\""
+    )]
+    NoHugePages {
+        /// Pages needed.
+        pages: u32,
+        /// Size of one.
+        unit_mib: u32,
+        /// Where they are reserved.
+        file: &'static str,
+        /// How it failed.
+        source: io::Error,
+    },
 }
 
 /// The RAM ranges `(start, bytes)` for a memory size.
@@ -56,28 +127,49 @@ pub fn ram_ranges(size_mib: u32) -> Vec<(u64, u64)> {
 }
 
 /// Reserves guest memory: private anonymous pages, so that the VM's cgroup is charged only for what the guest touches.
+/// With `prefault` all of it is touched now: a slow start for a guest that never waits for a page later.
 ///
 /// # Errors
-/// [`MemoryError`] when the host refuses the reservation.
-pub fn allocate(size_mib: u32) -> Result<Arc<GuestRam>, MemoryError> {
-    let fail = |source| MemoryError { size_mib, source };
+/// [`MemoryError`] when the host refuses, with the way out.
+pub fn allocate(size_mib: u32, pages: PageSize, prefault: bool) -> Result<Arc<GuestRam>, MemoryError> {
+    let refused = |what| move |source| MemoryError::Refused { size_mib, what, source };
     let mut regions = Vec::new();
     for (start, len) in ram_ranges(size_mib) {
-        let len = usize::try_from(len).map_err(|e| fail(io::Error::other(e)))?;
+        let len = usize::try_from(len).map_err(|e| refused("reserved")(io::Error::other(e)))?;
         let mapping = MmapRegionBuilder::new(len)
             .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
-            .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE)
+            .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | pages.mmap_flags())
             .build()
-            .map_err(|e| fail(io::Error::other(e)))?;
-        // SAFETY: advice on a mapping we own; it changes no content and failure is harmless (no THP on this host).
-        unsafe { libc::madvise(mapping.as_ptr().cast(), len, libc::MADV_HUGEPAGE) };
-        // SAFETY: as above. A core dump must not hold the guest's memory.
-        unsafe { libc::madvise(mapping.as_ptr().cast(), len, libc::MADV_DONTDUMP) };
+            .map_err(|e| match (pages.reserve(), io::Error::other(e)) {
+                (None, source) => refused("reserved")(source),
+                (Some(file), source) => {
+                    let unit_mib = pages.unit_mib();
+                    MemoryError::NoHugePages { pages: size_mib / unit_mib, unit_mib, file, source }
+                }
+            })?;
+        let advise = |advice| {
+            // SAFETY: advice on a mapping we own; none of the kinds used here changes content.
+            match unsafe { libc::madvise(mapping.as_ptr().cast(), len, advice) } {
+                0 => Ok(()),
+                _ => Err(io::Error::last_os_error()),
+            }
+        };
+        // Both fail on a kernel without transparent huge pages, where nothing is to be asked for.
+        let _ = match pages {
+            PageSize::Transparent => advise(libc::MADV_HUGEPAGE),
+            PageSize::Ordinary => advise(libc::MADV_NOHUGEPAGE),
+            PageSize::Huge2M | PageSize::Huge1G => Ok(()),
+        };
+        // A core dump must not hold the guest's memory.
+        advise(libc::MADV_DONTDUMP).map_err(refused("kept out of core dumps"))?;
+        if prefault {
+            advise(libc::MADV_POPULATE_WRITE).map_err(refused("touched (\"prefault\")"))?;
+        }
         let region = GuestRegionMmap::new(mapping, GuestAddress(start))
-            .ok_or_else(|| fail(io::Error::other("address overflow")))?;
+            .ok_or_else(|| refused("reserved")(io::Error::other("address overflow")))?;
         regions.push(region);
     }
-    GuestRam::from_regions(regions).map(Arc::new).map_err(|e| fail(io::Error::other(e)))
+    GuestRam::from_regions(regions).map(Arc::new).map_err(|e| refused("reserved")(io::Error::other(e)))
 }
 
 /// The host range behind `len` bytes at `addr`, or `None` when any byte of it is not RAM of one region.
@@ -160,9 +252,52 @@ mod tests {
 
     #[test]
     fn iovec_outside_ram_or_across_its_end_is_none() {
-        let ram = allocate(32).unwrap();
+        let ram = allocate(32, PageSize::Transparent, false).unwrap();
         assert!(host_iovec(&ram, GuestAddress((32 << 20) - 4), 4).is_some());
         assert!(host_iovec(&ram, GuestAddress((32 << 20) - 4), 5).is_none());
         assert!(host_iovec(&ram, GuestAddress(u64::MAX), 2).is_none());
+    }
+
+    /// Resident pages of the region at its start, by the kernel's word.
+    fn resident(ram: &GuestRam, len: usize) -> usize {
+        let mut pages = vec![0u8; len / 4096];
+        let base = host_slice(ram, GuestAddress(0), len).unwrap().ptr_guard_mut().as_ptr();
+        // SAFETY: the mapping is as long as `len`, and there is a byte for each page.
+        assert_eq!(unsafe { libc::mincore(base.cast(), len, pages.as_mut_ptr()) }, 0);
+        pages.iter().filter(|page| **page & 1 != 0).count()
+    }
+
+    #[test]
+    fn only_prefaulted_memory_is_there_before_the_guest_touches_it() {
+        let len = 4 << 20;
+        let lazy = allocate(4, PageSize::Ordinary, false).unwrap();
+        assert_eq!(resident(&lazy, len), 0);
+        let ready = allocate(4, PageSize::Ordinary, true).unwrap();
+        assert_eq!(resident(&ready, len), len / 4096);
+    }
+
+    #[test]
+    fn lack_of_huge_pages_names_their_number_and_the_file_to_write_it_to() {
+        // No machine that runs this has 512 free pages of 1 GiB.
+        let error = allocate(512 << 10, PageSize::Huge1G, false).unwrap_err();
+        assert!(matches!(error, MemoryError::NoHugePages { pages: 512, .. }), "{error}");
+        let text = error.to_string();
+        assert!(
+            ["echo 512 >", "hugepages-1048576kB/nr_hugepages", "\"thp\""].iter().all(|w| text.contains(w)),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn page_sizes_have_short_names_in_json() {
+        for (pages, text) in [
+            (PageSize::Transparent, "\"thp\""),
+            (PageSize::Ordinary, "\"none\""),
+            (PageSize::Huge2M, "\"2M\""),
+            (PageSize::Huge1G, "\"1G\""),
+        ] {
+            assert_eq!(serde_json::to_string(&pages).unwrap(), text);
+            assert_eq!(serde_json::from_str::<PageSize>(text).unwrap(), pages);
+        }
     }
 }

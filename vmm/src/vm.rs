@@ -14,7 +14,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::boot::{self, acpi, cpu};
 use crate::bus::Bus;
-use crate::config::{MAX_DEVICES, NetConfig, VmConfig};
+use crate::config::{MAX_DEVICES, NetConfig, VmConfig, check_host_cpus};
 use crate::control::ControlServer;
 use crate::event_loop::{EndSlot, EventLoop, LoopHandle};
 use crate::exit::{End, ExitClass};
@@ -29,7 +29,7 @@ use crate::platform::serial::{self, SerialPort};
 use crate::resources::{self, Cable, ConsoleFiles, Resources};
 use crate::signal;
 use crate::terminal::Terminal;
-use crate::vcpu::{Buses, VcpuSet};
+use crate::vcpu::{Buses, VcpuSet, affinity};
 use crate::virtio::balloon::Balloon;
 use crate::virtio::block::{Block, BlockOptions};
 use crate::virtio::console::{Console, Port};
@@ -54,6 +54,10 @@ fn build_and_run(config: &VmConfig) -> Result<End, End> {
         resources::close_others(config)
             .map_err(|e| End::new(ExitClass::Jail, format!("jail: close descriptors: {e}")))?;
     }
+    if !config.cpus.is_empty() {
+        let allowed = affinity::allowed().map_err(|e| End::host_fault(format!("host CPUs: {e}")))?;
+        check_host_cpus(config, &allowed).map_err(|e| End::new(ExitClass::Config, e.to_string()))?;
+    }
     let resources = Resources::open(config).map_err(|e| End::new(ExitClass::Resource, e.to_string()))?;
     if let Some(jail) = &config.jail {
         jail::close(jail).map_err(|e| End::new(ExitClass::Jail, e.to_string()))?;
@@ -63,7 +67,8 @@ fn build_and_run(config: &VmConfig) -> Result<End, End> {
     // SAFETY: the descriptor is owned and given away here.
     let kvm = unsafe { Kvm::from_raw_fd(resources.kvm.into_raw_fd()) };
     let vm = Arc::new(create_vm(&kvm, config)?);
-    let ram = memory::allocate(config.memory_mib).map_err(|e| End::new(ExitClass::Resource, e.to_string()))?;
+    let ram = memory::allocate(config.memory_mib, config.hugepages, config.prefault)
+        .map_err(|e| End::new(ExitClass::Resource, e.to_string()))?;
     map_memory(&vm, &ram).map_err(|e| kvm_end(&e))?;
 
     let sci = Pin::new(vm.clone(), power::SCI.into());
@@ -128,7 +133,8 @@ fn build_and_run(config: &VmConfig) -> Result<End, End> {
 
     let jailed = config.jail.is_some();
     let ready = Arc::new(Barrier::new(usize::from(config.vcpus) + 1));
-    let vcpus = VcpuSet::start(vcpus, &buses, &end, &ready, jailed)
+    let host_cpus: Vec<Vec<usize>> = config.cpus.iter().map(|cpus| cpus.numbers().to_vec()).collect();
+    let vcpus = VcpuSet::start(vcpus, &host_cpus, &buses, &end, &ready, jailed)
         .map_err(|e| End::host_fault(format!("cannot start vCPU threads: {e}")))?;
     ready.wait();
     if jailed {
@@ -151,7 +157,8 @@ fn create_vm(kvm: &Kvm, config: &VmConfig) -> Result<VmFd, End> {
     }
     let (host, most) = (kvm.get_nr_vcpus(), kvm.get_max_vcpus());
     if usize::from(config.vcpus) > most {
-        return Err(End::new(ExitClass::Kvm, format!("kvm: vcpus is {}, this host allows {most}", config.vcpus)));
+        let text = format!("config: vcpus is {}, expected at most the {most} that this host's KVM allows", config.vcpus);
+        return Err(End::new(ExitClass::Config, text));
     }
     if usize::from(config.vcpus) > host {
         eprintln!("vmm: {} vCPUs on a host of {host} CPUs: expect them to wait for each other", config.vcpus);

@@ -15,6 +15,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use crate::memory::PageSize;
 use crate::rate::Limits;
 
 /// Largest accepted JSON text, in bytes.
@@ -33,12 +34,14 @@ pub const MAX_CMDLINE: usize = 2047;
 mod balloon;
 mod console;
 mod disk;
+mod machine;
 mod net;
 mod vsock;
 
 pub use balloon::BalloonConfig;
 pub use console::{ConsoleConfig, PortConfig, SerialConfig};
 pub use disk::DiskConfig;
+pub use machine::{HostCpus, check_host_cpus};
 pub use net::{LinkRef, MacAddress, NetConfig, NetLimits, TapRef, UnixRef, VhostRef};
 pub use vsock::{MAX_CID, MIN_CID, VsockConfig};
 
@@ -52,6 +55,15 @@ pub struct VmConfig {
     pub vcpus: u8,
     /// Guest memory in MiB.
     pub memory_mib: u32,
+    /// Host CPUs of each vCPU; wherever the host's scheduler likes when empty.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub cpus: Vec<HostCpus>,
+    /// Pages that guest memory is made of.
+    #[serde(default)]
+    pub hugepages: PageSize,
+    /// Touch all of guest memory at start, so that the guest never waits for a page.
+    #[serde(default)]
+    pub prefault: bool,
     /// Uncompressed ELF `vmlinux` or `bzImage`.
     pub kernel: FileRef,
     /// Initial ramdisk.
@@ -172,6 +184,9 @@ impl VmConfig {
             name: name.into(),
             vcpus: 1,
             memory_mib: 128,
+            cpus: Vec::new(),
+            hugepages: PageSize::default(),
+            prefault: false,
             kernel,
             initrd: None,
             cmdline: default_cmdline(),
@@ -222,6 +237,7 @@ impl VmConfig {
             &format!("{MIN_MEMORY_MIB} to {MAX_MEMORY_MIB}"),
             (MIN_MEMORY_MIB..=MAX_MEMORY_MIB).contains(&self.memory_mib),
         )?;
+        machine::validate(self)?;
         range(
             "cmdline",
             &format!("{} bytes", self.cmdline.len()),

@@ -125,7 +125,7 @@ fn start_with(device: Box<dyn Device>) -> Running {
     let bell = Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap());
     event_loop.add_console(terminal.clone(), bell.clone()).unwrap();
     let buses = Arc::new(Buses { pio: Default::default(), mmio: Default::default() });
-    let vcpus = VcpuSet::start(Vec::new(), &buses, &end, &Arc::new(Barrier::new(1)), false).unwrap();
+    let vcpus = VcpuSet::start(Vec::new(), &[], &buses, &end, &Arc::new(Barrier::new(1)), false).unwrap();
     vcpus.resume();
     let thread = std::thread::spawn(move || event_loop.run(&vcpus));
     Running { handle, end, terminal, bell, thread, socket, _directory: directory }

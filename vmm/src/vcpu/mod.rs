@@ -1,4 +1,6 @@
-//! vCPU threads: run the guest, answer its exits, halt and stop on demand.
+//! vCPU threads: run the guest, answer its exits, halt and stop on demand. [`affinity`] ties them to host CPUs.
+
+pub mod affinity;
 
 use std::cell::Cell;
 use std::io;
@@ -100,13 +102,15 @@ pub struct VcpuSet {
 }
 
 impl VcpuSet {
-    /// Starts a thread for each vCPU. They close their part of the jail when `jailed`, report at `ready` (which counts
-    /// them and the caller), and enter the guest after [`VcpuSet::resume`].
+    /// Starts a thread for each vCPU, tied to its entry of `host_cpus` if there is one. They close their part of the jail
+    /// when `jailed`, report at `ready` (which counts them and the caller), and enter the guest after
+    /// [`VcpuSet::resume`].
     ///
     /// # Errors
     /// When a thread cannot be made.
     pub fn start(
         vcpus: Vec<VcpuFd>,
+        host_cpus: &[Vec<usize>],
         buses: &Arc<Buses>,
         end: &Arc<EndSlot>,
         ready: &Arc<Barrier>,
@@ -122,14 +126,12 @@ impl VcpuSet {
             let counters = Arc::new(Counters::default());
             set.counters.push(counters.clone());
             let (gate, buses, end, ready) = (gate.clone(), buses.clone(), end.clone(), ready.clone());
+            let host_cpus = host_cpus.get(index).cloned();
             let thread =
                 std::thread::Builder::new().name(format!("vcpu{index}")).stack_size(256 * 1024).spawn(move || {
-                    let closed = if jailed { seccomp::close(seccomp::ThreadKind::Vcpu) } else { Ok(()) };
+                    let prepared = prepare(index, host_cpus.as_deref(), jailed);
                     ready.wait();
-                    let result = match closed {
-                        Ok(()) => run(index, vcpu, &buses, &gate, &counters),
-                        Err(e) => Err(End::new(ExitClass::Jail, format!("vCPU {index}: {e}"))),
-                    };
+                    let result = prepared.and_then(|()| run(index, vcpu, &buses, &gate, &counters));
                     if let Err(reason) = result {
                         end.finish(reason);
                     }
@@ -226,6 +228,21 @@ fn install_kick_handler() -> io::Result<()> {
     // SAFETY: the handler is async-signal-safe: it reads a thread-local constant-initialised cell and writes a byte.
     if unsafe { libc::sigaction(kick_signal(), &action, std::ptr::null_mut()) } < 0 {
         return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// What a vCPU thread does to itself before the guest runs: the filter comes last, since it forbids all of this.
+fn prepare(index: usize, host_cpus: Option<&[usize]>, jailed: bool) -> Result<(), End> {
+    if let Some(cpus) = host_cpus {
+        affinity::pin(cpus).map_err(|e| {
+            let text = format!("vCPU {index}: cannot be tied to host CPUs {}: {e}", affinity::ranges(cpus));
+            End::new(ExitClass::Config, text)
+        })?;
+    }
+    if jailed {
+        let closed = seccomp::close(seccomp::ThreadKind::Vcpu);
+        closed.map_err(|e| End::new(ExitClass::Jail, format!("vCPU {index}: {e}")))?;
     }
     Ok(())
 }
