@@ -13,6 +13,7 @@ use thiserror::Error;
 
 use crate::config::{DiskConfig, FileRef, LinkRef, NetConfig, TapRef, UnixRef, VhostRef, VmConfig};
 use crate::control;
+use crate::exit::ExitClass;
 use crate::virtio::block::lock;
 
 /// A file of the configuration cannot be used.
@@ -25,6 +26,16 @@ pub struct ResourceError {
     source: io::Error,
     hint: &'static str,
 }
+
+impl ResourceError {
+    /// The class, and so the exit code.
+    pub fn class(&self) -> ExitClass {
+        if self.user == KVM { ExitClass::Kvm } else { ExitClass::Resource }
+    }
+}
+
+/// Name of `/dev/kvm` in messages.
+const KVM: &str = "kvm";
 
 /// All files of a VM.
 pub struct Resources {
@@ -64,7 +75,7 @@ impl Resources {
     /// # Errors
     /// [`ResourceError`] names the first field that cannot be had, and the way out.
     pub fn open(config: &VmConfig) -> Result<Self, ResourceError> {
-        let kvm = open("kvm", &config.kvm, Mode::ReadWrite, "; is virtualisation enabled, and may this user open it?")?;
+        let kvm = open(KVM, &config.kvm, Mode::ReadWrite, "; is virtualisation enabled, and may this user open it?")?;
         let kernel = open("kernel", &config.kernel, Mode::Read, "")?;
         let initrd = config.initrd.as_ref().map(|f| open("initrd", f, Mode::Read, "")).transpose()?;
         let mut disks = Vec::new();

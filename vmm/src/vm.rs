@@ -4,14 +4,17 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{FromRawFd, IntoRawFd};
 use std::sync::{Arc, Barrier};
+use std::time::Duration;
 
 use holdfast_links::Tap;
 use kvm_bindings::{
-    KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region,
+    KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES, KVM_MEM_READONLY, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config,
+    kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, NoDatamatch, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::boot::kernel::Entry;
 use crate::boot::{self, acpi, cpu};
 use crate::bus::Bus;
 use crate::config::{MAX_DEVICES, NetConfig, VmConfig, check_host_cpus};
@@ -22,14 +25,15 @@ use crate::irq::{IrqError, KvmRouter, Pin};
 use crate::jail::{self, seccomp};
 use crate::memory::Address;
 use crate::memory::{self, ECAM, GuestMemoryBackend, GuestMemoryRegion, GuestRam, PCI_WINDOW};
-use crate::pci::bus::{ConfigPorts, Ecam, PciBus, SLOTS, Window};
+use crate::pci::bus::{ConfigPorts, Ecam, PciBus, SLOTS, Unmap, Window};
+use crate::pci::pages::ConfigPages;
 use crate::pci::virtio::{BAR_SIZE, Doorbells, Machine, VirtioFunction};
 use crate::platform::power;
 use crate::platform::serial::{self, SerialPort};
 use crate::resources::{self, Cable, ConsoleFiles, Resources};
 use crate::signal;
 use crate::terminal::Terminal;
-use crate::vcpu::{Buses, VcpuSet, affinity};
+use crate::vcpu::{Buses, VcpuSet, affinity, exits};
 use crate::virtio::balloon::Balloon;
 use crate::virtio::block::{Block, BlockOptions};
 use crate::virtio::console::{Console, Port};
@@ -58,17 +62,22 @@ fn build_and_run(config: &VmConfig) -> Result<End, End> {
         let allowed = affinity::allowed().map_err(|e| End::host_fault(format!("host CPUs: {e}")))?;
         check_host_cpus(config, &allowed).map_err(|e| End::new(ExitClass::Config, e.to_string()))?;
     }
-    let resources = Resources::open(config).map_err(|e| End::new(ExitClass::Resource, e.to_string()))?;
+    let resources = Resources::open(config).map_err(|e| End::new(e.class(), e.to_string()))?;
+    let mut setup = SetupClock::start();
     if let Some(jail) = &config.jail {
         jail::close(jail).map_err(|e| End::new(ExitClass::Jail, e.to_string()))?;
+        setup.after_fork();
     }
     quiet_allocator();
+
+    let ram = memory::allocate(config.memory_mib, config.hugepages, config.prefault)
+        .map_err(|e| End::new(ExitClass::Resource, e.to_string()))?;
+    // Before KVM is asked for anything: an image that cannot boot is found on every machine.
+    let entry = load_images(config, &ram, resources.kernel, resources.initrd)?;
 
     // SAFETY: the descriptor is owned and given away here.
     let kvm = unsafe { Kvm::from_raw_fd(resources.kvm.into_raw_fd()) };
     let vm = Arc::new(create_vm(&kvm, config)?);
-    let ram = memory::allocate(config.memory_mib, config.hugepages, config.prefault)
-        .map_err(|e| End::new(ExitClass::Resource, e.to_string()))?;
     map_memory(&vm, &ram).map_err(|e| kvm_end(&e))?;
 
     let sci = Pin::new(vm.clone(), power::SCI.into());
@@ -95,28 +104,14 @@ fn build_and_run(config: &VmConfig) -> Result<End, End> {
     let mut devices = make_devices(config, resources.disks, resources.nets, ports)?;
     devices.extend(make_vsock(config, resources.vsock)?);
     devices.extend(make_balloon(config));
-    let pci = plug(devices, &mut event_loop, &vm, &machine).map_err(|e| kvm_end(&e))?;
-    let has_serial = resources.serial.is_some();
+    let mut pci = plug(devices, &mut event_loop, &vm, &machine).map_err(|e| kvm_end(&e))?;
+    show_config_space(&mut pci, &vm).map_err(|e| kvm_end(&e))?;
     let serial = resources
         .serial
         .map(|files| make_serial(files, &vm, &mut event_loop))
         .transpose()
         .map_err(|e| End::host_fault(format!("serial: {e}")))?;
-    let buses = Arc::new(wire(pci, power, serial));
-
-    let (mut kernel, mut initrd) = (resources.kernel, resources.initrd);
-    let kernel_name = config.kernel.to_string();
-    let initrd_name = config.initrd.as_ref().map(ToString::to_string).unwrap_or_default();
-    let entry = boot::load(
-        &ram,
-        config.memory_mib,
-        (&kernel_name, &mut kernel),
-        initrd.as_mut().map(|file| (initrd_name.as_str(), file)),
-        &config.cmdline,
-        &acpi::tables(config.vcpus, has_serial),
-    )
-    .map_err(|e| End::new(ExitClass::Image, e.to_string()))?;
-    drop((kernel, initrd));
+    let buses = Arc::new(wire(pci, config.pci_ports, power, serial));
 
     let cpuid = kvm
         .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
@@ -134,14 +129,70 @@ fn build_and_run(config: &VmConfig) -> Result<End, End> {
     let jailed = config.jail.is_some();
     let ready = Arc::new(Barrier::new(usize::from(config.vcpus) + 1));
     let host_cpus: Vec<Vec<usize>> = config.cpus.iter().map(|cpus| cpus.numbers().to_vec()).collect();
-    let vcpus = VcpuSet::start(vcpus, &host_cpus, &buses, &end, &ready, jailed)
+    let mut vcpus = VcpuSet::start(vcpus, &host_cpus, &buses, &end, &ready, jailed)
         .map_err(|e| End::host_fault(format!("cannot start vCPU threads: {e}")))?;
     ready.wait();
     if jailed {
         seccomp::close(seccomp::ThreadKind::Device).map_err(|e| End::new(ExitClass::Jail, e.to_string()))?;
     }
-    vcpus.resume();
-    Ok(event_loop.run(&vcpus))
+    vcpus.enter_guest(setup.elapsed());
+    let end = event_loop.run(&vcpus);
+    if config.trace.exits {
+        let table = exits::table(&vcpus.stats(), &vcpus.hottest(), |hot| buses.describe(hot));
+        let setup = vcpus.setup_cpu().as_micros();
+        eprint!("vmm {}: {setup} us CPU before the first guest instruction; exits since:\n{table}", config.name);
+    }
+    Ok(end)
+}
+
+/// Loads kernel, initrd, command line and ACPI tables; how to enter the guest.
+fn load_images(config: &VmConfig, ram: &GuestRam, mut kernel: File, mut initrd: Option<File>) -> Result<Entry, End> {
+    let kernel_name = config.kernel.to_string();
+    let initrd_name = config.initrd.as_ref().map(ToString::to_string).unwrap_or_default();
+    let platform =
+        acpi::Platform { vcpus: config.vcpus, serial_port: config.serial.is_some(), pci_ports: config.pci_ports };
+    boot::load(
+        ram,
+        config.memory_mib,
+        (&kernel_name, &mut kernel),
+        initrd.as_mut().map(|file| (initrd_name.as_str(), file)),
+        &config.cmdline,
+        &acpi::tables(platform),
+    )
+    .map_err(|e| End::new(ExitClass::Image, e.to_string()))
+}
+
+/// CPU time that this process, and its parent before a pid namespace, spent on the VM so far.
+struct SetupClock {
+    pid: u32,
+    before: Duration,
+    carried: Duration,
+}
+
+impl SetupClock {
+    fn start() -> Self {
+        Self { pid: std::process::id(), before: cpu_time(), carried: Duration::ZERO }
+    }
+
+    /// A child's clock starts at zero: what was spent before the jail closed is carried over.
+    fn after_fork(&mut self) {
+        // In its own pid namespace the VM's process is number 1.
+        if std::process::id() != self.pid {
+            self.carried = self.before;
+        }
+    }
+
+    fn elapsed(&self) -> Duration {
+        self.carried + cpu_time()
+    }
+}
+
+/// `CLOCK_PROCESS_CPUTIME_ID`.
+fn cpu_time() -> Duration {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: writes one `timespec`.
+    unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &mut time) };
+    Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
 }
 
 /// A VM with interrupt controllers and timer.
@@ -157,7 +208,8 @@ fn create_vm(kvm: &Kvm, config: &VmConfig) -> Result<VmFd, End> {
     }
     let (host, most) = (kvm.get_nr_vcpus(), kvm.get_max_vcpus());
     if usize::from(config.vcpus) > most {
-        let text = format!("config: vcpus is {}, expected at most the {most} that this host's KVM allows", config.vcpus);
+        let text =
+            format!("config: vcpus is {}, expected at most the {most} that this host's KVM allows", config.vcpus);
         return Err(End::new(ExitClass::Config, text));
     }
     if usize::from(config.vcpus) > host {
@@ -303,6 +355,42 @@ fn make_serial(files: ConsoleFiles, vm: &Arc<VmFd>, event_loop: &mut EventLoop) 
     Ok(port)
 }
 
+/// Slot of KVM's memory map for configuration space; RAM has the ones below.
+const CONFIG_SLOT: u32 = 16;
+
+/// Lets the guest read configuration space without exits, where KVM has read-only memory.
+fn show_config_space(pci: &mut PciBus, vm: &Arc<VmFd>) -> io::Result<()> {
+    if !vm.check_extension(Cap::ReadonlyMem) {
+        return Ok(());
+    }
+    let pages = ConfigPages::new(pci.functions())?;
+    let region = kvm_userspace_memory_region {
+        slot: CONFIG_SLOT,
+        flags: KVM_MEM_READONLY,
+        guest_phys_addr: ECAM.0,
+        memory_size: pages.len(),
+        userspace_addr: pages.address(),
+    };
+    // SAFETY: the range is ours and outlives the slot: the bus drops it only after `unmap`, or with the VM.
+    let mapped = unsafe { vm.set_user_memory_region(region) };
+    // Refused: then every read exits, which is as right.
+    if mapped.is_ok() {
+        pci.show(pages, Box::new(ConfigSlot(vm.clone())));
+    }
+    Ok(())
+}
+
+struct ConfigSlot(Arc<VmFd>);
+
+impl Unmap for ConfigSlot {
+    fn unmap(&self) -> Result<(), End> {
+        let region = kvm_userspace_memory_region { slot: CONFIG_SLOT, ..Default::default() };
+        // SAFETY: a size of zero removes the slot.
+        unsafe { self.0.set_user_memory_region(region) }
+            .map_err(|e| End::host_fault(format!("kvm: cannot unmap configuration space: {e}")))
+    }
+}
+
 /// Gives each device its slot, BAR and interrupt line.
 fn plug(
     devices: Vec<Box<dyn Device>>,
@@ -326,12 +414,14 @@ fn plug(
 }
 
 /// The address maps.
-fn wire(pci: PciBus, power: Arc<power::Power>, serial: Option<Arc<SerialPort>>) -> Buses {
+fn wire(pci: PciBus, pci_ports: bool, power: Arc<power::Power>, serial: Option<Arc<SerialPort>>) -> Buses {
     let pci = Arc::new(pci);
     let (mut pio, mut mmio) = (Bus::default(), Bus::default());
     mmio.insert(PCI_WINDOW.0, PCI_WINDOW.1, Arc::new(Window(pci.clone())));
     mmio.insert(ECAM.0, ECAM.1, Arc::new(Ecam(pci.clone())));
-    pio.insert(0xcf8, 8, Arc::new(ConfigPorts(pci)));
+    if pci_ports {
+        pio.insert(0xcf8, 8, Arc::new(ConfigPorts(pci)));
+    }
     pio.insert(power::BASE.into(), power::LEN.into(), power);
     pio.insert(power::KEYBOARD_PORT.into(), 1, Arc::new(power::KeyboardReset));
     if let Some(port) = serial {

@@ -2,7 +2,8 @@
 #![forbid(unsafe_code)]
 
 use acpi_tables::aml::{
-    AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Interrupt, Name, Package, Path, ResourceTemplate, Scope,
+    AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Interrupt, Memory32Fixed, Name, Package, Path,
+    ResourceTemplate, Scope,
 };
 use acpi_tables::fadt::{FADTBuilder, Flags};
 use acpi_tables::gas::{AccessSize, AddressSpace as GasSpace, GAS};
@@ -29,11 +30,23 @@ pub fn pci_gsi(device: usize) -> u32 {
     PCI_GSI + (device % 8) as u32
 }
 
+/// What the tables describe beside what every VM has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Platform {
+    /// vCPUs.
+    pub vcpus: u8,
+    /// There is a 16550 at COM1.
+    pub serial_port: bool,
+    /// Configuration space is also reached by ports 0xCF8 to 0xCFF.
+    pub pci_ports: bool,
+}
+
 /// The tables for a VM, to be placed at [`ACPI_START`].
 ///
 /// # Panics
 /// When the tables outgrow their area: their size is bounded by the bounded number of vCPUs.
-pub fn tables(vcpus: u8, serial_port: bool) -> Vec<u8> {
+pub fn tables(platform: Platform) -> Vec<u8> {
+    let Platform { vcpus, serial_port, .. } = platform;
     // The RSDP comes first; the rest follows in the order of reference.
     let mut block = vec![0u8; 64];
     let mut place = |table: &[u8]| {
@@ -42,7 +55,7 @@ pub fn tables(vcpus: u8, serial_port: bool) -> Vec<u8> {
         block.extend_from_slice(table);
         ACPI_START + at as u64
     };
-    let dsdt = place(dsdt(serial_port).as_slice());
+    let dsdt = place(dsdt(platform).as_slice());
     let fadt = place(&bytes(&fadt(dsdt, serial_port)));
     let madt = place(madt(vcpus).as_slice());
     let mut mcfg = MCFG::new(OEM_ID, TABLE_ID, 1);
@@ -111,7 +124,7 @@ fn madt(vcpus: u8) -> Sdt {
     madt
 }
 
-fn dsdt(serial_port: bool) -> Sdt {
+fn dsdt(Platform { serial_port, pci_ports, .. }: Platform) -> Sdt {
     let mut body = Vec::new();
     let (window, last) = (PCI_WINDOW.0 as u32, (PCI_WINDOW.0 + PCI_WINDOW.1 - 1) as u32);
     // _PRT: device n, any function, INTA..INTD -> its own IO-APIC pin; no link devices.
@@ -122,14 +135,23 @@ fn dsdt(serial_port: bool) -> Sdt {
     let bus = AddressSpace::new_bus_number(0u16, 0u16);
     let config_ports = IO::new(0xcf8, 0xcf8, 1, 8);
     let bars = AddressSpace::new_memory(AddressSpaceCacheable::NotCacheable, true, window, last, None);
+    let resources: Vec<&dyn Aml> = if pci_ports { vec![&bus, &config_ports, &bars] } else { vec![&bus, &bars] };
     let names = [
         Name::new(Path::new("_HID"), &EISAName::new("PNP0A03")),
         Name::new(Path::new("_UID"), &aml::ZERO),
         Name::new(Path::new("_BBN"), &aml::ZERO),
-        Name::new(Path::new("_CRS"), &ResourceTemplate::new(vec![&bus, &config_ports, &bars])),
+        Name::new(Path::new("_CRS"), &ResourceTemplate::new(resources)),
         Name::new(Path::new("_PRT"), &prt),
     ];
     device("PCI0", &names, &mut body);
+    // A kernel trusts the MCFG only when motherboard resources hold its range (PCI Firmware 3.3 §4.1.2).
+    let ecam = Memory32Fixed::new(true, ECAM.0 as u32, ECAM.1 as u32);
+    let names = [
+        Name::new(Path::new("_HID"), &EISAName::new("PNP0C02")),
+        Name::new(Path::new("_UID"), &aml::ZERO),
+        Name::new(Path::new("_CRS"), &ResourceTemplate::new(vec![&ecam])),
+    ];
+    device("ECAM", &names, &mut body);
     if serial_port {
         let interrupt = Interrupt::new(true, true, false, false, serial::IRQ.into());
         let ports = IO::new(serial::BASE, serial::BASE, 0, serial::LEN as u8);
@@ -174,8 +196,8 @@ mod tests {
 
     #[test]
     fn every_table_is_reachable_and_its_checksum_is_zero() {
-        for (vcpus, serial) in [(1, false), (64, true)] {
-            let block = tables(vcpus, serial);
+        for (vcpus, wide) in [(1, false), (64, true)] {
+            let block = tables(Platform { vcpus, serial_port: wide, pci_ports: wide });
             assert_eq!((&block[..8], sum(&block[..20]), sum(&block[..36])), (&b"RSD PTR "[..], 0, 0));
             let xsdt = table(&block, address(&block[24..]));
             assert_eq!(sum(xsdt), 0);
@@ -190,6 +212,20 @@ mod tests {
                 }
             }
             assert_eq!(names, ["FACP", "APIC", "MCFG"]);
+        }
+    }
+
+    #[test]
+    fn ecam_is_reserved_and_ports_are_named_only_where_they_answer() {
+        let has = |table: &Sdt, needle: &[u8]| table.as_slice().windows(needle.len()).any(|window| window == needle);
+        let mut range = vec![0x86, 9, 0, 1];
+        range.extend((ECAM.0 as u32).to_le_bytes());
+        range.extend((ECAM.1 as u32).to_le_bytes());
+        for pci_ports in [false, true] {
+            let dsdt = dsdt(Platform { vcpus: 1, serial_port: false, pci_ports });
+            assert!(has(&dsdt, &range));
+            // An I/O port descriptor (ACPI 6.5 §6.4.2.5) for 0xCF8, 8 ports.
+            assert_eq!(has(&dsdt, &[0x47, 1, 0xf8, 0x0c, 0xf8, 0x0c, 1, 8]), pci_ports);
         }
     }
 

@@ -226,4 +226,27 @@ mod tests {
         adjust_cpuid(&mut single, 0, 1, false);
         assert_eq!(single.edx >> 28 & 1, 0);
     }
+
+    #[test]
+    fn kvms_own_leaves_reach_the_guest_as_they_are() {
+        // Signature and paravirtual features, kvm-clock among them (Linux Documentation/virt/kvm/x86/cpuid.rst).
+        for function in [0x4000_0000, 0x4000_0001] {
+            let leaf = kvm_cpuid_entry2 { function, eax: 0x0100_007b, ebx: 0x4b4d_564b, ..Default::default() };
+            let mut seen = leaf;
+            adjust_cpuid(&mut seen, 3, 4, true);
+            assert_eq!((seen.eax, seen.ebx, seen.ecx, seen.edx), (leaf.eax, leaf.ebx, leaf.ecx, leaf.edx));
+        }
+    }
+
+    #[test]
+    fn tsc_deadline_is_offered_only_where_the_hosts_clock_is_steady() {
+        let leaf = |edx| kvm_cpuid_entry2 { function: 0x8000_0007, edx, ..Default::default() };
+        for (edx, steady) in [(0, false), (1 << 8, true), (!(1 << 8), false)] {
+            let cpuid = CpuId::from_entries(&[leaf(edx)]).unwrap();
+            assert_eq!(has_invariant_tsc(&cpuid), steady);
+        }
+        let mut one = kvm_cpuid_entry2 { function: 1, ecx: 1 << 24, ..Default::default() };
+        adjust_cpuid(&mut one, 0, 1, false);
+        assert_eq!((one.ecx >> 24 & 1, one.ecx >> 31), (0, 1), "no deadline timer; hypervisor bit");
+    }
 }

@@ -125,9 +125,10 @@ mod tests {
     #[test]
     fn stats_are_aligned_tables() {
         let stats = Stats {
+            setup_cpu_us: 6100,
             state: RunState::Running,
             uptime_ms: 61_250,
-            vcpus: vec![VcpuStats { pio_exits: 7, mmio_exits: 1234, cpu_ns: 2_500_000_000 }],
+            vcpus: vec![VcpuStats { pio_exits: 7, mmio_exits: 1234, cpu_ns: 2_500_000_000, ..Default::default() }],
             devices: vec![("block root".into(), DeviceStats { in_bytes: 3 << 20, in_ops: 12, ..Default::default() })],
             memory: None,
             consoles: vec![("console".into(), ConsoleStats { out_bytes: 1536, ..Default::default() })],

@@ -1,4 +1,4 @@
-//! How the machine sits on its host: CPUs and pages.
+//! How the machine sits on its host: CPUs, pages, and what is recorded.
 
 use serde::{Deserialize, Serialize};
 
@@ -23,6 +23,15 @@ impl HostCpus {
             HostCpus::AnyOf(cpus) => cpus,
         }
     }
+}
+
+/// What is recorded and printed on stderr when the VM ends.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TraceConfig {
+    /// Exits of each vCPU by kind, and the ports and addresses that cost most of them.
+    #[serde(default)]
+    pub exits: bool,
 }
 
 /// Checks what can be checked without asking the host.

@@ -41,7 +41,7 @@ mod vsock;
 pub use balloon::BalloonConfig;
 pub use console::{ConsoleConfig, PortConfig, SerialConfig};
 pub use disk::DiskConfig;
-pub use machine::{HostCpus, check_host_cpus};
+pub use machine::{HostCpus, TraceConfig, check_host_cpus};
 pub use net::{LinkRef, MacAddress, NetConfig, NetLimits, TapRef, UnixRef, VhostRef};
 pub use vsock::{MAX_CID, MIN_CID, VsockConfig};
 
@@ -75,6 +75,10 @@ pub struct VmConfig {
     /// `/dev/kvm`.
     #[serde(default = "default_kvm")]
     pub kvm: FileRef,
+    /// Reach PCI configuration space by ports 0xCF8 to 0xCFF as well: for kernels without MCFG support, and firmware. A
+    /// kernel that finds these ports uses them, at two exits for each access.
+    #[serde(default)]
+    pub pci_ports: bool,
     /// Block devices in PCI order: the first is `/dev/vda`.
     #[serde(default)]
     pub disks: Vec<DiskConfig>,
@@ -102,6 +106,9 @@ pub struct VmConfig {
     /// Close the jail before the guest runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub jail: Option<JailConfig>,
+    /// What is printed on stderr when the VM ends.
+    #[serde(default)]
+    pub trace: TraceConfig,
 }
 
 /// A file: by path, or as an inherited descriptor.
@@ -191,6 +198,7 @@ impl VmConfig {
             initrd: None,
             cmdline: default_cmdline(),
             kvm: default_kvm(),
+            pci_ports: false,
             disks: Vec::new(),
             nets: Vec::new(),
             rng: true,
@@ -200,6 +208,7 @@ impl VmConfig {
             serial: None,
             control: None,
             jail: None,
+            trace: TraceConfig::default(),
         }
     }
 
@@ -306,10 +315,10 @@ impl VmConfig {
     }
 }
 
-/// A quiet command line that avoids probes which only cost exits:
-/// no port-0xCF8 early scan, no i8042 or 8250 probing, console on `hvc0`, reboot at once on panic.
+/// A quiet command line that avoids probes which only cost exits: no i8042 or 8250 probing, console on `hvc0`, reboot at
+/// once on panic. PCI needs no words: without `pci=noearly` the kernel reads the MCFG before its first access.
 pub fn default_cmdline() -> String {
-    "console=hvc0 quiet loglevel=4 panic=-1 reboot=a,w pci=noearly,lastbus=0 8250.nr_uarts=0 i8042.noaux i8042.nokbd \
+    "console=hvc0 quiet loglevel=4 panic=-1 reboot=a,w 8250.nr_uarts=0 i8042.noaux i8042.nokbd \
      cryptomgr.notests no_timer_check random.trust_cpu=on"
         .to_string()
 }

@@ -22,6 +22,7 @@ use thiserror::Error;
 pub use self::client::ControlClient;
 pub use self::server::ControlServer;
 use crate::terminal::{ConsoleStats, WindowSize};
+use crate::vcpu::exits::Hot;
 use crate::virtio::DeviceStats;
 use crate::virtio::balloon::MemoryStats;
 
@@ -130,6 +131,9 @@ pub struct Stats {
     pub state: RunState,
     /// Time since the device thread started.
     pub uptime_ms: u64,
+    /// CPU time of this process before the first guest instruction.
+    #[serde(default)]
+    pub setup_cpu_us: u64,
     /// Each vCPU's.
     pub vcpus: Vec<VcpuStats>,
     /// Each device's, by name, in PCI order.
@@ -143,7 +147,7 @@ pub struct Stats {
 }
 
 /// Counters of one vCPU.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VcpuStats {
     /// Port accesses that reached this process.
     pub pio_exits: u64,
@@ -152,6 +156,18 @@ pub struct VcpuStats {
     /// Processor time of its thread, in the guest and for its exits.
     #[serde(default)]
     pub cpu_ns: u64,
+    /// Other returns to this process: pause, stop, interrupt windows.
+    #[serde(default)]
+    pub other_exits: u64,
+    /// Every exit, most of them answered in the kernel; 0 where the kernel does not tell.
+    #[serde(default)]
+    pub all_exits: u64,
+    /// Of those, the guest's `HLT`: how often this vCPU went idle.
+    #[serde(default)]
+    pub halt_exits: u64,
+    /// Ports and addresses with the most exits, hottest first.
+    #[serde(default)]
+    pub hottest: Vec<Hot>,
 }
 
 /// The socket failed.

@@ -509,6 +509,7 @@ impl EventLoop {
             Request::Stats => Reply::Stats(Box::new(Stats {
                 state: self.run_state(),
                 uptime_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
+                setup_cpu_us: u64::try_from(vcpus.setup_cpu().as_micros()).unwrap_or(u64::MAX),
                 vcpus: vcpus.stats(),
                 memory: self.slots.iter_mut().find_map(|slot| match &mut slot.state {
                     State::Active(device) => device.memory(),

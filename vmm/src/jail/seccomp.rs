@@ -81,6 +81,7 @@ const TABLE: &[(libc::c_long, &[ThreadKind], &str)] = &[
     (libc::SYS_eventfd2, DEVICE, "vhost errors"),
     (libc::SYS_readv, DEVICE, "frames of a tap or unix link"),
     (libc::SYS_writev, DEVICE, "frames of a tap or unix link"),
+    (libc::SYS_pread64, DEVICE, "the kernel's counters of vCPUs"),
     (libc::SYS_io_uring_enter, DEVICE, "block"),
     (libc::SYS_preadv, DEVICE, "block without io_uring"),
     (libc::SYS_pwritev2, DEVICE, "block without io_uring"),
@@ -139,8 +140,10 @@ pub const NOT_BY_LOAD: &[(libc::c_long, &[ThreadKind], &str)] = &[
 ];
 
 /// KVM requests on vCPU threads (linux/kvm.h): KVM_RUN, KVM_GET_REGS, KVM_GET_SREGS, KVM_IRQ_LINE,
-/// KVM_SET_GSI_ROUTING, KVM_IRQFD, KVM_IOEVENTFD.
-const VCPU_IOCTLS: [u64; 7] = [0xae80, 0x8090_ae81, 0x8138_ae83, 0x4008_ae61, 0x4008_ae6a, 0x4020_ae76, 0x4040_ae79];
+/// KVM_SET_GSI_ROUTING, KVM_IRQFD, KVM_IOEVENTFD, and KVM_SET_USER_MEMORY_REGION for a driver that needs configuration
+/// reads to exit.
+const VCPU_IOCTLS: [u64; 8] =
+    [0xae80, 0x8090_ae81, 0x8138_ae83, 0x4008_ae61, 0x4008_ae6a, 0x4020_ae76, 0x4040_ae79, 0x4020_ae46];
 /// On the device thread: KVM_IRQ_LINE.
 const DEVICE_IOCTLS: [u64; 1] = [0x4008_ae61];
 

@@ -1,17 +1,23 @@
-//! vCPU threads: run the guest, answer its exits, halt and stop on demand. [`affinity`] ties them to host CPUs.
+//! vCPU threads: run the guest, answer its exits, halt and stop on demand.
+//!
+//! [`exits`] counts what reaches this process, [`kernel_stats`] what KVM answers itself, [`affinity`] ties threads to host
+//! CPUs.
 
 pub mod affinity;
+pub mod exits;
+pub mod kernel_stats;
 
 use std::cell::Cell;
 use std::io;
 use std::os::unix::thread::JoinHandleExt;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Barrier, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
+use self::exits::{ExitCounters, Hot, Space};
+use self::kernel_stats::KernelStats;
 use crate::bus::Bus;
 use crate::control::VcpuStats;
 use crate::event_loop::EndSlot;
@@ -80,10 +86,23 @@ impl Gate {
     }
 }
 
-#[derive(Debug, Default)]
+/// Hottest addresses of each vCPU in [`VcpuStats`].
+const HOTTEST: usize = 4;
+
+/// One vCPU's counters: ours, and the kernel's where it has them.
+#[derive(Debug)]
 struct Counters {
-    pio: AtomicU64,
-    mmio: AtomicU64,
+    exits: ExitCounters,
+    kernel: Option<KernelStats>,
+}
+
+impl Counters {
+    fn stats(&self) -> VcpuStats {
+        let (pio_exits, mmio_exits, other_exits) = self.exits.totals();
+        let (all_exits, halt_exits) = self.kernel.as_ref().map_or((0, 0), KernelStats::totals);
+        let hottest = self.exits.hottest(HOTTEST);
+        VcpuStats { pio_exits, mmio_exits, other_exits, all_exits, halt_exits, hottest, ..VcpuStats::default() }
+    }
 }
 
 /// The address spaces a vCPU's exits go to.
@@ -94,11 +113,22 @@ pub struct Buses {
     pub mmio: Bus,
 }
 
+impl Buses {
+    /// What an exit was for.
+    pub fn describe(&self, hot: &Hot) -> String {
+        match hot.space {
+            Space::Pio => self.pio.describe(hot.address),
+            Space::Mmio => self.mmio.describe(hot.address),
+        }
+    }
+}
+
 /// All vCPU threads of a VM.
 pub struct VcpuSet {
     gate: Arc<Gate>,
     threads: Vec<JoinHandle<()>>,
     counters: Vec<Arc<Counters>>,
+    setup_cpu: Duration,
 }
 
 impl VcpuSet {
@@ -121,9 +151,9 @@ impl VcpuSet {
             state: Mutex::new(GateState { order: Order::Pause, parked: 0, stopped: 0 }),
             changed: Condvar::new(),
         });
-        let mut set = Self { gate: gate.clone(), threads: Vec::new(), counters: Vec::new() };
+        let mut set = Self { gate: gate.clone(), threads: Vec::new(), counters: Vec::new(), setup_cpu: Duration::ZERO };
         for (index, vcpu) in vcpus.into_iter().enumerate() {
-            let counters = Arc::new(Counters::default());
+            let counters = Arc::new(Counters { exits: ExitCounters::default(), kernel: KernelStats::of(&vcpu) });
             set.counters.push(counters.clone());
             let (gate, buses, end, ready) = (gate.clone(), buses.clone(), end.clone(), ready.clone());
             let host_cpus = host_cpus.get(index).cloned();
@@ -131,7 +161,7 @@ impl VcpuSet {
                 std::thread::Builder::new().name(format!("vcpu{index}")).stack_size(256 * 1024).spawn(move || {
                     let prepared = prepare(index, host_cpus.as_deref(), jailed);
                     ready.wait();
-                    let result = prepared.and_then(|()| run(index, vcpu, &buses, &gate, &counters));
+                    let result = prepared.and_then(|()| run(index, vcpu, &buses, &gate, &counters.exits));
                     if let Err(reason) = result {
                         end.finish(reason);
                     }
@@ -142,7 +172,18 @@ impl VcpuSet {
         Ok(set)
     }
 
-    /// Lets the vCPUs enter the guest.
+    /// Lets the vCPUs enter the guest for the first time, after `setup_cpu` of CPU time.
+    pub fn enter_guest(&mut self, setup_cpu: Duration) {
+        self.setup_cpu = setup_cpu;
+        self.resume();
+    }
+
+    /// CPU time that this process spent before the first guest instruction.
+    pub fn setup_cpu(&self) -> Duration {
+        self.setup_cpu
+    }
+
+    /// Lets the vCPUs enter the guest again.
     pub fn resume(&self) {
         self.gate.set(Order::Run);
     }
@@ -171,15 +212,13 @@ impl VcpuSet {
 
     /// Counters of each vCPU.
     pub fn stats(&self) -> Vec<VcpuStats> {
-        self.counters
-            .iter()
-            .zip(&self.threads)
-            .map(|(c, thread)| VcpuStats {
-                pio_exits: c.pio.load(Ordering::Relaxed),
-                mmio_exits: c.mmio.load(Ordering::Relaxed),
-                cpu_ns: cpu_ns(thread),
-            })
-            .collect()
+        let each = self.counters.iter().zip(&self.threads);
+        each.map(|(counters, thread)| VcpuStats { cpu_ns: cpu_ns(thread), ..counters.stats() }).collect()
+    }
+
+    /// Every address that is still followed, over all vCPUs, hottest first.
+    pub fn hottest(&self) -> Vec<Hot> {
+        exits::merge(self.counters.iter().map(|counters| counters.exits.hottest(usize::MAX)))
     }
 
     fn kick(&self) {
@@ -247,7 +286,7 @@ fn prepare(index: usize, host_cpus: Option<&[usize]>, jailed: bool) -> Result<()
     Ok(())
 }
 
-fn run(index: usize, mut vcpu: VcpuFd, buses: &Buses, gate: &Gate, counters: &Counters) -> Result<(), End> {
+fn run(index: usize, mut vcpu: VcpuFd, buses: &Buses, gate: &Gate, counters: &ExitCounters) -> Result<(), End> {
     let immediate_exit = &raw mut vcpu.get_kvm_run().immediate_exit;
     IMMEDIATE_EXIT.set(immediate_exit);
     let result = enter(index, &mut vcpu, buses, gate, counters);
@@ -255,7 +294,7 @@ fn run(index: usize, mut vcpu: VcpuFd, buses: &Buses, gate: &Gate, counters: &Co
     result
 }
 
-fn enter(index: usize, vcpu: &mut VcpuFd, buses: &Buses, gate: &Gate, counters: &Counters) -> Result<(), End> {
+fn enter(index: usize, vcpu: &mut VcpuFd, buses: &Buses, gate: &Gate, counters: &ExitCounters) -> Result<(), End> {
     let mut look = true;
     loop {
         if look {
@@ -268,24 +307,30 @@ fn enter(index: usize, vcpu: &mut VcpuFd, buses: &Buses, gate: &Gate, counters: 
         }
         match vcpu.run() {
             Ok(VcpuExit::IoIn(port, data)) => {
-                counters.pio.fetch_add(1, Ordering::Relaxed);
+                counters.access(Space::Pio, port.into());
                 buses.pio.read(port.into(), data)?;
             }
             Ok(VcpuExit::IoOut(port, data)) => {
-                counters.pio.fetch_add(1, Ordering::Relaxed);
+                counters.access(Space::Pio, port.into());
                 buses.pio.write(port.into(), data)?;
             }
             Ok(VcpuExit::MmioRead(address, data)) => {
-                counters.mmio.fetch_add(1, Ordering::Relaxed);
+                counters.access(Space::Mmio, address);
                 buses.mmio.read(address, data)?;
             }
             Ok(VcpuExit::MmioWrite(address, data)) => {
-                counters.mmio.fetch_add(1, Ordering::Relaxed);
+                counters.access(Space::Mmio, address);
                 buses.mmio.write(address, data)?;
             }
-            Ok(VcpuExit::Intr) => look = true,
-            Err(e) if e.errno() == libc::EINTR || e.errno() == libc::EAGAIN => look = true,
-            Ok(VcpuExit::Hlt | VcpuExit::IrqWindowOpen) => {}
+            Ok(VcpuExit::Intr) => {
+                counters.other();
+                look = true;
+            }
+            Err(e) if e.errno() == libc::EINTR || e.errno() == libc::EAGAIN => {
+                counters.other();
+                look = true;
+            }
+            Ok(VcpuExit::Hlt | VcpuExit::IrqWindowOpen) => counters.other(),
             Ok(VcpuExit::Shutdown) => {
                 return Err(End::guest_fault(format!("vCPU {index}: triple fault{}", registers(vcpu))));
             }

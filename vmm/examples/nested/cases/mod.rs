@@ -1,6 +1,7 @@
 //! The scenarios. A file holds one subject: `SCENARIOS` run on the host, `ROLES` are played by its guests.
 
 mod balloon;
+mod boot;
 mod console;
 mod disk;
 mod faults;
@@ -20,6 +21,7 @@ use crate::host::Scenario;
 /// Everything the test runs, in this order.
 pub const SCENARIOS: &[&[Scenario]] = &[
     storm::SCENARIOS,
+    boot::SCENARIOS,
     lifecycle::SCENARIOS,
     whole::SCENARIOS,
     net::SCENARIOS,
@@ -35,6 +37,7 @@ pub const SCENARIOS: &[&[Scenario]] = &[
 ];
 /// Everything a guest can be.
 pub const ROLES: &[&[Role]] = &[
+    boot::ROLES,
     lifecycle::ROLES,
     whole::ROLES,
     net::ROLES,
