@@ -50,6 +50,7 @@ fn holdings() -> Outcome {
         ("socket:", 1),
         ("anon_inode:kvm-vm", 1),
         ("anon_inode:kvm-vcpu:0", 1),
+        ("anon_inode:kvm-vcpu-stats:0", 1),
         ("anon_inode:[eventpoll]", 1),
         ("anon_inode:[io_uring]", 1),
     ];
