@@ -71,6 +71,7 @@ mod tests {
         Stats {
             state: RunState::Running,
             uptime_ms: 1,
+            setup_cpu_us: 0,
             vcpus: vec![],
             devices: devices.iter().map(|(name, n)| ((*name).to_owned(), counted(*n))).collect(),
             memory: None,
