@@ -275,7 +275,12 @@ impl VirtioFunction {
         for (index, queue) in self.queues.iter().enumerate() {
             if let Some(bar) = wanted {
                 let done = self.machine.doorbells.connect(address(bar, index), &queue.kick);
-                done.map_err(|e| self.host(&e))?;
+                done.map_err(|e| match &e {
+                    IrqError::Io { source, .. } if source.raw_os_error() == Some(libc::EEXIST) => {
+                        self.misuse(format_args!("put BAR 0 at {bar:#x}, over the doorbells of another device"))
+                    }
+                    _ => self.host(&e),
+                })?;
             }
         }
         self.doorbells_at = wanted;

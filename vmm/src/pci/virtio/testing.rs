@@ -30,9 +30,13 @@ impl MsiRouter for NoKvm {
 
 impl Doorbells for NoKvm {
     fn connect(&self, address: u64, _: &EventFd) -> Result<(), IrqError> {
-        if let Ok(mut connected) = self.connected.lock() {
-            connected.push(address);
+        let mut connected = self.connected.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if connected.contains(&address) {
+            // As KVM answers.
+            let source = std::io::Error::from_raw_os_error(libc::EEXIST);
+            return Err(IrqError::Io { what: "connect a doorbell", source });
         }
+        connected.push(address);
         Ok(())
     }
     fn disconnect(&self, address: u64, _: &EventFd) -> Result<(), IrqError> {

@@ -1,6 +1,7 @@
 use super::testing::function;
 use super::*;
 use crate::config::BalloonConfig;
+use crate::exit::ExitClass;
 use crate::virtio::balloon::Balloon;
 use proptest::prelude::*;
 
@@ -51,6 +52,16 @@ fn driver_bring_up_activates_and_connects_the_doorbell() {
     write(&mut function, 0x14, 0, 1).unwrap();
     assert!(host.connected.lock().unwrap().is_empty());
     assert_eq!((*host.resets.lock().unwrap(), read(&mut function, 0x14, 1)), (1, 0));
+}
+
+#[test]
+fn doorbells_of_two_devices_at_one_address_are_the_guests_fault() {
+    let (mut function, host) = function().unwrap();
+    host.connected.lock().unwrap().push(0xc000_3000);
+    function.config_write(4, &[6, 0]).unwrap();
+    let end = set_up(&mut function, [0x1000, 0x2000, 0x3000]).unwrap_err();
+    assert_eq!(end.class, ExitClass::GuestFault);
+    assert!(end.reason.contains("put BAR 0 at 0xc0000000"), "{}", end.reason);
 }
 
 #[test]
