@@ -7,7 +7,7 @@
 //! 4. Everything that takes long says how far it is.
 //!
 //! Reading order: [`packages`], [`workspace`], [`kernel`], [`programs`], [`keys`], [`assemble`], [`images`], [`sbom`], [`budgets`],
-//! [`tests`], [`demo`], [`bench`], [`flash`], [`sitecmd`].
+//! [`tests`] (with [`libtest`]), [`demo`], [`bench`], [`flash`], [`sitecmd`].
 #![forbid(unsafe_code)]
 
 pub mod assemble;
@@ -18,6 +18,7 @@ pub mod flash;
 pub mod images;
 pub mod kernel;
 pub mod keys;
+pub mod libtest;
 pub mod packages;
 pub mod programs;
 pub mod sbom;

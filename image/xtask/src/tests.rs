@@ -2,12 +2,13 @@
 //!
 //! Order: what is quick and tells most comes first; the image is built once and all scenarios share it.
 
+use crate::libtest::Reader;
 use crate::workspace::{cache, out, root};
 use crate::{images, kernel, packages, programs};
 use anyhow::{Context, Result};
 use clap::Args;
 use std::io::{BufRead, BufReader};
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Command, ExitCode, ExitStatus, Stdio};
 use std::time::Instant;
 
 /// Which tests.
@@ -25,7 +26,8 @@ pub struct TestArgs {
 struct Score {
     passed: u64,
     failed: u64,
-    failures: Vec<String>,
+    /// By name, with the last lines of each.
+    failures: Vec<(String, Vec<String>)>,
 }
 
 impl Score {
@@ -40,7 +42,7 @@ impl Score {
             Err(e) => {
                 self.failed += 1;
                 println!("test {name} ... FAILED ({seconds:.1} s)\n{e:#}");
-                self.failures.push(name.to_owned());
+                self.failures.push((name.to_owned(), format!("{e:#}").lines().map(str::to_owned).collect()));
             }
         }
     }
@@ -72,9 +74,9 @@ pub fn run(args: &TestArgs) -> Result<ExitCode> {
     if wanted("unit") {
         let mut command =
             cargo(&["test", "--workspace", "--exclude", "holdfast-scenarios", "--no-fail-fast", "--", "--show-output"]);
-        // Output of passing tests is kept out of the log but for what a test prints about a missing witness.
+        // `--show-output`: a test that passes says what it could not look at on this machine.
         command.arg("--test-threads=2").args(args.filter.as_deref());
-        cargo_tests(&mut score, "unit", &mut command);
+        cargo_tests(&mut score, "unit", command);
     }
     let mut image_is_built = true;
     if wanted("build") || wanted("scenario") || wanted("reproducible") {
@@ -91,11 +93,14 @@ pub fn run(args: &TestArgs) -> Result<ExitCode> {
         let mut command =
             cargo(&["test", "-p", "holdfast-scenarios", "--no-fail-fast", "--", "--nocapture", "--test-threads=2"]);
         command.env("HOLDFAST_OUT", out()).env("HOLDFAST_CACHE", cache()).args(args.filter.as_deref());
-        cargo_tests(&mut score, "scenario", &mut command);
+        cargo_tests(&mut score, "scenario", command);
     }
 
-    for name in &score.failures {
-        println!("failed: {name}");
+    for (name, text) in &score.failures {
+        println!("\nfailed: {name}");
+        for line in text {
+            println!("    {line}");
+        }
     }
     println!("{} passed, {} failed", score.passed, score.failed);
     Ok(if score.failed == 0 && score.passed > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -143,69 +148,39 @@ fn simple(command: &mut Command) -> Result<()> {
 }
 
 /// Runs `cargo test` and counts what libtest says; a test program that dies counts as one failure.
-fn cargo_tests(score: &mut Score, step: &str, command: &mut Command) {
+fn cargo_tests(score: &mut Score, step: &str, command: Command) {
     let start = Instant::now();
-    let (passed, failed) = (score.passed, score.failed);
-    let child = command.stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn();
-    let mut child = match child {
-        Ok(child) => child,
-        Err(e) => return score.check(step, Err(e.into()), start),
-    };
-    if let Some(stdout) = child.stdout.take() {
-        for line in BufReader::new(stdout).split(b'\n').map_while(Result::ok) {
-            let line = String::from_utf8_lossy(&line);
+    let mut reader = Reader::new();
+    let status = match follow(command, |line| {
+        if let Some(line) = reader.line(line) {
             println!("{line}");
-            read_line(score, step, &line);
         }
+    }) {
+        Ok(status) => status,
+        Err(e) => return score.check(step, Err(e), start),
+    };
+    println!("{step}: {} passed, {} failed in {:.0} s", reader.passed, reader.failed, start.elapsed().as_secs_f32());
+    let named = reader.failed > 0;
+    score.passed += reader.passed;
+    score.failed += reader.failed;
+    for failure in reader.failures {
+        score.failures.push((format!("{step}: {}", failure.name), failure.text));
     }
-    let status = child.wait();
-    let clean = status.as_ref().is_ok_and(std::process::ExitStatus::success);
-    if !clean && score.failed == failed {
-        score.check(
-            step,
-            Err(anyhow::anyhow!("cargo test ended with {status:?} without naming a failed test: see above")),
-            start,
-        );
-    }
-    println!(
-        "{step}: {} passed, {} failed in {:.0} s",
-        score.passed - passed,
-        score.failed - failed,
-        start.elapsed().as_secs_f32()
-    );
-}
-
-/// Takes one line of libtest's output in: `test result: ok. 3 passed; 0 failed; ...` counts, `test NAME ... FAILED` names.
-fn read_line(score: &mut Score, step: &str, line: &str) {
-    if let Some(counts) = line.strip_prefix("test result: ") {
-        let number = |word: &str| {
-            counts
-                .split([';', '.'])
-                .find_map(|part| part.trim().strip_suffix(word)?.trim().parse::<u64>().ok())
-                .unwrap_or(0)
-        };
-        score.passed += number("passed");
-        score.failed += number("failed");
-    } else if let Some(name) = line.strip_prefix("test ").and_then(|l| l.strip_suffix(" ... FAILED")) {
-        score.failures.push(format!("{step}: {name}"));
+    if !status.success() && !named {
+        let reason = anyhow::anyhow!("cargo test ended with {status} without naming a failed test: see above");
+        score.check(step, Err(reason), start);
     }
 }
 
-#[cfg(test)]
-mod unit {
-    use super::*;
-
-    #[test]
-    fn libtest_lines_are_counted_and_failures_named() {
-        let mut score = Score::default();
-        for line in [
-            "test a::b ... ok",
-            "test a::c ... FAILED",
-            "test result: FAILED. 11 passed; 2 failed; 1 ignored; 0 measured; 4 filtered out; finished in 0.01s",
-        ] {
-            read_line(&mut score, "unit", line);
-        }
-        assert_eq!((score.passed, score.failed), (11, 2));
-        assert_eq!(score.failures, ["unit: a::c"]);
+/// Runs a program, both its outputs in one stream so that they stay in order, and hands out its lines.
+fn follow(mut command: Command, mut each: impl FnMut(&str)) -> Result<ExitStatus> {
+    let (output, writer) = std::io::pipe().context("cannot make a pipe")?;
+    command.stdout(writer.try_clone().context("cannot share a pipe")?).stderr(writer);
+    let mut child = command.spawn().with_context(|| format!("cannot start {command:?}"))?;
+    // It holds the pipe's other end, which would never close.
+    drop(command);
+    for line in BufReader::new(output).split(b'\n').map_while(Result::ok) {
+        each(&String::from_utf8_lossy(&line));
     }
+    Ok(child.wait()?)
 }
