@@ -61,27 +61,48 @@ const PACKAGES: &[(&str, Need, &str)] = &[
     ("python3", Need::Test, "table checks"),
 ];
 
-/// Installs what is missing up to `need`, saying which; uses sudo when not root.
+/// An install may remove a package that was here: one of another release (backports) that stands in the way. What it removed is
+/// installed in the next round, from the same release as the rest.
+const ROUNDS: usize = 3;
+
+/// Installs of all packages up to `need` those that are missing, saying which; uses sudo when not root.
 ///
 /// # Errors
 /// When apt-get fails, or sudo is needed and absent.
 pub fn ensure(need: Need) -> Result<()> {
-    let missing: Vec<_> = PACKAGES.iter().filter(|(name, n, _)| *n <= need && !installed(name)).collect();
-    if missing.is_empty() {
+    for _ in 0..ROUNDS {
+        let missing = missing(need, &installed);
+        if missing.is_empty() {
+            return Ok(());
+        }
+        eprintln!("Debian packages to install:");
+        for (name, why) in &missing {
+            eprintln!("  {name:22} {why}");
+        }
+        let names: Vec<&str> = missing.iter().map(|(name, _)| *name).collect();
+        apt(&["install", "-y", "-q", "--no-install-recommends"], &names)
+            .or_else(|_| {
+                eprintln!("apt-get install failed; refreshing the package lists and trying once more");
+                apt(&["update", "-q"], &[])?;
+                apt(&["install", "-y", "-q", "--no-install-recommends"], &names)
+            })
+            .with_context(|| format!("install by hand, then run again: apt-get install {}", names.join(" ")))?;
+    }
+    let left: Vec<&str> = missing(need, &installed).into_iter().map(|(name, _)| name).collect();
+    if left.is_empty() {
         return Ok(());
     }
-    eprintln!("Debian packages to install:");
-    for (name, _, why) in &missing {
-        eprintln!("  {name:22} {why}");
-    }
-    let names: Vec<&str> = missing.iter().map(|(n, _, _)| *n).collect();
-    apt(&["install", "-y", "-q", "--no-install-recommends"], &names)
-        .or_else(|_| {
-            eprintln!("apt-get install failed; refreshing the package lists and trying once more");
-            apt(&["update", "-q"], &[])?;
-            apt(&["install", "-y", "-q", "--no-install-recommends"], &names)
-        })
-        .with_context(|| format!("install by hand, then run again: apt-get install {}", names.join(" ")))
+    bail!(
+        "apt-get installed everything and yet these packages are not here: {}; another package that it installed may \
+         conflict with them: see its messages above",
+        left.join(", ")
+    )
+}
+
+/// Package and reason of all up to `need` that are not here.
+fn missing(need: Need, installed: &dyn Fn(&str) -> bool) -> Vec<(&'static str, &'static str)> {
+    let wanted = PACKAGES.iter().filter(|(name, n, _)| *n <= need && !installed(name));
+    wanted.map(|(name, _, why)| (*name, *why)).collect()
 }
 
 fn installed(name: &str) -> bool {
@@ -141,6 +162,14 @@ mod tests {
         assert!(
             0 < count(Need::Build) && count(Need::Build) < count(Need::Run) && count(Need::Run) < count(Need::Test)
         );
+    }
+
+    #[test]
+    fn what_an_install_took_away_is_missing_again() {
+        assert!(missing(Need::Test, &|_| true).is_empty());
+        let left = missing(Need::Run, &|name| name != "qemu-utils");
+        assert_eq!(left, [("qemu-utils", "disk overlays")]);
+        assert!(missing(Need::Build, &|name| name != "qemu-utils").is_empty(), "building needs no disk overlays");
     }
 
     #[test]
