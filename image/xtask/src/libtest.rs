@@ -187,7 +187,8 @@ mod tests {
 
     #[test]
     fn what_passed_is_counted_and_what_failed_is_kept_with_its_words() {
-        let (reader, shown) = read("\
+        let (reader, shown) = read(
+            "\
 running 2 tests
 test a::b ... ok
 test a::c ... FAILED
@@ -209,7 +210,8 @@ failures:
 test result: FAILED. 11 passed; 2 failed; 1 ignored; 0 measured; 4 filtered out; finished in 0.01s
 running 1 test
 test d ... ok
-test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.01s");
+test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.01s",
+        );
         assert_eq!((reader.passed, reader.failed), (12, 2));
         assert_eq!(reader.failures.len(), 1);
         assert_eq!(reader.failures[0].name, "a::c");
@@ -220,7 +222,8 @@ test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; fini
 
     #[test]
     fn what_a_passing_test_could_not_look_at_is_shown_with_its_name() {
-        let (_, shown) = read("\
+        let (_, shown) = read(
+            "\
 running 2 tests
 successes:
 
@@ -230,18 +233,21 @@ chatter
 
 successes:
     dm::zero
-test result: ok. 2 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s");
+test result: ok. 2 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s",
+        );
         assert_eq!(shown[0], "dm::zero: no /dev/mapper/control: not run");
         assert_eq!(shown.len(), 2, "{shown:?}");
     }
 
     #[test]
     fn a_program_that_captures_nothing_leaves_its_last_lines_with_the_failure() {
-        let (reader, shown) = read("\
+        let (reader, shown) = read(
+            "\
 test nested::whole ... ok
 vmm: the guest says nothing
 test nested::disk ... FAILED
-test result: FAILED. 1 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out");
+test result: FAILED. 1 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out",
+        );
         assert_eq!(reader.failures[0].name, "nested::disk");
         assert!(reader.failures[0].text.contains(&"vmm: the guest says nothing".to_owned()));
         assert_eq!(shown.len(), 3);
