@@ -78,6 +78,16 @@ fn build_and_run(config: &VmConfig) -> Result<End, End> {
     // SAFETY: the descriptor is owned and given away here.
     let kvm = unsafe { Kvm::from_raw_fd(resources.kvm.into_raw_fd()) };
     let vm = Arc::new(create_vm(&kvm, config)?);
+    let cpuid = kvm
+        .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+        .map_err(|e| kvm_end(&format!("kvm: cannot ask for CPUID: {e}")))?;
+    let tsc_deadline = kvm.check_extension(Cap::TscDeadlineTimer) && cpu::has_invariant_tsc(&cpuid);
+    // A PIT brings a kernel thread that works outside this VM's cgroup. A kernel whose timer needs no calibration never
+    // uses one.
+    let pit = !tsc_deadline;
+    if pit {
+        make_pit(&vm).map_err(|e| kvm_end(&format!("kvm: cannot make the timer: {e}")))?;
+    }
     map_memory(&vm, &ram).map_err(|e| kvm_end(&e))?;
 
     let sci = Pin::new(vm.clone(), power::SCI.into());
@@ -111,12 +121,8 @@ fn build_and_run(config: &VmConfig) -> Result<End, End> {
         .map(|files| make_serial(files, &vm, &mut event_loop))
         .transpose()
         .map_err(|e| End::host_fault(format!("serial: {e}")))?;
-    let buses = Arc::new(wire(pci, config.pci_ports, power, serial));
+    let buses = Arc::new(wire(pci, config.pci_ports, pit, power, serial));
 
-    let cpuid = kvm
-        .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
-        .map_err(|e| kvm_end(&format!("kvm: cannot ask for CPUID: {e}")))?;
-    let tsc_deadline = kvm.check_extension(Cap::TscDeadlineTimer) && cpu::has_invariant_tsc(&cpuid);
     let mut vcpus = Vec::new();
     for index in 0..config.vcpus {
         let vcpu = vm.create_vcpu(index.into()).map_err(|e| kvm_end(&format!("kvm: cannot make vCPU {index}: {e}")))?;
@@ -195,7 +201,7 @@ fn cpu_time() -> Duration {
     Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
 }
 
-/// A VM with interrupt controllers and timer.
+/// A VM with interrupt controllers.
 fn create_vm(kvm: &Kvm, config: &VmConfig) -> Result<VmFd, End> {
     let fail = |what: &str| {
         let what = what.to_string();
@@ -220,10 +226,13 @@ fn create_vm(kvm: &Kvm, config: &VmConfig) -> Result<VmFd, End> {
     let _ = vm.set_identity_map_address(memory::IDENTITY_MAP);
     let _ = vm.set_tss_address(memory::KVM_TSS as usize);
     vm.create_irq_chip().map_err(fail("make interrupt controllers"))?;
-    // Without the dummy speaker port a kernel that calibrates against the PIT spins for ever.
-    let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
-    vm.create_pit2(pit).map_err(fail("make the timer"))?;
     Ok(vm)
+}
+
+/// The timer of a PC, in the kernel.
+fn make_pit(vm: &VmFd) -> Result<(), kvm_ioctls::Error> {
+    // Without the dummy speaker port a kernel that calibrates against the PIT spins for ever.
+    vm.create_pit2(kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() })
 }
 
 fn map_memory(vm: &VmFd, ram: &GuestRam) -> Result<(), String> {
@@ -414,7 +423,7 @@ fn plug(
 }
 
 /// The address maps.
-fn wire(pci: PciBus, pci_ports: bool, power: Arc<power::Power>, serial: Option<Arc<SerialPort>>) -> Buses {
+fn wire(pci: PciBus, pci_ports: bool, pit: bool, power: Arc<power::Power>, serial: Option<Arc<SerialPort>>) -> Buses {
     let pci = Arc::new(pci);
     let (mut pio, mut mmio) = (Bus::default(), Bus::default());
     mmio.insert(PCI_WINDOW.0, PCI_WINDOW.1, Arc::new(Window(pci.clone())));
@@ -424,6 +433,9 @@ fn wire(pci: PciBus, pci_ports: bool, power: Arc<power::Power>, serial: Option<A
     }
     pio.insert(power::BASE.into(), power::LEN.into(), power);
     pio.insert(power::KEYBOARD_PORT.into(), 1, Arc::new(power::KeyboardReset));
+    if !pit {
+        pio.insert(power::SPEAKER_PORT.into(), 1, Arc::new(power::NoSpeaker));
+    }
     if let Some(port) = serial {
         pio.insert(serial::BASE.into(), serial::LEN.into(), port);
     }

@@ -5,21 +5,29 @@
 
 use std::time::{Duration, Instant};
 
-use holdfast_vmm::config::{ConsoleConfig, FileRef, HostCpus};
+use holdfast_vmm::config::{ConsoleConfig, DiskConfig, FileRef, HostCpus};
 use holdfast_vmm::control::ControlClient;
+use holdfast_vmm::memory::PageSize;
 
 use crate::guest::{Role, say};
 use crate::host::{
-    CONTROL, Lines, Outcome, Scenario, cmdline_word, config, expect_code, figure, overhead_kib, pipe, processes,
-    spawn_with, text,
+    CONTROL, JAIL, Lines, Outcome, Scenario, cmdline_word, config, disk, expect_code, figure, overhead_kib, pipe,
+    processes, spawn_with, text,
 };
 
 pub const SCENARIOS: &[Scenario] = &[
     Scenario { name: "boot_of_one_vcpu_stays_within_its_budget_of_exits", run: boot },
     Scenario { name: "four_pinned_vcpus_are_online_and_work", run: four_vcpus },
+    Scenario { name: "guest_runs_in_huge_pages_of_the_hosts_reserve", run: huge_pages },
+    Scenario { name: "guest_reaches_pci_by_ports", run: pci_by_ports },
 ];
 
-pub const ROLES: &[Role] = &[Role { name: "idle", play: || say("idle") }, Role { name: "all_cpus", play: all_cpus }];
+pub const ROLES: &[Role] = &[
+    Role { name: "idle", play: || say("idle") },
+    Role { name: "all_cpus", play: all_cpus },
+    Role { name: "fill", play: fill },
+    Role { name: "pci", play: pci },
+];
 
 /// Port and memory accesses that reach the VMM before the guest's first program, with console and entropy device.
 const EXIT_BUDGET: u64 = 600;
@@ -128,4 +136,110 @@ fn work_on(cpu: usize) -> Option<String> {
     holdfast_vmm::vcpu::affinity::pin(&[cpu]).ok()?;
     // SAFETY: asks for a number.
     Some(unsafe { libc::sched_getcpu() }.to_string())
+}
+
+/// What the guest fills, and so takes of the reserve at least.
+const FILLED: usize = 48 << 20;
+const RESERVE: &str = "/proc/sys/vm/nr_hugepages";
+
+fn huge_pages() -> Outcome {
+    let (reader, writer) = pipe()?;
+    let mut config = config("huge", "fill");
+    (config.hugepages, config.jail) = (PageSize::Huge2M, JAIL);
+    config.console = Some(ConsoleConfig::to(FileRef::Fd(4)));
+    config.control = Some(FileRef::Path(CONTROL.into()));
+    let pages = u64::from(config.memory_mib) / 2;
+    std::fs::write(RESERVE, pages.to_string()).map_err(|e| format!("{RESERVE}: {e}"))?;
+    if meminfo("HugePages_Free:")? != pages {
+        return Err(format!("the host does not reserve {pages} huge pages"));
+    }
+    let (mut child, _errors) = spawn_with(&config, vec![writer.into()])?;
+    let lines = Lines::of(reader);
+    lines.wait("guest: filled")?;
+    let taken = pages - meminfo("HugePages_Free:")?;
+    let mut mapped = 0;
+    for id in processes(&child) {
+        let maps = std::fs::read_to_string(format!("/proc/{id}/smaps")).unwrap_or_default();
+        let kib = |line: &str| line.strip_prefix("Private_Hugetlb:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok();
+        mapped += maps.lines().filter_map(kib).sum::<u64>() / 2048;
+    }
+    ControlClient::connect(CONTROL).map_err(text)?.stop(Duration::ZERO).map_err(text)?;
+    expect_code(&mut child, 12)?;
+    if taken < FILLED as u64 >> 21 || taken > pages || mapped != taken {
+        return Err(format!(
+            "{taken} huge pages taken from the reserve of {pages}, {mapped} of them in the VM's memory"
+        ));
+    }
+    let back = meminfo("HugePages_Free:")?;
+    std::fs::write(RESERVE, "0").map_err(|e| format!("{RESERVE}: {e}"))?;
+    if back != pages {
+        return Err(format!("{back} of {pages} huge pages are free after the VM's end"));
+    }
+    Ok(format!("{taken} of {pages} pages of 2 MiB used"))
+}
+
+/// A number of `/proc/meminfo`.
+fn meminfo(name: &str) -> Result<u64, String> {
+    let all = std::fs::read_to_string("/proc/meminfo").map_err(text)?;
+    let value = all.lines().find_map(|line| line.strip_prefix(name)?.split_whitespace().next()?.parse().ok());
+    value.ok_or(format!("/proc/meminfo has no {name}"))
+}
+
+/// Fills memory and reads it back.
+fn fill() {
+    let filled = vec![0x5au8; FILLED];
+    match std::hint::black_box(&filled).iter().all(|byte| *byte == 0x5a) {
+        true => say("filled"),
+        false => say("memory holds something else"),
+    }
+}
+
+/// By the kernel's own probe of the ports, and where it is told to use them unseen.
+fn pci_by_ports() -> Outcome {
+    let mut notes = Vec::new();
+    for way in ["pci=nommconf", "pci=conf1"] {
+        let ports = configured_by(true, way)?;
+        if ports.0 == 0 || ports.1 != 0 {
+            return Err(format!("{way}: {} exits by ports and {} by memory, expected ports alone", ports.0, ports.1));
+        }
+        notes.push(format!("{way}: {} exits", ports.0));
+    }
+    // The count tells the two ways apart: without ports a guest cannot but use memory.
+    match configured_by(false, "")? {
+        (0, memory) if memory > 0 => Ok(notes.join(", ")),
+        (ports, memory) => Err(format!("without ports: {ports} exits by ports and {memory} by memory")),
+    }
+}
+
+/// Boots a guest that uses its disk; the exits for configuration space by ports 0xCFC to 0xCFF, and by memory.
+fn configured_by(pci_ports: bool, words: &str) -> Result<(u64, u64), String> {
+    let (reader, writer) = pipe()?;
+    let mut config = config("ports", "pci");
+    config.pci_ports = pci_ports;
+    config.cmdline = format!("{} {words}", config.cmdline);
+    config.disks = vec![DiskConfig::new("data", FileRef::Fd(5))];
+    config.console = Some(ConsoleConfig::to(FileRef::Fd(4)));
+    config.control = Some(FileRef::Path(CONTROL.into()));
+    config.trace.exits = true;
+    let (mut child, errors) = spawn_with(&config, vec![writer.into(), disk()?.into()])?;
+    let found = Lines::of(reader).wait("guest: functions")?;
+    ControlClient::connect(CONTROL).map_err(text)?.stop(Duration::ZERO).map_err(text)?;
+    expect_code(&mut child, 12)?;
+    // The host bridge, disk, console and entropy device.
+    if found != "4 disk Ok(())" {
+        return Err(format!("{words}: guest found {found:?}, expected 4 functions and a disk that works"));
+    }
+    // Lines of the table of exits: count, space, address, what lies there.
+    let table: Vec<String> = errors.rest();
+    let sum = |is: fn(&[&str]) -> bool| -> u64 {
+        let rows = table.iter().map(|line| line.split_whitespace().collect::<Vec<_>>());
+        rows.filter(|row| is(row)).filter_map(|row| row.first()?.parse::<u64>().ok()).sum()
+    };
+    let ports = sum(|row| matches!(row, [_, "port", _, "PCI", "configuration", "data"]));
+    Ok((ports, sum(|row| matches!(row, [_, "memory", _, "PCI", _, "configuration", _]))))
+}
+
+fn pci() {
+    let functions = std::fs::read_dir("/sys/bus/pci/devices").into_iter().flatten().count();
+    say(&format!("functions {functions} disk {:?}", super::whole::use_disk()));
 }

@@ -279,9 +279,8 @@ fn exercise() {
     if let Ok(mut serial) = OpenOptions::new().write(true).open("/dev/ttyS0") {
         let _ = serial.write_all(b"serial\n");
     }
-    match failed.is_empty() {
-        true => say("exercised"),
-        false => say(&format!("FAILED {failed:?}")),
+    if !failed.is_empty() {
+        say(&format!("FAILED {failed:?}"));
     }
     std::thread::spawn(|| {
         let mut line = String::new();
@@ -290,7 +289,7 @@ fn exercise() {
             say(&format!("heard {}", line.trim()));
         }
     });
-    super::whole::wait_for_button();
+    super::whole::wait_for_button(if failed.is_empty() { "exercised" } else { "of no use" });
     power_off();
 }
 

@@ -442,7 +442,6 @@ fn innocent() {
         say(&format!("no network: {e}"));
     }
     std::thread::spawn(super::whole::echo);
-    say("innocent");
-    super::whole::wait_for_button();
+    super::whole::wait_for_button("innocent");
     power_off();
 }

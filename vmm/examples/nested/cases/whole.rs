@@ -192,14 +192,15 @@ fn serve() {
         Err(e) => say(&format!("net FAILED {e}")),
     }
     std::thread::spawn(echo);
-    say("waiting");
-    wait_for_button();
+    wait_for_button("waiting");
     power_off();
 }
 
-/// Returns when the power button is pressed.
-pub fn wait_for_button() {
+/// Says `ready`; returns when the power button is pressed after that.
+pub fn wait_for_button(ready: &str) {
+    // Opened before the host hears that it may press: the kernel keeps no key for those who open the device later.
     let mut events = File::open("/dev/input/event0");
+    say(ready);
     // struct input_event: 16 bytes of time, type, code, value. KEY_POWER is 116.
     let mut event = [0u8; 24];
     while let Ok(file) = &mut events {
@@ -229,7 +230,8 @@ pub fn echo() {
     }
 }
 
-fn use_disk() -> std::io::Result<()> {
+/// Checks the first sector of [`disk`], writes elsewhere, and finds its end.
+pub fn use_disk() -> std::io::Result<()> {
     let disk = OpenOptions::new().read(true).write(true).open("/dev/vda")?;
     let mut first = [0u8; 512];
     disk.read_exact_at(&mut first, 0)?;
