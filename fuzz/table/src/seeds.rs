@@ -393,7 +393,7 @@ pub fn quote() -> Seeds {
 /// A certificate in PEM.
 #[must_use]
 pub fn certificate() -> Seeds {
-    vec![include_bytes!("../../qemu-tests/controller/tests/data/device.cert.pem").to_vec()]
+    vec![include_bytes!("../../../qemu-tests/controller/tests/data/device.cert.pem").to_vec()]
 }
 
 /// A stored config file's head.
