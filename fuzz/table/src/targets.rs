@@ -86,7 +86,7 @@ targets! {
     vmm_net: holdfast_vmm::virtio::net::fuzz_net, seeds::net_rings, 8 * K;
     vmm_pci_bus: holdfast_vmm::pci::bus::fuzz_bus, seeds::accesses, 2 * K;
     vmm_rng: holdfast_vmm::virtio::rng::fuzz_rng, seeds::rings, 8 * K;
-    vmm_virtio_pci: holdfast_vmm::pci::virtio::fuzz_virtio_pci, seeds::accesses, 2 * K;
+    vmm_virtio_pci: holdfast_vmm::pci::virtio::fuzz_virtio_pci, seeds::bring_up, 2 * K;
     vmm_vsock: holdfast_vmm::virtio::vsock::fuzz_vsock, seeds::rings, 8 * K;
 }
 
