@@ -607,7 +607,7 @@ impl EventLoop {
     }
 }
 
-fn end_of(fault: &DeviceFault) -> End {
+pub(crate) fn end_of(fault: &DeviceFault) -> End {
     match fault {
         DeviceFault::Ring { .. } | DeviceFault::Guest { .. } => End::guest_fault(fault.to_string()),
         DeviceFault::Host { .. } => End::host_fault(fault.to_string()),

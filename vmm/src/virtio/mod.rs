@@ -19,6 +19,8 @@ pub mod console;
 pub mod device_config;
 mod fuzzing;
 pub mod interrupt;
+#[cfg(test)]
+mod malformed;
 pub mod net;
 pub mod queue;
 pub mod rng;

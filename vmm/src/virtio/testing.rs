@@ -137,6 +137,12 @@ impl<'a> Driver<'a> {
         self.ram.write_obj(0u16, GuestAddress(self.used_addr() + 2)).unwrap();
     }
 
+    /// Moves the available index without an entry.
+    pub(crate) fn jump(&mut self, by: u16) {
+        self.avail = self.avail.wrapping_add(by);
+        self.set_avail_idx(self.avail);
+    }
+
     /// Writes the available index as is.
     pub(crate) fn set_avail_idx(&self, index: u16) {
         self.ram.write_obj(index, GuestAddress(self.avail_addr() + 2)).unwrap();

@@ -1,9 +1,15 @@
 //! A machine without KVM, for tests and fuzzing.
 
 use super::*;
+use crate::config::{BalloonConfig, MacAddress};
 use crate::irq::{Gsi, MsiMessage};
 use crate::memory::GuestAddress;
+use crate::virtio::balloon::Balloon;
+use crate::virtio::console::{Console, Port};
+use crate::virtio::net::{Lane, Net, NetOptions};
 use crate::virtio::rng::Rng;
+use crate::virtio::{block, vsock};
+use holdfast_links::{UnixLink, unix};
 use std::sync::Mutex;
 
 #[derive(Debug, Default)]
@@ -74,11 +80,36 @@ pub(super) fn function_of(device: &dyn Device) -> Option<(VirtioFunction, Arc<No
     Some((function, host))
 }
 
+/// How many [`any_device`] makes.
+pub(super) const DEVICES: u8 = 6;
+
+/// One of each kind, of one to eight queues.
+pub(super) fn any_device(which: u8) -> Option<Box<dyn Device>> {
+    let terminal = crate::terminal::Terminal::new("console", None, None);
+    let port = |name: Option<&str>| Port::new(name.map(str::to_string), terminal.clone()).ok();
+    Some(match which % DEVICES {
+        0 => Box::new(Rng::new("rng".into())),
+        1 => Box::new(Balloon::new("balloon".into(), &BalloonConfig::default(), 64)),
+        2 => Box::new(Console::new("console".into(), vec![port(None)?, port(Some("a"))?, port(Some("b"))?])),
+        3 => {
+            let lane = |_| Some(Lane::User(Box::new(UnixLink::adopt(unix::pair().ok()?.0).ok()?)));
+            let lanes = (0..2).map(lane).collect::<Option<_>>()?;
+            Box::new(Net::new(lanes, NetOptions::new("net0", MacAddress([2, 0, 0, 0, 0, 1]))))
+        }
+        4 => Box::new(block::small_disk()?),
+        _ => Box::new(vsock::testing::vsock(3)?.0),
+    })
+}
+
+/// Which function, then accesses of 12 bytes: way, offset (2), width, value (8).
 pub(super) fn drive(data: &[u8]) {
-    let Some((mut function, _)) = function() else {
+    let Some((which, steps)) = data.split_first() else {
         return;
     };
-    for step in data.chunks(12) {
+    let Some((mut function, _)) = any_device(*which).and_then(|device| function_of(&*device)) else {
+        return;
+    };
+    for step in steps.chunks(12) {
         let byte = |n: usize| step.get(n).copied().unwrap_or(0);
         let offset = u64::from(byte(1)) | u64::from(byte(2)) << 8;
         let len = 1usize << (byte(3) % 4);

@@ -100,6 +100,67 @@ fn misused_registers_end_the_vm_with_a_reason() {
     }
 }
 
+/// Selects `queue` of a device whose other queues the driver leaves alone, gives it `size` entries and its areas, and says
+/// DRIVER_OK.
+fn set_up_queue(function: &mut VirtioFunction, queue: u64, size: u64, areas: [u64; 3]) -> Result<(), End> {
+    negotiate(function, F_VERSION_1);
+    write(function, 0x16, queue, 2)?;
+    write(function, 0x18, size, 2)?;
+    for (register, area) in [0x20, 0x28, 0x30].into_iter().zip(areas) {
+        write(function, register, area, 8)?;
+    }
+    write(function, 0x1c, 1, 2)?;
+    write(function, 0x14, 0x0f, 1)
+}
+
+/// Rings that virtio 1.3 §2.7 forbids, in each queue of each device.
+#[test]
+fn every_queue_of_every_device_refuses_a_ring_that_cannot_be() {
+    const SOUND: [u64; 3] = [0x1000, 0x2000, 0x3000];
+    /// Of the machine here.
+    const END: u64 = 0x1_0000;
+    // (clause, size, descriptor table, available ring, used ring)
+    let areas: [(&str, u64, [u64; 3]); 15] = [
+        ("2.7 a table at no multiple of 16", 16, [0x1008, 0x2000, 0x3000]),
+        ("2.7 an available ring at no multiple of 2", 16, [0x1000, 0x2001, 0x3000]),
+        ("2.7 a used ring at no multiple of 4", 16, [0x1000, 0x2000, 0x3002]),
+        ("2.7 a table behind memory", 16, [END, 0x2000, 0x3000]),
+        ("2.7 a table across the end of memory", 16, [END - 16 * 15, 0x2000, 0x3000]),
+        ("2.7 a table around the address space", 16, [!15, 0x2000, 0x3000]),
+        ("2.7 an available ring behind memory", 16, [0x1000, END, 0x3000]),
+        ("2.7 an available ring across the end of memory", 16, [0x1000, END - 6 - 2 * 16 + 2, 0x3000]),
+        ("2.7 an available ring around the address space", 16, [0x1000, !1, 0x3000]),
+        ("2.7 a used ring behind memory", 16, [0x1000, 0x2000, END]),
+        ("2.7 a used ring across the end of memory", 16, [0x1000, 0x2000, END - 6 - 8 * 16 + 2]),
+        ("2.7 a used ring around the address space", 16, [0x1000, 0x2000, !3]),
+        ("no table", 16, [0, 0x2000, 0x3000]),
+        ("no available ring", 16, [0x1000, 0, 0x3000]),
+        ("no used ring", 16, [0x1000, 0x2000, 0]),
+    ];
+    for which in 0..super::testing::DEVICES {
+        let device = super::testing::any_device(which).unwrap();
+        let name = device.name().to_string();
+        for (queue, largest) in (0u64..).zip(device.queue_sizes()) {
+            let refused = |clause: &str, size: u64, areas: [u64; 3], words: String| {
+                let (mut function, host) = super::testing::function_of(&*device).unwrap();
+                let end = set_up_queue(&mut function, queue, size, areas).expect_err(clause);
+                assert_eq!(end.class, ExitClass::GuestFault, "{clause}");
+                assert!(end.reason.starts_with(&name) && end.reason.contains(&words), "{clause}: {}", end.reason);
+                assert!(host.activated.lock().unwrap().is_empty(), "{clause}");
+            };
+            for (clause, size, areas) in areas {
+                refused(clause, size, areas, format!("set up queue {queue} wrongly"));
+            }
+            for size in [0, 3, 24, 2 * u64::from(*largest), 0x8000, 0xffff] {
+                refused("2.7 the size of a queue", size, SOUND, format!("set the size of queue {queue} to {size}"));
+            }
+            let (mut function, host) = super::testing::function_of(&*device).unwrap();
+            set_up_queue(&mut function, queue, 16, SOUND).unwrap();
+            assert_eq!(host.activated.lock().unwrap().len(), 1, "{name} queue {queue}: sound");
+        }
+    }
+}
+
 #[test]
 fn configuration_window_reaches_the_bar() {
     let (mut function, _) = function().unwrap();

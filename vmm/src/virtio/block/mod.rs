@@ -24,21 +24,23 @@ mod tests;
 
 pub use device::{Block, BlockOptions};
 
-/// Fuzz entry: a hostile driver against a small image.
-#[doc(hidden)]
-pub fn fuzz_block(data: &[u8]) {
+/// A disk of 64 sectors, for fuzzing.
+pub(crate) fn small_disk() -> Option<Block> {
     // SAFETY: a new anonymous file; the name is a constant.
     let fd = unsafe { libc::memfd_create(c"fuzz".as_ptr(), libc::MFD_CLOEXEC) };
     if fd < 0 {
-        return;
+        return None;
     }
     // SAFETY: just created, owned by nobody else.
     let file = unsafe { <std::fs::File as std::os::fd::FromRawFd>::from_raw_fd(fd) };
-    if file.set_len(64 * 512).is_err() {
-        return;
-    }
-    let options = BlockOptions { id: "disk".into(), ..BlockOptions::default() };
-    if let Ok(block) = Block::new(options, file) {
+    file.set_len(64 * 512).ok()?;
+    Block::new(BlockOptions { id: "disk".into(), ..BlockOptions::default() }, file).ok()
+}
+
+/// Fuzz entry: a hostile driver against a small image.
+#[doc(hidden)]
+pub fn fuzz_block(data: &[u8]) {
+    if let Some(block) = small_disk() {
         super::fuzzing::drive(Box::new(block), data);
     }
 }

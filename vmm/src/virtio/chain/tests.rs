@@ -1,4 +1,5 @@
 use super::*;
+use crate::virtio::malformed::{self, BUFFER, END, INDIRECT_TABLE, SIZE, entry};
 use crate::virtio::queue::VirtQueue;
 use crate::virtio::testing::{Driver, RAM_BYTES, interrupts, ram};
 use proptest::prelude::*;
@@ -10,21 +11,15 @@ use virtio_queue::QueueT;
 use virtio_queue::desc::RawDescriptor;
 use virtio_queue::mock::MockSplitQueue;
 
-const SIZE: u16 = 16;
-/// Where tests put buffers and indirect tables.
-const BUFFER: u64 = 0x8_0000;
-const INDIRECT_TABLE: u64 = 0x9_0000;
-const END: u64 = RAM_BYTES as u64;
-
 fn queue(driver: &Driver<'_>) -> VirtQueue {
     driver.queue(0, &interrupts(1).0)
 }
 
 /// What the queue says to the chain that `lay` describes from descriptor 0 on.
-fn read(lay: impl Fn(&Driver<'_>)) -> Result<Chain, RingFault> {
+fn read(lay: impl Fn(&mut Driver<'_>)) -> Result<Chain, RingFault> {
     let ram = ram();
     let mut driver = Driver::new(&ram, 0, SIZE);
-    lay(&driver);
+    lay(&mut driver);
     driver.offer(0);
     let mut chain = Chain::default();
     queue(&driver).pop(&mut chain).map(|found| {
@@ -33,90 +28,16 @@ fn read(lay: impl Fn(&Driver<'_>)) -> Result<Chain, RingFault> {
     })
 }
 
-/// One descriptor at an entry of an indirect table.
-fn entry(driver: &Driver<'_>, index: u64, len: u32, flags: u32, next: u16) {
-    driver.raw_at(INDIRECT_TABLE + 16 * index, BUFFER, len, flags, next);
-}
-
 #[test]
 fn chains_that_break_a_rule_of_the_standard_are_named() {
-    type Lay = fn(&Driver<'_>);
-    let outside = |addr, len| RingFault::Buffer { addr, len };
-    let table = |addr| RingFault::Ring { what: "indirect descriptor table", addr };
-    // (clause of virtio 1.3, the fault, the descriptors)
-    let cases: [(&str, RingFault, Lay); 21] = [
-        ("2.7.5 next past the table", RingFault::Next { next: SIZE, size: SIZE.into() }, |d| {
-            d.raw(0, BUFFER, 8, NEXT, SIZE)
-        }),
-        ("2.7.5 next far past the table", RingFault::Next { next: 0xffff, size: SIZE.into() }, |d| {
-            d.raw(0, BUFFER, 8, NEXT, 0xffff)
-        }),
-        ("2.7.5 a descriptor that follows itself", RingFault::Loop { size: SIZE.into() }, |d| {
-            d.raw(0, BUFFER, 8, NEXT, 0)
-        }),
-        ("2.7.5 a loop of two behind the head", RingFault::Loop { size: SIZE.into() }, |d| {
-            d.raw(0, BUFFER, 8, NEXT, 1);
-            d.raw(1, BUFFER, 8, NEXT, 2);
-            d.raw(2, BUFFER, 8, NEXT, 1);
-        }),
-        ("2.7.5 a loop through the whole table", RingFault::Loop { size: SIZE.into() }, |d| {
-            (0..SIZE).for_each(|n| d.raw(n, BUFFER, 8, NEXT, (n + 1) % SIZE))
-        }),
-        ("2.7.4.2 readable after writable", RingFault::Order, |d| {
-            d.raw(0, BUFFER, 8, NEXT | WRITE, 1);
-            d.raw(1, BUFFER, 8, 0, 0);
-        }),
-        ("2.7.4.2 readable after an empty writable one", RingFault::Order, |d| {
-            d.raw(0, BUFFER, 0, NEXT | WRITE, 1);
-            d.raw(1, BUFFER, 8, 0, 0);
-        }),
-        ("2.7.5 a buffer behind memory", outside(END, 1), |d| d.raw(0, END, 1, 0, 0)),
-        ("2.7.5 a buffer across the end of memory", outside(END - 4, 5), |d| d.raw(0, END - 4, 5, WRITE, 0)),
-        ("2.7.5 a buffer around the address space", outside(u64::MAX - 3, 8), |d| d.raw(0, u64::MAX - 3, 8, 0, 0)),
-        ("2.7.5 the longest buffer", outside(0, u32::MAX), |d| d.raw(0, 0, u32::MAX, 0, 0)),
-        ("2.7.5.3.1 indirect and next", RingFault::Indirect, |d| {
-            d.raw(0, INDIRECT_TABLE, 16, INDIRECT | NEXT, 1);
-            d.raw(1, BUFFER, 8, 0, 0);
-        }),
-        ("2.7.5.3.1 indirect in indirect", RingFault::Indirect, |d| {
-            d.raw(0, INDIRECT_TABLE, 16, INDIRECT, 0);
-            entry(d, 0, 16, INDIRECT, 0);
-        }),
-        ("2.7.5.3 an empty indirect table", RingFault::IndirectSize { bytes: 0 }, |d| {
-            d.raw(0, INDIRECT_TABLE, 0, INDIRECT, 0)
-        }),
-        ("2.7.5.3 half a descriptor", RingFault::IndirectSize { bytes: 8 }, |d| {
-            d.raw(0, INDIRECT_TABLE, 8, INDIRECT, 0)
-        }),
-        ("2.7.5.3 a descriptor and a byte", RingFault::IndirectSize { bytes: 17 }, |d| {
-            d.raw(0, INDIRECT_TABLE, 17, INDIRECT, 0)
-        }),
-        ("2.7.5.3 more entries than 16 bits count", RingFault::IndirectSize { bytes: 16 * 0x8001 }, |d| {
-            d.raw(0, 0, 16 * 0x8001, INDIRECT, 0)
-        }),
-        ("2.7.5.3 an indirect table behind memory", table(END), |d| d.raw(0, END, 16, INDIRECT, 0)),
-        ("2.7.5.3 an indirect table across the end of memory", table(END - 16), |d| {
-            d.raw(0, END - 16, 32, INDIRECT, 0);
-            d.raw_at(END - 16, BUFFER, 8, 0, 0);
-        }),
-        ("2.7.5.3 next past the indirect table", RingFault::Next { next: 2, size: 2 }, |d| {
-            d.raw(0, INDIRECT_TABLE, 32, INDIRECT, 0);
-            entry(d, 0, 8, NEXT, 2);
-        }),
-        ("2.7.5.3 a loop in the indirect table", RingFault::Loop { size: 2 }, |d| {
-            d.raw(0, INDIRECT_TABLE, 32, INDIRECT, 0);
-            entry(d, 0, 8, NEXT, 1);
-            entry(d, 1, 8, NEXT, 0);
-        }),
-    ];
-    for (clause, fault, lay) in cases {
+    for (clause, fault, lay) in malformed::chains() {
         assert_eq!(read(lay), Err(fault), "{clause}");
     }
 }
 
 #[test]
 fn chains_at_the_edge_of_the_rules_are_read() {
-    type Lay = fn(&Driver<'_>);
+    type Lay = fn(&mut Driver<'_>);
     // (what, readable and writable bytes, the descriptors)
     let cases: [(&str, (u64, u64), Lay); 7] = [
         ("as long as the queue", (8 * u64::from(SIZE), 0), |d| {

@@ -8,7 +8,7 @@
 
 mod active;
 mod device;
-mod testing;
+pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 pub mod vhost;

@@ -23,7 +23,7 @@ pub(super) struct Notes {
 }
 
 #[derive(Debug, Clone, Default)]
-pub(super) struct PaperKernel(pub(super) Arc<Mutex<Notes>>);
+pub(crate) struct PaperKernel(pub(super) Arc<Mutex<Notes>>);
 
 impl PaperKernel {
     fn note(&self, what: String) -> io::Result<()> {
@@ -72,7 +72,7 @@ impl RingWorker for PaperKernel {
 }
 
 /// A device whose kernel takes notes.
-pub(super) fn vsock(cid: u32) -> Option<(Vsock, PaperKernel)> {
+pub(crate) fn vsock(cid: u32) -> Option<(Vsock, PaperKernel)> {
     let kernel = PaperKernel::default();
     let device = Vsock::with("vsock".into(), Box::new(kernel.clone()), cid).ok()?;
     Some((device, kernel))

@@ -393,7 +393,7 @@ pub fn quote() -> Seeds {
 /// A certificate in PEM.
 #[must_use]
 pub fn certificate() -> Seeds {
-    vec![include_bytes!("../../qemu-tests/controller/tests/data/device.cert.pem").to_vec()]
+    vec![include_bytes!("../../../qemu-tests/controller/tests/data/device.cert.pem").to_vec()]
 }
 
 /// A stored config file's head.
@@ -434,7 +434,15 @@ pub fn rings() -> Seeds {
     let mut writes = memory.clone();
     writes[0x800] = 1;
     writes[0x1c] = 1;
-    vec![memory, writes]
+    // Without event index and indirect descriptors (bits 29 and 28), the same request again after each round.
+    let mut again = memory.clone();
+    again[0xff0..0xff4].fill(1);
+    again[0xffb] = 0x30;
+    // The same three descriptors in an indirect table.
+    let mut indirect = memory.clone();
+    indirect.copy_within(0..48, 0xe00);
+    indirect[..16].copy_from_slice(&[0, 0x3e, 0, 0, 0, 0, 0, 0, 48, 0, 0, 0, 4, 0, 0, 0]);
+    vec![memory, writes, again, indirect]
 }
 
 /// Rings of a network card: of frames, and of its control queue with a command for two queue pairs.
@@ -519,28 +527,88 @@ pub fn accesses() -> Seeds {
     ]
 }
 
-/// A VM's configuration.
+/// How a driver brings each kind of function up: the function, then accesses of 12 bytes (way, offset, width, value).
+#[must_use]
+pub fn bring_up() -> Seeds {
+    const WRITE: u8 = 3;
+    let mut steps = Vec::new();
+    let mut write = |offset: u16, width: u8, value: u64| {
+        steps.extend([WRITE, offset.to_le_bytes()[0], offset.to_le_bytes()[1], width]);
+        steps.extend(value.to_le_bytes());
+    };
+    // Status, features (VERSION_1, INDIRECT_DESC, EVENT_IDX), status.
+    for (offset, width, value) in [(0x14, 0, 3u64), (0x08, 2, 0), (0x0c, 2, 3 << 28), (0x08, 2, 1), (0x0c, 2, 1)] {
+        write(offset, width, value);
+    }
+    write(0x14, 0, 0x0b);
+    for queue in 0..4 {
+        for (offset, width, value) in [(0x16, 1, queue), (0x18, 1, 16), (0x1a, 1, queue)] {
+            write(offset, width, value);
+        }
+        for (offset, area) in [(0x20, 0x1000), (0x28, 0x1400), (0x30, 0x1800)] {
+            write(offset, 3, area + 0x1000 * queue);
+        }
+        write(0x1c, 1, 1);
+    }
+    // A vector's address, data and mask, then DRIVER_OK, a doorbell, a byte of the device's own configuration.
+    for (offset, width, value) in [(0x4000, 3, 0xfee0_0000u64), (0x4008, 2, 0x40), (0x400c, 2, 0), (0x14, 0, 0x0f)] {
+        write(offset, width, value);
+    }
+    write(0x3000, 2, 0);
+    write(0x2000, 2, 7);
+    // MSI-X on, the window into the BAR opened: configuration writes.
+    for (offset, width, value) in [(4u8, 1, 6u64), (0x9a, 1, 0xc000), (0x8c, 2, 0x14), (0x90, 2, 1)] {
+        steps.extend([1, offset, 0, width]);
+        steps.extend(value.to_le_bytes());
+    }
+    steps.extend([0, 0x94, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0]);
+    (0..6u8).map(|function| [&[function], steps.as_slice()].concat()).collect()
+}
+
+/// A VM's configuration: with descriptors and every device, and with paths.
 #[must_use]
 pub fn vmm_config() -> Seeds {
     texts(&[
-        r#"{"name":"web","vcpus":2,"memory_mib":256,"kernel":{"path":"/boot/vmlinux"},"initrd":{"fd":7},"cmdline":"quiet",
-        "disks":[{"id":"root","file":{"fd":8},"read_only":true}],
-        "nets":[{"mac":"02:00:00:00:00:01","tap":{"fds":[9,12]},"vhost":{"fds":[10,13]},"queue_pairs":2,"mtu":1500},
-            {"mac":"02:00:00:00:00:02","link":{"unix":{"fd":14}},"limits":{"receive":{"bytes_per_second":9}}}],
-    seeds
-}
-
+        r#"{"name":"web","vcpus":2,"memory_mib":256,"cpus":[0,[1,2]],"hugepages":"none","prefault":true,"kernel":{"fd":6},
+        "initrd":{"fd":7},"cmdline":"quiet","kvm":{"fd":5},"pci_ports":true,
         "disks":[{"id":"root","file":{"fd":8},"read_only":true,"format":"raw","lock":false,"limits":{"ops_per_second":5,"burst_ops":1}}],
-        "nets":[{"mac":"02:00:00:00:00:01","tap":{"fd":9},"vhost":{"fd":10},"mtu":1500}],
-        "console":{},"control":{"fd":11},"jail":{"uid":1000,"gid":1000}}"#,
+        "nets":[{"mac":"02:00:00:00:00:01","tap":{"fds":[9,12]},"vhost":{"fds":[10,13]},"queue_pairs":2,"mtu":1500},
+            {"mac":"02:00:00:00:00:02","link":{"unix":{"fd":14}},"limits":{"receive":{"bytes_per_second":9,"burst_bytes":2}}}],
+        "rng":false,"console":{"output":{"fd":15},"input":{"fd":16},"size":{"columns":132,"rows":43},
+            "ports":[{"name":"agent","output":{"fd":17},"input":{"fd":18}}]},
+        "vsock":{"cid":3,"vhost":{"fd":19}},"balloon":{"free_page_reporting":true,"deflate_on_oom":false},
+        "serial":{"output":{"fd":20}},"control":{"fd":11},"jail":{"uid":1000,"gid":1000,"pid_namespace":false},
+        "trace":{"exits":true}}"#,
+        r#"{"name":"dev","vcpus":1,"memory_mib":32,"kernel":{"path":"/boot/vmlinux"},
+        "disks":[{"id":"root","file":{"path":"/root.img"}}],
+        "nets":[{"mac":"02:00:00:00:00:01","tap":{"name":"tap0"},"vhost":{"path":"/dev/vhost-net"}}],
+        "console":{},"control":{"path":"/run/control"}}"#,
     ])
 }
 
-/// Requests to a VMM.
+/// Requests to a VMM and what it answers.
 #[must_use]
 pub fn vmm_control() -> Seeds {
-    let requests = [holdfast_vmm::control::Request::Ping, holdfast_vmm::control::Request::Stop { deadline_ms: 1000 }];
-    requests.iter().filter_map(|r| serde_json::to_vec(r).ok()).collect()
+    use holdfast_vmm::control::{Reply, Request, RunState};
+    let size = holdfast_vmm::terminal::WindowSize { columns: 132, rows: 43 };
+    let requests = [
+        Request::Ping,
+        Request::Stop { deadline_ms: 1000 },
+        Request::Balloon { target_mib: 64 },
+        Request::VsockCid { cid: 4 },
+        Request::Stats,
+        Request::AttachConsole { console: Some("serial".into()), replay: false },
+        Request::ResizeConsole { console: None, size },
+    ];
+    let replies = [
+        Reply::Pong { version: "1.0".into(), state: RunState::Paused },
+        Reply::Attached { console: "serial".into(), replayed: 9 },
+        Reply::Refused { reason: "no".into() },
+    ];
+    let stats = r#"{"is":"stats","state":"running","uptime_ms":9,"setup_cpu_us":8,"vcpus":[{"pio_exits":1,"mmio_exits":2,"hottest":[]}],
+        "devices":[["net0",{"out_bytes":1,"in_bytes":2,"out_ops":3,"in_ops":4,"errors":0}]],"consoles":[]}"#;
+    let requests = requests.iter().filter_map(|r| serde_json::to_vec(r).ok());
+    requests.chain(replies.iter().filter_map(|r| serde_json::to_vec(r).ok())).chain([stats.into()]).collect()
 }
 
 /// An ELF kernel with one segment and a PVH note.
@@ -567,4 +635,34 @@ pub fn kernel() -> Seeds {
     elf.extend(b"Xen\0");
     elf.extend(0x0100_0000u32.to_le_bytes());
     vec![elf]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Mutations of what is refused at its first byte find little.
+    #[test]
+    fn documents_among_the_seeds_are_accepted() {
+        for seed in vmm_config() {
+            let read = holdfast_vmm::VmConfig::from_json(&seed);
+            assert!(read.is_ok(), "{}: {read:?}", String::from_utf8_lossy(&seed));
+        }
+        for seed in vmm_control() {
+            use holdfast_vmm::control::{Reply, Request};
+            let request = serde_json::from_slice::<Request>(&seed).map_err(|e| e.to_string());
+            let reply = serde_json::from_slice::<Reply>(&seed).map_err(|e| e.to_string());
+            assert!(request.is_ok() || reply.is_ok(), "{}: {request:?} {reply:?}", String::from_utf8_lossy(&seed));
+        }
+        for seed in site().iter().filter(|seed| seed.first() == Some(&b'{')) {
+            serde_json::from_slice::<Site>(seed).unwrap();
+        }
+        for seed in netsvc_control() {
+            serde_json::from_slice::<holdfast_netsvc::config::Request>(&seed).unwrap();
+        }
+        for seed in document() {
+            let text = seed.split(|byte| *byte == 0).next().unwrap_or_default();
+            serde_json::from_slice::<serde_json::Value>(text).unwrap();
+        }
+    }
 }

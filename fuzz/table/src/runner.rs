@@ -1,4 +1,4 @@
-//! One target under mutation, for a bounded time.
+//! One target under mutation: so many inputs, the same on every machine.
 
 use crate::mutate::{Random, mutate};
 use crate::targets::Target;
@@ -6,10 +6,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-/// Time for one target when nothing else is asked for (`HOLDFAST_FUZZ_SECONDS`).
-const TIME: Duration = Duration::from_millis(700);
-/// Most inputs in that time: quick parsers end earlier. With `HOLDFAST_FUZZ_SECONDS` there is no such bound.
-const INPUTS: u64 = 20_000;
+/// When a machine is so slow that a target's inputs take this long, the rest is left out, and the test says so.
+const TIME: Duration = Duration::from_secs(30);
 /// An input that takes longer is a finding: work must be bounded by the input's size. Generous, as machines of tests are busy.
 const SLOW: Duration = Duration::from_secs(5);
 /// Samples kept to mutate further.
@@ -80,8 +78,12 @@ fn attempt(target: &Target, input: &[u8]) -> Result<(), Finding> {
 /// With the finding; its input is kept in a file that the message names.
 pub fn check(target: &Target) {
     let asked = std::env::var("HOLDFAST_FUZZ_SECONDS").ok().and_then(|s| s.parse().ok()).map(Duration::from_secs);
-    let (time, inputs) = asked.map_or((TIME, INPUTS), |time| (time, u64::MAX));
+    // Whoever names a time wants all that fits into it.
+    let (time, inputs) = asked.map_or((TIME, target.inputs), |time| (time, u64::MAX));
     match search(target, time, inputs) {
+        Ok(tried) if asked.is_none() && tried < inputs => {
+            println!("{}: only {tried} of {inputs} inputs in {} s", target.name, time.as_secs());
+        }
         Ok(tried) => println!("{}: {tried} inputs", target.name),
         Err(finding) => {
             let path: PathBuf = std::env::temp_dir().join(format!("holdfast-fuzz-{}", target.name));
@@ -108,16 +110,36 @@ mod tests {
                 let _ = &rest[..usize::from(*length)];
             }
         }
-        let target = Target { name: "trusting", run: trusting, seeds: || vec![b"L\x03abc".to_vec()], max_bytes: 64 };
-        let finding = search(&target, Duration::from_secs(20), 20_000).unwrap_err();
+        let seeds = || vec![b"L\x03abc".to_vec()];
+        let target = Target { name: "trusting", run: trusting, seeds, max_bytes: 64, inputs: 20_000 };
+        let finding = search(&target, Duration::from_secs(20), target.inputs).unwrap_err();
         assert_eq!(finding.input[0], b'L');
         assert!(finding.text.contains("range"), "{}", finding.text);
     }
 
     #[test]
+    fn two_searches_try_the_same_inputs_in_the_same_order() {
+        static SEEN: std::sync::Mutex<Vec<Vec<u8>>> = std::sync::Mutex::new(Vec::new());
+        let target = Target {
+            name: "seen",
+            run: |data| SEEN.lock().unwrap().push(data.to_vec()),
+            seeds: || vec![b"seed".to_vec()],
+            max_bytes: 64,
+            inputs: 1000,
+        };
+        let run = || {
+            search(&target, Duration::from_secs(20), target.inputs).unwrap();
+            std::mem::take(&mut *SEEN.lock().unwrap())
+        };
+        let first = run();
+        assert_eq!(first.len(), 1000);
+        assert!(first == run(), "the second run differs");
+    }
+
+    #[test]
     fn a_search_ends_in_its_time() {
-        let target = Target { name: "idle", run: |_| {}, seeds: Vec::new, max_bytes: 64 };
-        assert_eq!(search(&target, Duration::from_secs(20), 500).unwrap(), 500);
+        let target = Target { name: "idle", run: |_| {}, seeds: Vec::new, max_bytes: 64, inputs: 500 };
+        assert_eq!(search(&target, Duration::from_secs(20), target.inputs).unwrap(), 500);
         let start = Instant::now();
         search(&target, Duration::from_millis(50), u64::MAX).unwrap();
         assert!(start.elapsed() < Duration::from_secs(5));

@@ -1,6 +1,7 @@
 //! One input from standard input into one target: for findings, and for fuzzers from outside.
 
 use anyhow::{Context, Result, bail};
+use holdfast_fuzz::cargo_fuzz;
 use holdfast_fuzz::targets::{self, TARGETS, Target};
 use std::io::Read;
 use std::path::Path;
@@ -8,8 +9,10 @@ use std::path::Path;
 /// Longest input that is read.
 const MAX_BYTES: u64 = 16 << 20;
 
-const USAGE: &str = "fuzz-one TARGET < INPUT        run one input; a panic is a finding\n\
+const USAGE: &str = "fuzz-one TARGET < INPUT         run one input; a panic is a finding\n\
                      fuzz-one --seeds TARGET FOLDER  write the target's seeds as files\n\
+                     fuzz-one --corpus               write all seeds to fuzz/corpus/, where `cargo fuzz` begins\n\
+                     fuzz-one --programs             make fuzz/Cargo.toml and fuzz/fuzz_targets/ what the table says\n\
                      fuzz-one --list                 name the targets";
 
 fn main() -> Result<()> {
@@ -18,11 +21,11 @@ fn main() -> Result<()> {
         ["--list"] => TARGETS.iter().for_each(|t| println!("{}", t.name)),
         ["--seeds", name, folder] => {
             let folder = Path::new(folder);
-            std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
-            for (n, seed) in (target(name)?.seeds)().iter().enumerate() {
-                std::fs::write(folder.join(format!("seed-{n}")), seed)?;
-            }
+            let written = cargo_fuzz::write_seeds(target(name)?, folder);
+            written.with_context(|| format!("cannot write to {}", folder.display()))?;
         }
+        ["--corpus"] => cargo_fuzz::write_corpus(&cargo_fuzz::folder()).context("cannot write fuzz/corpus")?,
+        ["--programs"] => cargo_fuzz::write_programs(&cargo_fuzz::folder()).context("cannot write fuzz/")?,
         [name] if !name.starts_with('-') => {
             let target = target(name)?;
             let mut input = Vec::new();
