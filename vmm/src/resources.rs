@@ -7,8 +7,9 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::Duration;
 
+use holdfast_links::path::{self, PathError};
 use holdfast_links::tap::{self, TapError};
-use holdfast_links::{Tap, UnixLink};
+use holdfast_links::{Link, PathLink, Tap, UnixLink};
 use thiserror::Error;
 
 use crate::config::{DiskConfig, FileRef, LinkRef, NetConfig, TapRef, UnixRef, VhostRef, VmConfig};
@@ -65,8 +66,8 @@ pub struct Resources {
 pub enum Cable {
     /// One queue of a tap for each queue pair, and as many vhost-nets or none.
     Tap(Vec<Tap>, Vec<File>),
-    /// A packet socket.
-    Unix(UnixLink),
+    /// Something else, with one queue pair.
+    Other(Box<dyn Link>),
 }
 
 impl Resources {
@@ -191,9 +192,14 @@ fn open_disk(disk: &DiskConfig, patience: Duration) -> Result<File, ResourceErro
 }
 
 fn open_cable(user: &str, net: &NetConfig) -> Result<Cable, ResourceError> {
-    if let Some(LinkRef::Unix(UnixRef::Fd(fd))) = &net.link {
-        let fail = |source| resource(user, "use as a cable", format!("inherited fd {fd}"), source, "");
-        return Ok(Cable::Unix(adopt(*fd).and_then(|file| UnixLink::adopt(file.into())).map_err(fail)?));
+    match &net.link {
+        Some(LinkRef::Unix(UnixRef::Fd(fd))) => {
+            let fail = |source| resource(user, "use as a cable", format!("inherited fd {fd}"), source, "");
+            let link = adopt(*fd).and_then(|file| UnixLink::adopt(file.into())).map_err(fail)?;
+            return Ok(Cable::Other(Box::new(link)));
+        }
+        Some(LinkRef::Unix(UnixRef::Path(path))) => return plug(user, path, path::PATIENCE),
+        None => {}
     }
     let taps = match &net.tap {
         Some(TapRef::Name(name)) => {
@@ -217,6 +223,19 @@ fn open_cable(user: &str, net: &NetConfig) -> Result<Cable, ResourceError> {
         Some(VhostRef::Fds(fds)) => fds.iter().map(|fd| open_vhost(&FileRef::Fd(*fd))).collect(),
     };
     Ok(Cable::Tap(taps, vhosts?))
+}
+
+/// Takes an end of the cable that two VMs know by `path`.
+fn plug(user: &str, path: &Path, patience: Duration) -> Result<Cable, ResourceError> {
+    let link = PathLink::plug(path, patience).map_err(|e| {
+        let hint = match e {
+            PathError::Taken => "; end one of them, or give this VM a cable of another path",
+            PathError::Deaf { .. } => "; end that VM, or let it run",
+            PathError::Io { .. } => "; the folder must exist, and this user may make files in it",
+        };
+        resource(user, "plug into the cable", path.display().to_string(), io::Error::other(e), hint)
+    })?;
+    Ok(Cable::Other(Box::new(link)))
 }
 
 fn way_out(e: &TapError) -> &'static str {
@@ -314,6 +333,25 @@ mod tests {
             assert!(words.iter().all(|word| error.contains(word)), "{words:?} not in {error:?}");
         }
     }
+
+    #[test]
+    fn cable_that_cannot_be_had_is_named_with_the_way_out() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("cable");
+        let plug = |path: &Path| plug("net3", path, Duration::ZERO);
+        let _ends = [plug(&path).unwrap(), plug(&path).unwrap()];
+        let nowhere = folder.path().join("none/cable");
+        for (path, words) in [(&path, ["two VMs", "end one of them"]), (&nowhere, ["none/cable", "folder must exist"])]
+        {
+            let error = plug(path).err().unwrap();
+            assert_eq!(error.class(), ExitClass::Resource);
+            let error = error.to_string();
+            for word in ["net3: cannot plug into the cable", path.to_str().unwrap(), words[0], words[1]] {
+                assert!(error.contains(word), "{word:?} not in {error:?}");
+            }
+        }
+    }
+
     #[test]
     fn image_in_use_is_named_with_the_way_out_and_readers_share() {
         let image = tempfile::NamedTempFile::new().unwrap();

@@ -313,7 +313,7 @@ fn make_net(name: &str, net: &NetConfig, cable: Cable) -> Result<Net, End> {
         ..NetOptions::new(name, net.mac)
     };
     let (taps, vhosts) = match cable {
-        Cable::Unix(link) => return Ok(Net::new(vec![Lane::User(Box::new(link))], options)),
+        Cable::Other(link) => return Ok(Net::new(vec![Lane::User(link)], options)),
         Cable::Tap(taps, vhosts) => (taps, vhosts),
     };
     let through_us = |taps: Vec<Tap>| taps.into_iter().map(|tap| Lane::User(Box::new(tap))).collect();

@@ -9,16 +9,19 @@
 //!    [`Link::offloads`], not in special cases of its users.
 //!
 //! Reading order: [`Link`], [`Offloads`], [`buffer`] (memory of a frame), [`tap`] (an interface of the host), [`unix`]
-//! (a cable to another VM, without the host's network), `sys` (system calls).
+//! (a cable to another VM, without the host's network), [`path`] (the same for two that know only a path), `sys` (system
+//! calls).
 #![deny(unsafe_code)]
 
 pub mod buffer;
+pub mod path;
 #[allow(unsafe_code)] // The system calls themselves.
 mod sys;
 pub mod tap;
 pub mod unix;
 
 pub use buffer::Buffer;
+pub use path::PathLink;
 pub use tap::Tap;
 pub use unix::UnixLink;
 

@@ -3,6 +3,8 @@
 use crate::buffer::Buffer;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 // Request numbers of linux/if_tun.h; the generic ioctl encoding with type 'T'.
 const TUNSETIFF: libc::Ioctl = 0x4004_54ca_u32 as libc::Ioctl;
@@ -127,6 +129,108 @@ pub(crate) fn packet_pair() -> io::Result<(OwnedFd, OwnedFd)> {
     check(unsafe { libc::socketpair(libc::AF_UNIX, kind, 0, fds.as_mut_ptr()) })?;
     // SAFETY: fresh descriptors, owned by nobody else.
     Ok(unsafe { (OwnedFd::from_raw_fd(fds[0]), OwnedFd::from_raw_fd(fds[1])) })
+}
+
+/// Locks one byte of a file for this open file alone (fcntl(2), `F_OFD_SETLK`), waiting for it or not; `WouldBlock` when it
+/// is taken.
+pub(crate) fn lock_byte(file: &impl AsRawFd, at: u8, wait: bool) -> io::Result<()> {
+    let command = if wait { libc::F_OFD_SETLKW } else { libc::F_OFD_SETLK };
+    loop {
+        return match set_lock(file, at, command, libc::F_WRLCK) {
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+            // Either number means that it is taken (POSIX fcntl).
+            Err(e) if e.raw_os_error() == Some(libc::EACCES) => Err(io::ErrorKind::WouldBlock.into()),
+            other => other,
+        };
+    }
+}
+
+/// Ends [`lock_byte`].
+pub(crate) fn unlock_byte(file: &impl AsRawFd, at: u8) -> io::Result<()> {
+    set_lock(file, at, libc::F_OFD_SETLK, libc::F_UNLCK)
+}
+
+fn set_lock(file: &impl AsRawFd, at: u8, command: libc::c_int, kind: libc::c_int) -> io::Result<()> {
+    let request = libc::flock {
+        l_type: kind as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: at.into(),
+        l_len: 1,
+        l_pid: 0,
+    };
+    // SAFETY: the kernel reads one structure.
+    check(unsafe { libc::fcntl(file.as_raw_fd(), command, &raw const request) })?;
+    Ok(())
+}
+
+/// A packet socket that never waits, and the address of `path`.
+fn packet_socket(path: &Path) -> io::Result<(OwnedFd, libc::sockaddr_un)> {
+    let bytes = path.as_os_str().as_bytes();
+    // SAFETY: all zeros is a valid address.
+    let mut address: libc::sockaddr_un = unsafe { std::mem::zeroed() };
+    address.sun_family = libc::AF_UNIX as libc::sa_family_t;
+    if bytes.is_empty() || bytes.len() >= address.sun_path.len() || bytes.contains(&0) {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "expected a path of 1 to 107 bytes"));
+    }
+    for (slot, byte) in address.sun_path.iter_mut().zip(bytes) {
+        *slot = *byte as libc::c_char;
+    }
+    let kind = libc::SOCK_SEQPACKET | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
+    // SAFETY: no pointers.
+    let fd = check(unsafe { libc::socket(libc::AF_UNIX, kind, 0) })?;
+    // SAFETY: a fresh descriptor, owned by nobody else.
+    Ok((unsafe { OwnedFd::from_raw_fd(fd) }, address))
+}
+
+const ADDRESS_LEN: libc::socklen_t = size_of::<libc::sockaddr_un>() as libc::socklen_t;
+
+/// A packet socket that listens at `path`, which must not exist.
+pub(crate) fn listen_for_packets(path: &Path, backlog: libc::c_int) -> io::Result<OwnedFd> {
+    let (fd, address) = packet_socket(path)?;
+    // SAFETY: the kernel reads one address of that length.
+    check(unsafe { libc::bind(fd.as_raw_fd(), (&raw const address).cast(), ADDRESS_LEN) })?;
+    // SAFETY: no pointers.
+    check(unsafe { libc::listen(fd.as_raw_fd(), backlog) })?;
+    Ok(fd)
+}
+
+/// A packet socket connected to the one that listens at `path`; `WouldBlock` when too many wait there.
+pub(crate) fn connect_for_packets(path: &Path) -> io::Result<OwnedFd> {
+    let (fd, address) = packet_socket(path)?;
+    // SAFETY: the kernel reads one address of that length.
+    check(unsafe { libc::connect(fd.as_raw_fd(), (&raw const address).cast(), ADDRESS_LEN) })?;
+    Ok(fd)
+}
+
+/// The next connection, which never waits; `WouldBlock` when there is none.
+pub(crate) fn accept_packets(listener: &impl AsRawFd) -> io::Result<OwnedFd> {
+    let flags = libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
+    // SAFETY: the address is not wanted.
+    let fd = check(unsafe { libc::accept4(listener.as_raw_fd(), std::ptr::null_mut(), std::ptr::null_mut(), flags) })?;
+    // SAFETY: a fresh descriptor, owned by nobody else.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// A descriptor that is readable when one of those it watches has news.
+pub(crate) fn watch() -> io::Result<OwnedFd> {
+    // SAFETY: no pointers; a non-negative result is a descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(check(libc::epoll_create1(libc::EPOLL_CLOEXEC))?) })
+}
+
+/// Watches `fd`, edge-triggered in both directions, until it is closed.
+pub(crate) fn watch_edges(watch: &OwnedFd, fd: &impl AsRawFd) -> io::Result<()> {
+    let mut event = libc::epoll_event { events: (libc::EPOLLIN | libc::EPOLLOUT | libc::EPOLLET) as u32, u64: 0 };
+    // SAFETY: the kernel reads one event.
+    check(unsafe { libc::epoll_ctl(watch.as_raw_fd(), libc::EPOLL_CTL_ADD, fd.as_raw_fd(), &raw mut event) })?;
+    Ok(())
+}
+
+/// Whether something that is watched has news; looking takes them.
+#[cfg(test)]
+pub(crate) fn watch_has_news(watch: &OwnedFd) -> bool {
+    let mut event = libc::epoll_event { events: 0, u64: 0 };
+    // SAFETY: the kernel writes at most one event.
+    unsafe { libc::epoll_wait(watch.as_raw_fd(), &raw mut event, 1, 0) == 1 }
 }
 
 fn count(buffers: &[Buffer]) -> libc::c_int {

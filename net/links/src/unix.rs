@@ -41,6 +41,11 @@ impl UnixLink {
         sys::set_nonblocking(&fd)?;
         Ok(Self { fd, ends: kind == libc::SOCK_SEQPACKET })
     }
+
+    /// Takes a connected `SOCK_SEQPACKET` socket that never waits, without looking.
+    pub(crate) fn connected(fd: OwnedFd) -> Self {
+        Self { fd, ends: true }
+    }
 }
 
 impl Link for UnixLink {

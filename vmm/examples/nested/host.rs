@@ -168,6 +168,11 @@ impl Lines {
         }
     }
 
+    /// Passes over what was said so far.
+    pub fn forget(&self) {
+        while self.0.try_recv().is_ok() {}
+    }
+
     /// What was said and not waited for, once nobody speaks any more.
     pub fn remaining(&self) -> String {
         let mut all = Vec::new();

@@ -5,6 +5,7 @@ use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use holdfast_links::path::LONGEST;
 use serde::{Deserialize, Serialize};
 
 use super::{ConfigError, FdList, FileRef, range};
@@ -66,17 +67,19 @@ pub enum VhostRef {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LinkRef {
-    /// A connected Unix packet socket (`SOCK_SEQPACKET` or `SOCK_DGRAM`): one Ethernet frame in each packet, straight to
-    /// another VM.
+    /// Unix packet sockets: one Ethernet frame in each packet, straight to another VM.
     Unix(UnixRef),
 }
 
-/// A connected socket.
+/// The cable's end.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum UnixRef {
-    /// Inherited.
+    /// A connected `SOCK_SEQPACKET` or `SOCK_DGRAM` socket, inherited.
     Fd(RawFd),
+    /// A path that two VMs know ([`holdfast_links::path`]), 1 to 105 bytes: whichever starts first, they find each other, and
+    /// again after one of them was gone. Its files are `PATH`, `PATH.0` and `PATH.1`.
+    Path(PathBuf),
 }
 
 /// Limits of one card, of all its queue pairs together.
@@ -121,12 +124,19 @@ impl NetConfig {
         range(&format!("{name}.queue_pairs"), &pairs, &expected, (1..=most).contains(&pairs))?;
         match (&self.tap, &self.link) {
             (Some(tap), None) => self.validate_tap(name, tap)?,
-            (None, Some(LinkRef::Unix(_))) => {
+            (None, Some(LinkRef::Unix(unix))) => {
                 let expected = "1, since the cable is a unix link";
                 range(&format!("{name}.queue_pairs"), &pairs, expected, pairs == 1)?;
                 range(&format!("{name}.vhost"), &"given", "to be left out, since the cable is no tap", {
                     self.vhost.is_none()
                 })?;
+                if let UnixRef::Path(path) = unix {
+                    let expected = format!("1 to {LONGEST} bytes, so that it fits a socket's address");
+                    let len = path.as_os_str().len();
+                    range(&format!("{name}.link.unix.path"), &format!("{len} bytes"), &expected, {
+                        (1..=LONGEST).contains(&len)
+                    })?;
+                }
             }
             (tap, _) => {
                 let found = if tap.is_some() { "given beside tap" } else { "absent, and tap too" };
@@ -259,6 +269,7 @@ mod tests {
             r#""tap": {"fds": [4, 5]}, "queue_pairs": 2, "vhost": {"fds": [6, 7]}"#,
             r#""tap": {"fds": [4]}, "vhost": {"fd": 5}"#,
             r#""link": {"unix": {"fd": 4}}, "mtu": 65521"#,
+            r#""link": {"unix": {"path": "/run/cable"}}, "mtu": 9000"#,
             r#""link": {"unix": {"fd": 4}}, "limits": {"receive": {"bytes_per_second": 1000000}}"#,
             r#""tap": {"fd": 4}, "limits": {"transmit": {"ops_per_second": 100, "burst_ops": 10}}"#,
         ] {
@@ -277,6 +288,7 @@ mod tests {
             (r#""tap": {"name": "t"}, "queue_pairs": 2, "vhost": {"fd": 5}"#, &["vhost is 1 descriptors"]),
             (r#""link": {"unix": {"fd": 4}}, "queue_pairs": 2"#, &["queue_pairs is 2", "unix"]),
             (r#""link": {"unix": {"fd": 4}}, "vhost": {"fd": 5}"#, &["vhost", "no tap"]),
+            (r#""link": {"unix": {"path": ""}}"#, &["link.unix.path is 0 bytes", "1 to 105"]),
             (r#""tap": {"fd": 4}, "vhost": {"fd": 5}, "limits": {}"#, &["limits", "vhost", "tc or nft"]),
             (
                 r#""tap": {"fd": 4}, "limits": {"receive": {"bytes_per_second": 0}}"#,
@@ -287,6 +299,8 @@ mod tests {
             let error = parse(json, 4).unwrap_err();
             assert!(words.iter().all(|word| error.contains(word)), "{words:?} not in {error:?}");
         }
+        let long = |len| parse(&format!(r#""link": {{"unix": {{"path": "{}"}}}}"#, "p".repeat(len)), 1);
+        assert!(long(105).is_ok() && long(106).unwrap_err().contains("106 bytes"));
         assert!(parse(r#""tap": {"name": "tap0"}, "queue_pairs": 17"#, 64).unwrap_err().contains("1 to 16"));
     }
 

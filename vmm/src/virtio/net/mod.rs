@@ -5,7 +5,7 @@
 //!
 //! Modules in reading order: [`device`] (inactive; what is offered), [`features`] (the table of bits and what they need),
 //! [`active`] (activated: pairs in use, pause, control), [`control`] (commands of the driver), [`pair`] (one pair in
-//! this process: [`receive`], [`transmit`], [`ahead`]), [`vhost_pair`] (one pair in the kernel), [`vhost`] (its ioctl).
+//! this process: [`turn`], [`receive`], [`transmit`], [`ahead`]), [`vhost_pair`] (one pair in the kernel), [`vhost`] (its ioctl).
 
 mod active;
 mod ahead;
@@ -17,6 +17,7 @@ mod receive;
 #[cfg(test)]
 mod tests;
 mod transmit;
+mod turn;
 pub mod vhost;
 mod vhost_pair;
 

@@ -8,6 +8,7 @@ use super::active::{LINK, Limiters, Pair, RECEIVE, TRANSMIT};
 use super::device::Lane;
 use super::receive::Receiver;
 use super::transmit::Transmitter;
+use super::turn::Direction;
 use crate::virtio::queue::VirtQueue;
 use crate::virtio::{DeviceFault, DeviceStats, Progress, Source};
 
@@ -45,8 +46,8 @@ impl Pair for UserPair {
 
     fn sources(&self) -> Vec<Source> {
         vec![
-            Source::input(self.receiver.queue().kick_fd(), self.first_token + RECEIVE),
-            Source::input(self.transmitter.queue().kick_fd(), self.first_token + TRANSMIT),
+            Source::input(self.receiver.kick_fd(), self.first_token + RECEIVE),
+            Source::input(self.transmitter.kick_fd(), self.first_token + TRANSMIT),
             Source { fd: self.link.fd(), token: self.first_token + LINK, writable: true },
         ]
     }
@@ -60,10 +61,8 @@ impl Pair for UserPair {
             RECEIVE => self.receiver.run(&*self.link, &mut limiters.receive),
             TRANSMIT => self.transmitter.run(&*self.link, &mut limiters.transmit),
             _ => {
-                if std::mem::take(&mut self.transmitter.blocked)
-                    && self.transmitter.run(&*self.link, &mut limiters.transmit)? == Progress::Again
-                {
-                    self.transmitter.queue().ring_self();
+                if std::mem::take(&mut self.transmitter.blocked) {
+                    self.transmitter.run_beside(&*self.link, &mut limiters.transmit)?;
                 }
                 self.receiver.run(&*self.link, &mut limiters.receive)
             }
@@ -78,21 +77,19 @@ impl Pair for UserPair {
     fn expired(&mut self, limiters: &mut Limiters) -> Result<(), DeviceFault> {
         let now = Instant::now();
         let due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
-        if due(self.receiver.wake_at) && self.receiver.run(&*self.link, &mut limiters.receive)? == Progress::Again {
-            self.receiver.queue().ring_self();
+        if due(self.receiver.wake_at) {
+            self.receiver.run_beside(&*self.link, &mut limiters.receive)?;
         }
-        if due(self.transmitter.wake_at)
-            && self.transmitter.run(&*self.link, &mut limiters.transmit)? == Progress::Again
-        {
-            self.transmitter.queue().ring_self();
+        if due(self.transmitter.wake_at) {
+            self.transmitter.run_beside(&*self.link, &mut limiters.transmit)?;
         }
         Ok(())
     }
 
     fn start(&mut self) -> Result<(), DeviceFault> {
         self.running = true;
-        self.receiver.queue().ring_self();
-        self.transmitter.queue().ring_self();
+        self.receiver.queue().1.ring_self();
+        self.transmitter.queue().1.ring_self();
         Ok(())
     }
 

@@ -1,6 +1,7 @@
 //! Frames from the cable into guest memory, on this process's path.
 
 use std::io;
+use std::os::fd::RawFd;
 use std::time::Instant;
 
 use virtio_queue::QueueT;
@@ -9,13 +10,12 @@ use holdfast_links::{HEADER, Link, MAX_FRAME};
 
 use super::ahead::{Ahead, MOST};
 use super::features;
+use super::turn::Direction;
 use crate::rate::Limiter;
+use crate::virtio::DeviceFault;
 use crate::virtio::chain::Chain;
 use crate::virtio::queue::VirtQueue;
-use crate::virtio::{DeviceFault, Progress};
 
-/// Frames handled in one go before other devices have their turn.
-const BUDGET: usize = 256;
 /// Shortest Ethernet frame: two addresses and a type.
 const MIN_FRAME: usize = HEADER + 14;
 /// Place of num_buffers in the header (virtio 1.3 §5.1.6).
@@ -65,55 +65,8 @@ impl Receiver {
         }
     }
 
-    pub(super) fn queue(&self) -> &VirtQueue {
-        &self.queue
-    }
-
-    /// Receives until the cable has no frame, the driver no room, the limit none left, or the share is used up.
-    pub(super) fn run(&mut self, link: &dyn Link, limiter: &mut Option<Limiter>) -> Result<Progress, DeviceFault> {
-        self.queue.disable_kicks().map_err(DeviceFault::ring(&self.device, self.queue.index))?;
-        let mut progress = Progress::Again;
-        for _ in 0..BUDGET {
-            if !self.step(link, limiter)? {
-                progress = Progress::Drained;
-                break;
-            }
-        }
-        let fault = DeviceFault::ring(&self.device, self.queue.index);
-        self.queue.notify().map_err(fault)?;
-        Ok(progress)
-    }
-
-    /// One frame; `false` when there is none or no room.
-    fn step(&mut self, link: &dyn Link, limiter: &mut Option<Limiter>) -> Result<bool, DeviceFault> {
-        if let Some(carried) = self.carried {
-            return self.place(carried, limiter);
-        }
-        if self.must_wait(limiter) {
-            return Ok(false);
-        }
-        // With mergeable buffers any frame should fit at once; without, the driver promises that each chain is large enough.
-        self.fill(if self.mergeable { MAX_FRAME } else { 1 })?;
-        if self.ahead.chains() == 0 {
-            return Ok(false);
-        }
-        let room = self.ahead.bytes();
-        match self.ahead.receive(link, &mut self.spill) {
-            Ok(len) if len <= room && (MIN_FRAME..=MAX_FRAME).contains(&len) => self.deliver(len, limiter)?,
-            Ok(len) if self.mergeable && (MIN_FRAME..=MAX_FRAME).contains(&len) => {
-                self.carried = Some(Carried { len, placed: room });
-            }
-            // A runt, a giant, or larger than the driver's buffer: lost, as on a wire.
-            Ok(_) => self.lost += 1,
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(false),
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            // The interface is down or the other end is gone; frames stop coming, the guest goes on.
-            Err(_) => {
-                self.lost += 1;
-                return Ok(false);
-            }
-        }
-        Ok(true)
+    pub(super) fn kick_fd(&self) -> RawFd {
+        self.queue.kick_fd()
     }
 
     fn must_wait(&mut self, limiter: &mut Option<Limiter>) -> bool {
@@ -201,5 +154,42 @@ impl Receiver {
             self.lost += 1;
         }
         self.wake_at = None;
+    }
+}
+
+impl Direction for Receiver {
+    fn queue(&mut self) -> (&str, &mut VirtQueue) {
+        (&self.device, &mut self.queue)
+    }
+
+    fn step(&mut self, link: &dyn Link, limiter: &mut Option<Limiter>) -> Result<bool, DeviceFault> {
+        if let Some(carried) = self.carried {
+            return self.place(carried, limiter);
+        }
+        if self.must_wait(limiter) {
+            return Ok(false);
+        }
+        // With mergeable buffers any frame should fit at once; without, the driver promises that each chain is large enough.
+        self.fill(if self.mergeable { MAX_FRAME } else { 1 })?;
+        if self.ahead.chains() == 0 {
+            return Ok(false);
+        }
+        let room = self.ahead.bytes();
+        match self.ahead.receive(link, &mut self.spill) {
+            Ok(len) if len <= room && (MIN_FRAME..=MAX_FRAME).contains(&len) => self.deliver(len, limiter)?,
+            Ok(len) if self.mergeable && (MIN_FRAME..=MAX_FRAME).contains(&len) => {
+                self.carried = Some(Carried { len, placed: room });
+            }
+            // A runt, a giant, or larger than the driver's buffer: lost, as on a wire.
+            Ok(_) => self.lost += 1,
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            // The interface is down or the other end is gone; frames stop coming, the guest goes on.
+            Err(_) => {
+                self.lost += 1;
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 }

@@ -1,18 +1,17 @@
 //! Frames out of guest memory onto the cable, on this process's path.
 
 use std::io;
+use std::os::fd::RawFd;
 use std::time::Instant;
 
 use holdfast_links::{Buffer, HEADER, Link, MAX_BUFFERS, MAX_FRAME};
 
 use super::ahead::append;
+use super::turn::Direction;
 use crate::rate::Limiter;
+use crate::virtio::DeviceFault;
 use crate::virtio::chain::Chain;
 use crate::virtio::queue::VirtQueue;
-use crate::virtio::{DeviceFault, Progress};
-
-/// Frames handled in one go before other devices have their turn.
-const BUDGET: usize = 256;
 
 /// The transmitting half of a queue pair.
 pub(super) struct Transmitter {
@@ -45,30 +44,26 @@ impl Transmitter {
         }
     }
 
-    pub(super) fn queue(&self) -> &VirtQueue {
-        &self.queue
+    pub(super) fn kick_fd(&self) -> RawFd {
+        self.queue.kick_fd()
     }
 
-    /// Sends until the driver has no frame, the cable or the limit no room, or the share is used up.
-    pub(super) fn run(&mut self, link: &dyn Link, limiter: &mut Option<Limiter>) -> Result<Progress, DeviceFault> {
-        if self.blocked {
-            return Ok(Progress::Drained);
-        }
-        self.queue.disable_kicks().map_err(DeviceFault::ring(&self.device, self.queue.index))?;
-        let mut progress = Progress::Again;
-        for _ in 0..BUDGET {
-            if !self.step(link, limiter)? {
-                progress = Progress::Drained;
-                break;
-            }
-        }
-        let fault = DeviceFault::ring(&self.device, self.queue.index);
-        self.queue.notify().map_err(fault)?;
-        Ok(progress)
+    /// Forgets what it waited for.
+    pub(super) fn rest(&mut self) {
+        self.blocked = false;
+        self.wake_at = None;
+    }
+}
+
+impl Direction for Transmitter {
+    fn queue(&mut self) -> (&str, &mut VirtQueue) {
+        (&self.device, &mut self.queue)
     }
 
-    /// One frame; `false` when there is none or no room.
     fn step(&mut self, link: &dyn Link, limiter: &mut Option<Limiter>) -> Result<bool, DeviceFault> {
+        if self.blocked {
+            return Ok(false);
+        }
         let fault = DeviceFault::ring(&self.device, self.queue.index);
         if !self.queue.pop(&mut self.chain).map_err(&fault)? {
             return self.queue.enable_kicks().map_err(&fault);
@@ -113,11 +108,5 @@ impl Transmitter {
         }
         self.queue.push(self.chain.head, 0).map_err(&fault)?;
         Ok(true)
-    }
-
-    /// Forgets what it waited for.
-    pub(super) fn rest(&mut self) {
-        self.blocked = false;
-        self.wake_at = None;
     }
 }

@@ -31,17 +31,24 @@ pub fn play() {
     let queues = queues.filter(|q| q.file_name().to_string_lossy().starts_with("rx-")).count();
     say(&format!("ready {queues} queues, iperf3 {}", if server.is_ok() { "serves" } else { "is missing" }));
     if let Some(peer) = word("nested.peer=") {
-        for way in [&["--time", "2"][..], &["--time", "2", "--reverse"]] {
-            let output = Command::new(IPERF).args(["--json", "--client", &peer]).args(way).output();
-            match output.map_err(|e| e.to_string()).and_then(|output| flow(&output.stdout)) {
-                Ok(flow) => say(&format!("flow {} {}", flow.bytes, flow.seconds)),
-                Err(e) => say(&format!("flow FAILED {e}")),
-            }
+        ask(&peer, &["--time", "2"]);
+        ask(&peer, &["--time", "2", "--reverse"]);
+        while word("nested.again=").is_some() {
+            ask(&peer, &["--time", "1", "--connect-timeout", "1000"]);
         }
     }
     loop {
         std::thread::sleep(Duration::from_millis(500));
         say(&format!("interrupts {}", received_interrupts()));
+    }
+}
+
+/// Lets iperf3 talk with that of `peer`, and says what came out.
+fn ask(peer: &str, way: &[&str]) {
+    let output = Command::new(IPERF).args(["--json", "--client", peer]).args(way).output();
+    match output.map_err(|e| e.to_string()).and_then(|output| flow(&output.stdout)) {
+        Ok(flow) => say(&format!("flow {} {}", flow.bytes, flow.seconds)),
+        Err(e) => say(&format!("flow FAILED {e}")),
     }
 }
 

@@ -8,7 +8,7 @@ use holdfast_vmm::config::{LinkRef, NetConfig, NetLimits, TapRef, UnixRef, Vhost
 use holdfast_vmm::rate::Limits;
 
 use super::{Guest, HOST, interface, iperf, round_trip, tap, up, vhost, without_iperf};
-use crate::host::{Outcome, text};
+use crate::host::{Outcome, config, expect_code, spawn_with, text};
 use crate::support::configure;
 
 const BRIDGE: &str = "br-n";
@@ -63,6 +63,54 @@ fn between(
         rates.push(format!("{:.0}", bytes / seconds / 1e6));
     }
     Ok(format!("{} MB/s", rates.join(" and ")))
+}
+
+/// Either end of a cable by path goes and comes back while the other stays, all of them jailed; a third is refused.
+pub(super) fn cable_by_path() -> Outcome {
+    if let Some(outcome) = without_iperf() {
+        return outcome;
+    }
+    const PATH: &str = "/run/cable";
+    let unix = |mac| NetConfig { mtu: Some(9000), ..NetConfig::linked(mac, LinkRef::Unix(UnixRef::Path(PATH.into()))) };
+    let client = || Guest::start("net-client", 3, unix, vec![], 1, "nested.peer=10.9.0.2 nested.again=1");
+    let server = || Guest::start("net-server", 2, unix, vec![], 1, "");
+    let first_server = server()?;
+    let first_client = client()?;
+    let mut rates = vec![talk(&first_client)?];
+
+    let mut third = config("third", "");
+    third.nets = vec![unix("02:00:00:00:09:04".parse().map_err(text)?)];
+    let (mut child, errors) = spawn_with(&third, vec![])?;
+    let error = errors.wait("vmm third:")?;
+    expect_code(&mut child, 21)?;
+    for word in ["net0", PATH, "two VMs are plugged", "another path"] {
+        if !error.contains(word) {
+            return Err(format!("{word:?} is not in {error:?}"));
+        }
+    }
+
+    drop(first_client);
+    let second_client = client()?;
+    rates.push(talk(&second_client)?);
+    drop(first_server);
+    let _second_server = server()?;
+    rates.push(talk(&second_client)?);
+    Ok(format!("{} MB/s", rates.join(", ")))
+}
+
+/// Until this guest has got something through; how fast it was.
+fn talk(client: &Guest) -> Result<String, String> {
+    client.lines.forget();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        let words = client.lines.wait("guest: flow")?;
+        let numbers: Vec<f64> = words.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+        match numbers[..] {
+            [bytes, seconds] => return Ok(format!("{:.0}", bytes / seconds / 1e6)),
+            _ if Instant::now() > deadline => return Err(words),
+            _ => {}
+        }
+    }
 }
 
 pub(super) fn two_pairs() -> Outcome {

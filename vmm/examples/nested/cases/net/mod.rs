@@ -24,6 +24,7 @@ use crate::support::{check, ifreq};
 pub const SCENARIOS: &[Scenario] = &[
     Scenario { name: "net_vhost_and_user_space_carry_iperf3_both_ways", run: throughput::host_and_guest },
     Scenario { name: "net_two_guests_on_a_bridge_and_on_a_unix_cable", run: lines::two_guests },
+    Scenario { name: "net_cable_by_path_outlives_either_end", run: lines::cable_by_path },
     Scenario { name: "net_two_vcpus_use_two_queue_pairs", run: lines::two_pairs },
     Scenario { name: "net_limit_holds_frames_back_without_losing_them", run: lines::limited },
     Scenario { name: "net_misused_vhost_ring_ends_its_vm_with_a_reason", run: faults::misused_rings },

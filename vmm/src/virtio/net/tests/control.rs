@@ -1,7 +1,7 @@
 //! Several queue pairs and the queue that chooses among them.
 
 use super::super::active::CONTROL;
-use super::super::features::{CTRL_VQ, MQ, MRG_RXBUF};
+use super::super::features::{CTRL_VQ, MQ};
 use super::*;
 use crate::virtio::testing::ram;
 use crate::virtio::{Device, Progress};

@@ -2,7 +2,7 @@
 
 use holdfast_links::{UnixLink, unix};
 
-use super::super::features::{GUEST_CSUM, MRG_RXBUF};
+use super::super::features::GUEST_CSUM;
 use super::*;
 use crate::virtio::testing::ram;
 use crate::virtio::{Device, Progress};
@@ -19,9 +19,7 @@ fn config_space_holds_address_link_pairs_and_mtu() {
 fn sent_frames_reach_the_wire_whole_however_they_are_cut() {
     for cuts in [&[112][..], &[12, 100], &[5, 7, 100], &[1, 110, 1], &[0, 12, 0, 100, 0]] {
         let ram = ram();
-        let (receive, mut transmit) = (Driver::new(&ram, 0, 16), Driver::new(&ram, 1, 16));
-        let (link, peer) = wire();
-        let mut active = start(&receive, &transmit, link, MRG_RXBUF);
+        let Card { mut transmit, peer, mut active, .. } = Card::new(&ram);
         let sent = frame(100);
         let (mut parts, mut at) = (Vec::new(), 0);
         for (n, cut) in cuts.iter().enumerate() {
@@ -42,9 +40,7 @@ fn sent_frames_reach_the_wire_whole_however_they_are_cut() {
 #[test]
 fn received_frame_spans_mergeable_buffers() {
     let ram = ram();
-    let (mut receive, transmit) = (Driver::new(&ram, 0, 16), Driver::new(&ram, 1, 16));
-    let (link, peer) = wire();
-    let mut active = start(&receive, &transmit, link, MRG_RXBUF);
+    let Card { mut receive, peer, mut active, .. } = Card::new(&ram);
     for n in 0..4 {
         receive.chain(&[(0x8_0000 + n * 0x1000, 1024, true)]);
     }
@@ -61,9 +57,7 @@ fn received_frame_spans_mergeable_buffers() {
 #[test]
 fn header_split_over_descriptors_is_filled_in() {
     let ram = ram();
-    let (mut receive, transmit) = (Driver::new(&ram, 0, 16), Driver::new(&ram, 1, 16));
-    let (link, peer) = wire();
-    let mut active = start(&receive, &transmit, link, MRG_RXBUF);
+    let Card { mut receive, peer, mut active, .. } = Card::new(&ram);
     receive.chain(&[(0x8_0000, 11, true), (0x8_1000, 1, true), (0x8_2000, 20, true)]);
     receive.chain(&[(0x8_3000, 100, true)]);
     peer.send(&frame(60));
@@ -76,9 +70,7 @@ fn header_split_over_descriptors_is_filled_in() {
 #[test]
 fn received_frame_fits_one_plain_buffer() {
     let ram = ram();
-    let (mut receive, transmit) = (Driver::new(&ram, 0, 16), Driver::new(&ram, 1, 16));
-    let (link, peer) = wire();
-    let mut active = start(&receive, &transmit, link, 0);
+    let Card { mut receive, peer, mut active, .. } = Card::with(&ram, 0, [16, 16], options());
     peer.send(&frame(60));
     active.ready(LINK).unwrap();
     assert!(receive.used().is_empty(), "no buffer yet");
@@ -92,9 +84,7 @@ fn received_frame_fits_one_plain_buffer() {
 #[test]
 fn frame_larger_than_a_plain_buffer_is_lost_and_one_that_just_fits_is_not() {
     let ram = ram();
-    let (mut receive, transmit) = (Driver::new(&ram, 0, 16), Driver::new(&ram, 1, 16));
-    let (link, peer) = wire();
-    let mut active = start(&receive, &transmit, link, 0);
+    let Card { mut receive, peer, mut active, .. } = Card::with(&ram, 0, [16, 16], options());
     receive.chain(&[(0x8_0000, 12 + 100, true)]);
     peer.send(&frame(101));
     peer.send(&frame(100));
@@ -106,9 +96,7 @@ fn frame_larger_than_a_plain_buffer_is_lost_and_one_that_just_fits_is_not() {
 #[test]
 fn frame_that_comes_before_its_buffers_waits_for_them() {
     let ram = ram();
-    let (mut receive, transmit) = (Driver::new(&ram, 0, 16), Driver::new(&ram, 1, 16));
-    let (link, peer) = wire();
-    let mut active = start(&receive, &transmit, link, MRG_RXBUF);
+    let Card { mut receive, peer, mut active, .. } = Card::new(&ram);
     for n in 0..2 {
         receive.chain(&[(0x8_0000 + n * 0x1000, 100, true)]);
     }
@@ -132,9 +120,7 @@ fn frame_that_comes_before_its_buffers_waits_for_them() {
 #[test]
 fn frame_larger_than_the_whole_ring_is_lost_and_the_next_arrives() {
     let ram = ram();
-    let (mut receive, transmit) = (Driver::new(&ram, 0, 2), Driver::new(&ram, 1, 16));
-    let (link, peer) = wire();
-    let mut active = start(&receive, &transmit, link, MRG_RXBUF);
+    let Card { mut receive, peer, mut active, .. } = Card::with(&ram, MRG_RXBUF, [2, 16], options());
     receive.chain(&[(0x8_0000, 100, true)]);
     receive.chain(&[(0x8_1000, 100, true)]);
     peer.send(&frame(500));
@@ -147,9 +133,7 @@ fn frame_larger_than_the_whole_ring_is_lost_and_the_next_arrives() {
 #[test]
 fn runts_are_lost() {
     let ram = ram();
-    let (mut receive, transmit) = (Driver::new(&ram, 0, 16), Driver::new(&ram, 1, 16));
-    let (link, peer) = wire();
-    let mut active = start(&receive, &transmit, link, MRG_RXBUF);
+    let Card { mut receive, peer, mut active, .. } = Card::new(&ram);
     receive.chain(&[(0x8_0000, 2048, true)]);
     for len in [0, 1, 13] {
         peer.send(&frame(len));
@@ -162,9 +146,7 @@ fn runts_are_lost() {
 #[test]
 fn buffers_taken_ahead_go_back_on_pause() {
     let ram = ram();
-    let (mut receive, transmit) = (Driver::new(&ram, 0, 16), Driver::new(&ram, 1, 16));
-    let (link, peer) = wire();
-    let mut active = start(&receive, &transmit, link, MRG_RXBUF);
+    let Card { mut receive, peer, mut active, .. } = Card::new(&ram);
     for n in 0..4 {
         receive.chain(&[(0x8_0000 + n * 0x1000, 1024, true)]);
     }
@@ -181,9 +163,7 @@ fn header_flags_are_for_drivers_that_know_them() {
     // Offered to a driver that takes over checksums; cleared for one that does not (virtio 1.3 §5.1.6.4.1).
     for (features, flags) in [(GUEST_CSUM, 2), (0, 0)] {
         let ram = ram();
-        let (mut receive, transmit) = (Driver::new(&ram, 0, 16), Driver::new(&ram, 1, 16));
-        let (link, peer) = wire();
-        let mut active = start(&receive, &transmit, link, MRG_RXBUF | features);
+        let Card { mut receive, peer, mut active, .. } = Card::with(&ram, MRG_RXBUF | features, [16, 16], options());
         assert_eq!(peer.asked.lock().unwrap().offloads.checksum, features != 0);
         receive.chain(&[(0x8_0000, 2048, true)]);
         let mut sent = frame(60);
@@ -197,9 +177,7 @@ fn header_flags_are_for_drivers_that_know_them() {
 #[test]
 fn full_cable_keeps_frames_in_order_until_it_has_room() {
     let ram = ram();
-    let (receive, mut transmit) = (Driver::new(&ram, 0, 16), Driver::new(&ram, 1, 256));
-    let (link, peer) = wire();
-    let mut active = start(&receive, &transmit, link, MRG_RXBUF);
+    let Card { mut transmit, peer, mut active, .. } = Card::with(&ram, MRG_RXBUF, [16, 256], options());
     const COUNT: u32 = 200;
     for n in 0..COUNT {
         // Sizes tell the frames apart.

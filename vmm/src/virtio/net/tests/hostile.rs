@@ -3,7 +3,6 @@
 use proptest::prelude::*;
 use virtio_bindings::bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 
-use super::super::features::MRG_RXBUF;
 use super::*;
 use crate::virtio::Progress;
 use crate::virtio::testing::ram;
@@ -13,7 +12,7 @@ fn fault_of(direction: u8, act: impl FnOnce(&mut Driver<'_>)) -> String {
     let ram = ram();
     let mut drivers = [Driver::new(&ram, 0, 16), Driver::new(&ram, 1, 16)];
     act(&mut drivers[usize::from(direction)]);
-    let mut active = start(&drivers[0], &drivers[1], wire().0, MRG_RXBUF);
+    let mut active = activate(net(vec![wire().0], options()), &[&drivers[0], &drivers[1]], MRG_RXBUF).unwrap();
     match active.ready(direction) {
         Ok(progress) => format!("no fault, {progress:?}"),
         Err(fault) => {
@@ -111,9 +110,7 @@ fn giant_chains_are_named_and_the_longest_legal_one_is_taken() {
 #[test]
 fn frame_beyond_any_link_is_lost_alone() {
     let ram = ram();
-    let (receive, mut transmit) = (Driver::new(&ram, 0, 16), Driver::new(&ram, 1, 16));
-    let (link, peer) = wire();
-    let mut active = start(&receive, &transmit, link, MRG_RXBUF);
+    let Card { mut transmit, peer, mut active, .. } = Card::new(&ram);
     transmit.chain(&[(0x8_0000, 70_000, false)]);
     transmit.chain(&[(0x8_0000, 72, false)]);
     active.ready(TRANSMIT).unwrap();
@@ -124,9 +121,7 @@ fn frame_beyond_any_link_is_lost_alone() {
 #[test]
 fn more_tiny_buffers_than_fit_at_once_are_taken_in_turn() {
     let ram = ram();
-    let (mut receive, transmit) = (Driver::new(&ram, 0, 16), Driver::new(&ram, 1, 16));
-    let (link, peer) = wire();
-    let mut active = start(&receive, &transmit, link, MRG_RXBUF);
+    let Card { mut receive, peer, mut active, .. } = Card::new(&ram);
     // Two chains of 600 pieces each: only one is held at a time.
     let table = 0x10_0000;
     for n in 0..600u16 {
@@ -169,9 +164,7 @@ proptest! {
     #[test]
     fn frames_survive_any_cut_of_the_buffers(cuts in proptest::collection::vec(12u32..700, 1..16), len in 14usize..3000) {
         let ram = ram();
-        let (mut receive, transmit) = (Driver::new(&ram, 0, 16), Driver::new(&ram, 1, 16));
-        let (link, peer) = wire();
-        let mut active = start(&receive, &transmit, link, MRG_RXBUF);
+        let Card { mut receive, peer, mut active, .. } = Card::new(&ram);
         for (n, cut) in cuts.iter().enumerate() {
             receive.chain(&[(0x8_0000 + 0x1000 * n as u64, *cut, true)]);
         }

@@ -2,7 +2,6 @@
 
 use std::time::Instant;
 
-use super::super::features::MRG_RXBUF;
 use super::*;
 use crate::rate::Limits;
 use crate::virtio::testing::ram;
@@ -22,10 +21,8 @@ fn wait(active: &mut Box<dyn ActiveDevice>) {
 #[test]
 fn sent_frames_wait_for_the_limit_and_none_is_lost() {
     let ram = ram();
-    let (receive, mut transmit) = (Driver::new(&ram, 0, 16), Driver::new(&ram, 1, 16));
-    let (link, peer) = wire();
     let limited = NetOptions { transmit: two_at_once(), ..options() };
-    let mut active = activate(net(vec![link], limited), &[&receive, &transmit], MRG_RXBUF).unwrap();
+    let Card { mut transmit, peer, mut active, .. } = Card::with(&ram, MRG_RXBUF, [16, 16], limited);
     assert_eq!(active.deadline(), None);
     for _ in 0..4 {
         transmit.chain(&[(0x8_0000, 72, false)]);
@@ -42,10 +39,8 @@ fn sent_frames_wait_for_the_limit_and_none_is_lost() {
 #[test]
 fn received_frames_wait_on_the_cable_for_the_limit() {
     let ram = ram();
-    let (mut receive, transmit) = (Driver::new(&ram, 0, 16), Driver::new(&ram, 1, 16));
-    let (link, peer) = wire();
     let limited = NetOptions { receive: two_at_once(), ..options() };
-    let mut active = activate(net(vec![link], limited), &[&receive, &transmit], MRG_RXBUF).unwrap();
+    let Card { mut receive, peer, mut active, .. } = Card::with(&ram, MRG_RXBUF, [16, 16], limited);
     for n in 0..8 {
         receive.chain(&[(0x8_0000 + 0x1000 * n, 2048, true)]);
     }
@@ -89,11 +84,9 @@ fn pairs_share_one_limit() {
 #[test]
 fn paused_card_has_no_deadline_and_goes_on_after() {
     let ram = ram();
-    let (receive, mut transmit) = (Driver::new(&ram, 0, 16), Driver::new(&ram, 1, 16));
-    let (link, peer) = wire();
     let slow = Limits { bytes_per_second: Some(1000), burst_bytes: Some(60), ..Limits::default() };
     let limited = NetOptions { transmit: slow, ..options() };
-    let mut active = activate(net(vec![link], limited), &[&receive, &transmit], MRG_RXBUF).unwrap();
+    let Card { mut transmit, peer, mut active, .. } = Card::with(&ram, MRG_RXBUF, [16, 16], limited);
     for _ in 0..2 {
         transmit.chain(&[(0x8_0000, 72, false)]);
     }

@@ -12,8 +12,10 @@ use std::sync::{Arc, Mutex};
 
 use holdfast_links::{Buffer, HEADER, Link, Offloads};
 
+use super::features::MRG_RXBUF;
 use super::*;
 use crate::config::MacAddress;
+use crate::memory::GuestRam;
 use crate::virtio::testing::{Driver, activation};
 use crate::virtio::{ActiveDevice, DeviceFault, F_VERSION_1};
 
@@ -126,7 +128,25 @@ fn activate(net: Box<Net>, drivers: &[&Driver<'_>], features: u64) -> Result<Box
     crate::virtio::Device::activate(net, activation)
 }
 
-/// One pair.
-fn start(receive: &Driver<'_>, transmit: &Driver<'_>, link: Box<dyn Link>, features: u64) -> Box<dyn ActiveDevice> {
-    activate(net(vec![link], options()), &[receive, transmit], features).unwrap()
+/// A card with one pair, its driver and the far end of its cable.
+struct Card<'a> {
+    receive: Driver<'a>,
+    transmit: Driver<'a>,
+    peer: Peer,
+    active: Box<dyn ActiveDevice>,
+}
+
+impl<'a> Card<'a> {
+    /// With mergeable buffers and queues of 16 entries.
+    fn new(ram: &'a Arc<GuestRam>) -> Self {
+        Self::with(ram, MRG_RXBUF, [16, 16], options())
+    }
+
+    /// With these features and sizes of the queues.
+    fn with(ram: &'a Arc<GuestRam>, features: u64, sizes: [u16; 2], options: NetOptions) -> Self {
+        let (receive, transmit) = (Driver::new(ram, 0, sizes[0]), Driver::new(ram, 1, sizes[1]));
+        let (link, peer) = wire();
+        let active = activate(net(vec![link], options), &[&receive, &transmit], features).unwrap();
+        Self { receive, transmit, peer, active }
+    }
 }
