@@ -134,7 +134,7 @@ impl Builder {
             bus: Bus::VirtioBlk,
             disks: Vec::new(),
             memory_mib: 1024,
-            cpus: 2,
+            cpus: crate::machine::processors(),
             cpu: "EPYC".into(),
             boot: Boot::Firmware,
             secure_boot: true,
@@ -185,7 +185,7 @@ impl Builder {
         Self { memory_mib, ..self }
     }
 
-    /// Processors; 2 if not said.
+    /// Processors; [`processors`](crate::machine::processors) if not said.
     #[must_use]
     pub fn cpus(self, cpus: u32) -> Self {
         Self { cpus, ..self }

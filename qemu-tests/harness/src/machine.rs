@@ -33,6 +33,19 @@ pub fn accelerator() -> Accelerator {
     }
 }
 
+/// Processors a device has if nothing else is said: two, but one under TCG.
+///
+/// With several under TCG a kernel now and then dies while it patches its own code ("int3" in a function with a static key): a
+/// processor may still run the breakpoint that another has taken out (seen with QEMU 7.2).
+/// Each system management interrupt of the firmware's variable store also waits seconds for the others (11 s for a boot's variables
+/// instead of 0.3 s), and two devices do not fit two cores.
+pub fn processors() -> u32 {
+    match accelerator() {
+        Accelerator::Tcg => 1,
+        Accelerator::Kvm => 2,
+    }
+}
+
 fn choose(cpuinfo: &str, nested_intel: &str, nested_amd: &str, usable: bool) -> Accelerator {
     let flags: Vec<&str> =
         cpuinfo.lines().find(|l| l.starts_with("flags")).map(|l| l.split_whitespace().collect()).unwrap_or_default();
@@ -87,9 +100,7 @@ pub(crate) fn command(builder: &Builder, places: &Places<'_>) -> Result<Command>
     args.add(["-nodefaults", "-no-user-config", "-display", "none", "-name", &builder.name]);
     match accelerator {
         // A thread for each virtual processor: with one thread for all of them (`thread=single`) VMs inside the device stop after some
-        // seconds, spinning with interrupts off while the device's own timer interrupt waits for ever (QEMU 7.2). A device under TCG
-        // should have one processor: with several, each system management interrupt of the firmware's variable store waits seconds
-        // for the others (11 s for a boot's variables instead of 0.3 s), and two devices do not fit two cores.
+        // seconds, spinning with interrupts off while the device's own timer interrupt waits for ever (QEMU 7.2).
         Accelerator::Tcg => args.add(["-accel", "tcg,thread=multi", "-cpu", &builder.cpu]),
         Accelerator::Kvm => args.add(["-accel", "kvm", "-cpu", "host"]),
     }

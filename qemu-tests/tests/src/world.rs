@@ -5,7 +5,6 @@ use crate::stages::{self, Line};
 use crate::{http, offline};
 use anyhow::{Context, Result, bail};
 use holdfast_format::site::{FirstNetwork, Site};
-use holdfast_harness::machine::Accelerator;
 use holdfast_harness::{Device, Nic, secs};
 use holdfast_test_controller::controller::Options;
 use holdfast_test_controller::{Action, Controller, DeviceConfig, Rule};
@@ -209,7 +208,6 @@ impl World {
             .image(&image)
             .disk_bytes(builder.disk_bytes)
             .memory_mib(builder.memory_mib)
-            .cpus(processors())
             .tpm(builder.tpm)
             .secure_boot(builder.secure_boot)
             .nic(nic)
@@ -556,14 +554,6 @@ impl Drop for World {
         {
             eprintln!("kept for inspection: {}", folder.keep().display());
         }
-    }
-}
-
-/// Processors of the device: one under emulation, for the harness says why.
-fn processors() -> u32 {
-    match holdfast_harness::machine::accelerator() {
-        Accelerator::Tcg => 1,
-        Accelerator::Kvm => 2,
     }
 }
 
