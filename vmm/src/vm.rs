@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use holdfast_links::Tap;
 use kvm_bindings::{
-    KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES, KVM_MEM_READONLY, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config,
+    CpuId, KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES, KVM_MEM_READONLY, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config,
     kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, NoDatamatch, VmFd};
@@ -17,7 +17,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::boot::kernel::Entry;
 use crate::boot::{self, acpi, cpu};
 use crate::bus::Bus;
-use crate::config::{MAX_DEVICES, NetConfig, VmConfig, check_host_cpus};
+use crate::config::{MAX_DEVICES, NetConfig, Timer, VmConfig, check_host_cpus};
 use crate::control::ControlServer;
 use crate::event_loop::{EndSlot, EventLoop, LoopHandle};
 use crate::exit::{End, ExitClass};
@@ -81,9 +81,8 @@ fn build_and_run(config: &VmConfig) -> Result<End, End> {
     let cpuid = kvm
         .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
         .map_err(|e| kvm_end(&format!("kvm: cannot ask for CPUID: {e}")))?;
-    let tsc_deadline = kvm.check_extension(Cap::TscDeadlineTimer) && cpu::has_invariant_tsc(&cpuid);
-    // A PIT brings a kernel thread that works outside this VM's cgroup. A kernel whose timer needs no calibration never
-    // uses one.
+    let tsc_deadline = has_deadlines(config.timer, &kvm, &cpuid)?;
+    // A kernel whose timer needs no calibration never uses a PIT.
     let pit = !tsc_deadline;
     if pit {
         make_pit(&vm).map_err(|e| kvm_end(&format!("kvm: cannot make the timer: {e}")))?;
@@ -227,6 +226,20 @@ fn create_vm(kvm: &Kvm, config: &VmConfig) -> Result<VmFd, End> {
     let _ = vm.set_tss_address(memory::KVM_TSS as usize);
     vm.create_irq_chip().map_err(fail("make interrupt controllers"))?;
     Ok(vm)
+}
+
+/// Whether the guest gets the TSC-deadline timer.
+fn has_deadlines(timer: Timer, kvm: &Kvm, cpuid: &CpuId) -> Result<bool, End> {
+    let possible = kvm.check_extension(Cap::TscDeadlineTimer);
+    match timer {
+        Timer::Auto => Ok(possible && cpu::has_invariant_tsc(cpuid)),
+        Timer::Pit => Ok(false),
+        Timer::TscDeadline if possible => Ok(true),
+        Timer::TscDeadline => {
+            let what = "kvm: has no TSC-deadline timer; leave \"timer\" out, or set it to \"pit\"";
+            Err(End::new(ExitClass::Kvm, what))
+        }
+    }
 }
 
 /// The timer of a PC, in the kernel.

@@ -92,6 +92,7 @@ fn each_fault_has_its_exit_code_and_one_line_that_names_it() {
         (r#"{"cpus": [0, 0]}"#, 20, &["cpus is 2 entries", "each of 1 vCPUs"]),
         (r#"{"hugepages": "2M", "memory_mib": 65}"#, 20, &["memory_mib is 65", "multiple of 2"]),
         (r#"{"hugepages": "4M"}"#, 20, &["config", "4M", "thp"]),
+        (r#"{"timer": "hpet"}"#, 20, &["config", "hpet", "tsc-deadline"]),
         (r#"{"cmdline": "\u0000"}"#, 20, &["cmdline", "printable"]),
         // Files: 21.
         (r#"{"kernel": {"path": "absent"}}"#, 21, &["kernel", "cannot open absent"]),

@@ -91,8 +91,8 @@ pub fn set_up(
     vcpu.set_regs(&regs).map_err(fail("registers"))
 }
 
-/// Whether the host's TSC ticks at one rate in all states. Only then does a guest get the TSC-deadline timer: on hosts
-/// without (emulated ones above all) deadlines were seen to be missed by seconds.
+/// Whether the host's TSC ticks at one rate in all states. On hosts without (emulated ones above all) deadlines were seen to
+/// be missed by 40 s.
 pub fn has_invariant_tsc(cpuid: &CpuId) -> bool {
     cpuid.as_slice().iter().any(|leaf| leaf.function == 0x8000_0007 && leaf.edx & 1 << 8 != 0)
 }

@@ -25,6 +25,19 @@ impl HostCpus {
     }
 }
 
+/// What the guest's timer interrupts come from.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Timer {
+    /// [`Timer::TscDeadline`] where the host's TSC is invariant (CPUID 0x80000007, EDX bit 8), else [`Timer::Pit`].
+    #[default]
+    Auto,
+    /// The local APIC's TSC-deadline mode, and no PIT. On an emulated host a deadline now and then comes tens of seconds late.
+    TscDeadline,
+    /// A PIT to calibrate the local APIC against; its kernel thread works outside the VM's cgroup.
+    Pit,
+}
+
 /// What is recorded and printed on stderr when the VM ends.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -41,7 +41,7 @@ mod vsock;
 pub use balloon::BalloonConfig;
 pub use console::{ConsoleConfig, PortConfig, SerialConfig};
 pub use disk::DiskConfig;
-pub use machine::{HostCpus, TraceConfig, check_host_cpus};
+pub use machine::{HostCpus, Timer, TraceConfig, check_host_cpus};
 pub use net::{LinkRef, MacAddress, NetConfig, NetLimits, TapRef, UnixRef, VhostRef};
 pub use vsock::{MAX_CID, MIN_CID, VsockConfig};
 
@@ -64,6 +64,9 @@ pub struct VmConfig {
     /// Touch all of guest memory at start, so that the guest never waits for a page.
     #[serde(default)]
     pub prefault: bool,
+    /// What the guest's timer interrupts come from.
+    #[serde(default)]
+    pub timer: Timer,
     /// Uncompressed ELF `vmlinux` or `bzImage`.
     pub kernel: FileRef,
     /// Initial ramdisk.
@@ -194,6 +197,7 @@ impl VmConfig {
             cpus: Vec::new(),
             hugepages: PageSize::default(),
             prefault: false,
+            timer: Timer::default(),
             kernel,
             initrd: None,
             cmdline: default_cmdline(),
