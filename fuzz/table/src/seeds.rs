@@ -514,6 +514,8 @@ pub fn console() -> Seeds {
             memory[page + 0x404 + 2 * n] = n as u8;
         }
     }
+    // The eighth write to the configuration space: `emerg_wr`.
+    memory[63..72].copy_from_slice(&[0, 0, 0, 8, b'!', 0, 0, 0, 0]);
     [rings(), vec![memory]].concat()
 }
 
@@ -556,6 +558,8 @@ pub fn bring_up() -> Seeds {
     }
     write(0x3000, 2, 0);
     write(0x2000, 2, 7);
+    // What of a console is its emergency write.
+    write(0x2008, 2, u64::from(b'!'));
     // MSI-X on, the window into the BAR opened: configuration writes.
     for (offset, width, value) in [(4u8, 1, 6u64), (0x9a, 1, 0xc000), (0x8c, 2, 0x14), (0x90, 2, 1)] {
         steps.extend([1, offset, 0, width]);
