@@ -44,6 +44,8 @@ pub fn main() -> ! {
     for (kind, target) in [("devtmpfs", "/dev"), ("proc", "/proc"), ("sysfs", "/sys"), ("tmpfs", "/run")] {
         mount(kind, target);
     }
+    // The firmware has left a line without its end.
+    println!();
     let machine = cmdline_word("nested.group=");
     for (number, name, _) in cases::wanted(&cmdline_word("nested.only=")) {
         if machine.is_empty() || number.to_string() == machine {
