@@ -28,12 +28,7 @@ fn negotiate(function: &mut VirtioFunction, features: u64) {
 
 /// Negotiates, gives queue 0 its areas, and says DRIVER_OK.
 fn set_up(function: &mut VirtioFunction, areas: [u64; 3]) -> Result<(), End> {
-    negotiate(function, F_VERSION_1);
-    for (register, area) in [0x20, 0x28, 0x30].into_iter().zip(areas) {
-        write(function, register, area, 8)?;
-    }
-    write(function, 0x1c, 1, 2)?;
-    write(function, 0x14, 0x0f, 1)
+    set_up_queue(function, 0, 16, areas)
 }
 
 #[test]
