@@ -41,24 +41,7 @@ pub fn gpt() -> Seeds {
 /// A PE32+ file with one section.
 #[must_use]
 pub fn pe() -> Seeds {
-    let mut b = vec![0u8; 0x600];
-    b[..2].copy_from_slice(b"MZ");
-    b[0x3c] = 0x80;
-    b[0x80..0x84].copy_from_slice(b"PE\0\0");
-    b[0x84..0x86].copy_from_slice(&0x8664u16.to_le_bytes());
-    b[0x86] = 1;
-    b[0x94] = 240;
-    let optional = 0x98;
-    b[optional..optional + 2].copy_from_slice(&0x20bu16.to_le_bytes());
-    for (at, value) in [(32, 0x200u32), (36, 0x200), (56, 0x1400), (60, 0x400), (108, 16)] {
-        b[optional + at..optional + at + 4].copy_from_slice(&value.to_le_bytes());
-    }
-    let section = optional + 240;
-    b[section..section + 5].copy_from_slice(b".text");
-    for (at, value) in [(8, 0x10u32), (12, 0x1000), (16, 0x200), (20, 0x400)] {
-        b[section + at..section + at + 4].copy_from_slice(&value.to_le_bytes());
-    }
-    vec![b]
+    vec![holdfast_format::pe::tiny_pe()]
 }
 
 fn release_document() -> Release {
