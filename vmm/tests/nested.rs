@@ -3,7 +3,9 @@
 //! The wrong way to see this would be to trust the VMM's exit code alone: every scenario is judged by what the guest
 //! says over its console, by bytes that arrive over TCP, and by the disk image afterwards.
 //!
-//! Each file of scenarios has a machine of its own, two of which run at a time; `NESTED_ONLY=word` picks scenarios by name.
+//! Each file of scenarios has a machine of its own, two of which run at a time. `NESTED_ONLY=word,word` picks scenarios:
+//! those whose `file::name` contains a word (`filter`, `net::`, `iperf3`).
+//!
 //! Needs the kernels that `cargo xtask build` makes (or `HOLDFAST_HOST_KERNEL` and `HOLDFAST_GUEST_KERNEL`) and
 //! `qemu-system-x86_64`; says so and counts as skipped where they are missing.
 
@@ -80,19 +82,31 @@ fn run() -> Result<Outcome, String> {
     boot_all(&host, &initrd, &groups)
 }
 
-/// The scenarios whose name contains `NESTED_ONLY`, by group, as the program itself lists them.
+/// The scenarios that `NESTED_ONLY` asks for, by machine, as the program itself lists them.
 fn groups(nested: &Path) -> Result<BTreeMap<usize, Vec<String>>, String> {
-    let output = Command::new(nested).arg("--list").output().map_err(|e| format!("{}: {e}", nested.display()))?;
     let only = word("NESTED_ONLY");
     let mut groups: BTreeMap<usize, Vec<String>> = BTreeMap::new();
-    for line in String::from_utf8_lossy(&output.stdout).lines() {
-        let (group, name) = line.split_once(' ').ok_or(format!("{} --list says {line:?}", nested.display()))?;
-        let group = group.parse().map_err(|e| format!("{} --list says {line:?}: {e}", nested.display()))?;
-        if name.contains(&only) {
-            groups.entry(group).or_default().push(name.to_string());
-        }
+    for (group, name) in scenarios(nested, &only)? {
+        groups.entry(group).or_default().push(name);
     }
-    if groups.is_empty() { Err(format!("no scenario's name contains {only:?}")) } else { Ok(groups) }
+    if groups.is_empty() {
+        let all: Vec<String> = scenarios(nested, "")?.into_iter().map(|(_, name)| format!("  {name}")).collect();
+        return Err(format!("NESTED_ONLY={only} is no part of any name of a scenario; there are\n{}", all.join("\n")));
+    }
+    Ok(groups)
+}
+
+/// Machine and name of each scenario that has one of the words.
+fn scenarios(nested: &Path, words: &str) -> Result<Vec<(usize, String)>, String> {
+    let output = Command::new(nested).args(["--list", words]).output();
+    let output = output.map_err(|e| format!("{}: {e}", nested.display()))?;
+    let listing = String::from_utf8_lossy(&output.stdout).into_owned();
+    let read = |line: &str| {
+        let (group, name) = line.split_once(' ')?;
+        Some((group.parse().ok()?, name.to_string()))
+    };
+    let lines = listing.lines().map(|line| read(line).ok_or(format!("{} --list says {line:?}", nested.display())));
+    lines.collect()
 }
 
 fn word(variable: &str) -> String {
@@ -257,9 +271,9 @@ impl Drop for Machine {
 }
 
 fn start(host: &Path, initrd: &Path, group: usize) -> Result<Child, String> {
-    // NESTED_ONLY=word runs the scenarios whose name contains it; NESTED_GUEST adds to every guest's command line.
+    // NESTED_GUEST adds to every guest's command line.
     let cmdline = format!(
-        "console=ttyS0 quiet loglevel=3 panic=-1 rdinit=/init nested.group={group} nested.only={} nested.seed={} \
+        "console=ttyS0 quiet loglevel=3 panic=-1 rdinit=/init nested.group={group} \"nested.only={}\" nested.seed={} \
          \"nested.guest={}\" {}",
         word("NESTED_ONLY"),
         word("NESTED_SEED"),

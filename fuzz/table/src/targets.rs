@@ -1,6 +1,7 @@
 //! The table of targets: a name for people, the entry, the seeds, the longest input.
 
-use crate::{extra, seeds};
+use crate::extra;
+use crate::seeds::{controller, fetch, image, network, unit, vmm};
 
 /// One parser.
 #[derive(Debug, Clone, Copy)]
@@ -56,53 +57,53 @@ const QUICK: u64 = 20_000;
 const DEVICE: u64 = 1_500;
 
 targets! {
-    api_attest_response: holdfast_api::fuzz::fuzz_attest_response, seeds::attest_response, 4 * K, QUICK;
-    api_certificates: holdfast_api::fuzz::fuzz_certificates, seeds::envelope, 8 * K, QUICK;
-    api_config: holdfast_api::fuzz::fuzz_config, seeds::config, 8 * K, QUICK;
-    api_envelope: holdfast_api::fuzz::fuzz_envelope, seeds::envelope, 8 * K, QUICK;
-    controller_attest: holdfast_test_controller::attest::fuzz_attest, seeds::attest_request, 4 * K, QUICK;
-    controller_certificate: extra::fuzz_certificate, seeds::certificate, 4 * K, QUICK;
-    controller_client_config_file: holdfast_controller_client::store::fuzz_config_file, seeds::config_file, 8 * K, QUICK;
-    controller_envelope: holdfast_test_controller::envelope::fuzz_envelope, seeds::envelope, 8 * K, QUICK;
-    controller_logs: holdfast_test_controller::logs::fuzz_logs, seeds::logs, 4 * K, QUICK;
-    controller_quote: holdfast_test_controller::tpm::fuzz_quote, seeds::quote, 4 * K, QUICK;
-    fetch_challenge: holdfast_fetch::auth::fuzz_challenge, seeds::challenge, 2 * K, QUICK;
-    fetch_layer: holdfast_fetch::layer::fuzz_layer, seeds::tar, 16 * K, QUICK;
-    fetch_manifest: holdfast_fetch::manifest::fuzz_manifest, seeds::manifest, 8 * K, QUICK;
-    fetch_report: extra::fuzz_fetch_report, seeds::fetch_report, 4 * K, QUICK;
-    fetch_tar: holdfast_fetch::tar::fuzz_tar, seeds::tar, 16 * K, QUICK;
-    format_cmdline: extra::fuzz_cmdline, seeds::cmdline, 2 * K, QUICK;
-    format_gpt: holdfast_format::gpt::fuzz_gpt, seeds::gpt, 40 * K, QUICK;
-    format_payload: holdfast_format::payload::reader::fuzz_payload, seeds::payload, 8 * K, QUICK;
-    format_pe: holdfast_format::pe::fuzz_pe, seeds::pe, 4 * K, QUICK;
-    format_policy: holdfast_format::policy::fuzz_policy, seeds::policy, 4 * K, DEVICE;
-    format_release: extra::fuzz_release, seeds::release, 2 * K, QUICK;
-    format_site: holdfast_format::site::fuzz_site, seeds::site, 4 * K, QUICK;
-    guest_account: holdfast_guest::account::fuzz_account, seeds::account, 4 * K, QUICK;
-    guest_dhcp: holdfast_guest::dhcp::fuzz_dhcp, seeds::guest_dhcp, 2 * K, QUICK;
-    guest_document: holdfast_guest::document::fuzz_document, seeds::document, 8 * K, QUICK;
-    identity_vault_header: holdfast_identity::vault::header::fuzz_header, seeds::vault_header, 8 * K, QUICK;
-    netsvc_control: extra::fuzz_netsvc_control, seeds::netsvc_control, 4 * K, QUICK;
-    netsvc_dhcp: holdfast_netsvc::dhcp::fuzz_dhcp, seeds::dhcp, 2 * K, QUICK;
-    netsvc_dhcp_options: extra::fuzz_dhcp_options, seeds::dhcp, 2 * K, QUICK;
-    netsvc_dns: holdfast_netsvc::dns::fuzz_dns, seeds::dns, 2 * K, QUICK;
-    node_guest_report: extra::fuzz_guest_report, seeds::guest_report, K, QUICK;
-    node_names: extra::fuzz_names, seeds::names, K, QUICK;
-    slots_load_option: holdfast_slots::efivars::fuzz_load_option, seeds::load_option, 4 * K, QUICK;
-    slots_state: holdfast_slots::store::fuzz_state, seeds::state, 16 * K, 10_000;
-    supervise_packet: holdfast_supervise::wire::fuzz_packet, seeds::supervise_packet, 8 * K, QUICK;
-    vmm_balloon: holdfast_vmm::virtio::balloon::fuzz_balloon, seeds::rings, 8 * K, DEVICE;
-    vmm_block: holdfast_vmm::virtio::block::fuzz_block, seeds::block_rings, 8 * K, DEVICE;
-    vmm_config: holdfast_vmm::config::fuzz_config, seeds::vmm_config, 8 * K, QUICK;
-    vmm_config_space: holdfast_vmm::pci::config::fuzz_config_space, seeds::accesses, K, QUICK;
-    vmm_console: holdfast_vmm::virtio::console::fuzz_console, seeds::console, 8 * K, DEVICE;
-    vmm_control: holdfast_vmm::control::fuzz_control, seeds::vmm_control, 2 * K, QUICK;
-    vmm_kernel: holdfast_vmm::boot::kernel::fuzz_kernel, seeds::kernel, 8 * K, 10_000;
-    vmm_net: holdfast_vmm::virtio::net::fuzz_net, seeds::net_rings, 8 * K, DEVICE;
-    vmm_pci_bus: holdfast_vmm::pci::bus::fuzz_bus, seeds::accesses, 2 * K, DEVICE;
-    vmm_rng: holdfast_vmm::virtio::rng::fuzz_rng, seeds::rings, 8 * K, DEVICE;
-    vmm_virtio_pci: holdfast_vmm::pci::virtio::fuzz_virtio_pci, seeds::bring_up, 2 * K, 3_000;
-    vmm_vsock: holdfast_vmm::virtio::vsock::fuzz_vsock, seeds::rings, 8 * K, DEVICE;
+    api_attest_response: holdfast_api::fuzz::fuzz_attest_response, controller::attest_response, 4 * K, QUICK;
+    api_certificates: holdfast_api::fuzz::fuzz_certificates, controller::envelope, 8 * K, QUICK;
+    api_config: holdfast_api::fuzz::fuzz_config, controller::config, 8 * K, QUICK;
+    api_envelope: holdfast_api::fuzz::fuzz_envelope, controller::envelope, 8 * K, QUICK;
+    controller_attest: holdfast_test_controller::attest::fuzz_attest, controller::attest_request, 4 * K, QUICK;
+    controller_certificate: extra::fuzz_certificate, controller::certificate, 4 * K, QUICK;
+    controller_client_config_file: holdfast_controller_client::store::fuzz_config_file, controller::config_file, 8 * K, QUICK;
+    controller_envelope: holdfast_test_controller::envelope::fuzz_envelope, controller::envelope, 8 * K, QUICK;
+    controller_logs: holdfast_test_controller::logs::fuzz_logs, controller::logs, 4 * K, QUICK;
+    controller_quote: holdfast_test_controller::tpm::fuzz_quote, controller::quote, 4 * K, QUICK;
+    fetch_challenge: holdfast_fetch::auth::fuzz_challenge, fetch::challenge, 2 * K, QUICK;
+    fetch_layer: holdfast_fetch::layer::fuzz_layer, fetch::tar, 16 * K, QUICK;
+    fetch_manifest: holdfast_fetch::manifest::fuzz_manifest, fetch::manifest, 8 * K, QUICK;
+    fetch_report: extra::fuzz_fetch_report, fetch::fetch_report, 4 * K, QUICK;
+    fetch_tar: holdfast_fetch::tar::fuzz_tar, fetch::tar, 16 * K, QUICK;
+    format_cmdline: extra::fuzz_cmdline, image::cmdline, 2 * K, QUICK;
+    format_gpt: holdfast_format::gpt::fuzz_gpt, image::gpt, 40 * K, QUICK;
+    format_payload: holdfast_format::payload::reader::fuzz_payload, image::payload, 8 * K, QUICK;
+    format_pe: holdfast_format::pe::fuzz_pe, image::pe, 4 * K, QUICK;
+    format_policy: holdfast_format::policy::fuzz_policy, image::policy, 4 * K, DEVICE;
+    format_release: extra::fuzz_release, image::release, 2 * K, QUICK;
+    format_site: holdfast_format::site::fuzz_site, image::site, 4 * K, QUICK;
+    guest_account: holdfast_guest::account::fuzz_account, unit::account, 4 * K, QUICK;
+    guest_dhcp: holdfast_guest::dhcp::fuzz_dhcp, network::guest_dhcp, 2 * K, QUICK;
+    guest_document: holdfast_guest::document::fuzz_document, unit::document, 8 * K, QUICK;
+    identity_vault_header: holdfast_identity::vault::header::fuzz_header, image::vault_header, 8 * K, QUICK;
+    netsvc_control: extra::fuzz_netsvc_control, network::netsvc_control, 4 * K, QUICK;
+    netsvc_dhcp: holdfast_netsvc::dhcp::fuzz_dhcp, network::dhcp, 2 * K, QUICK;
+    netsvc_dhcp_options: extra::fuzz_dhcp_options, network::dhcp, 2 * K, QUICK;
+    netsvc_dns: holdfast_netsvc::dns::fuzz_dns, network::dns, 2 * K, QUICK;
+    node_guest_report: extra::fuzz_guest_report, unit::guest_report, K, QUICK;
+    node_names: extra::fuzz_names, unit::names, K, QUICK;
+    slots_load_option: holdfast_slots::efivars::fuzz_load_option, image::load_option, 4 * K, QUICK;
+    slots_state: holdfast_slots::store::fuzz_state, image::state, 16 * K, 10_000;
+    supervise_packet: holdfast_supervise::wire::fuzz_packet, unit::supervise_packet, 8 * K, QUICK;
+    vmm_balloon: holdfast_vmm::virtio::balloon::fuzz_balloon, vmm::rings, 8 * K, DEVICE;
+    vmm_block: holdfast_vmm::virtio::block::fuzz_block, vmm::block_rings, 8 * K, DEVICE;
+    vmm_config: holdfast_vmm::config::fuzz_config, vmm::config, 8 * K, QUICK;
+    vmm_config_space: holdfast_vmm::pci::config::fuzz_config_space, vmm::accesses, K, QUICK;
+    vmm_console: holdfast_vmm::virtio::console::fuzz_console, vmm::console, 8 * K, DEVICE;
+    vmm_control: holdfast_vmm::control::fuzz_control, vmm::control, 2 * K, QUICK;
+    vmm_kernel: holdfast_vmm::boot::kernel::fuzz_kernel, vmm::kernel, 8 * K, 10_000;
+    vmm_net: holdfast_vmm::virtio::net::fuzz_net, vmm::net_rings, 8 * K, DEVICE;
+    vmm_pci_bus: holdfast_vmm::pci::bus::fuzz_bus, vmm::accesses, 2 * K, DEVICE;
+    vmm_rng: holdfast_vmm::virtio::rng::fuzz_rng, vmm::rings, 8 * K, DEVICE;
+    vmm_virtio_pci: holdfast_vmm::pci::virtio::fuzz_virtio_pci, vmm::bring_up, 2 * K, 3_000;
+    vmm_vsock: holdfast_vmm::virtio::vsock::fuzz_vsock, vmm::rings, 8 * K, DEVICE;
 }
 
 #[cfg(test)]

@@ -249,7 +249,7 @@ mod sign {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pe::tests::tiny_pe;
+    use crate::pe::tiny_pe;
 
     #[test]
     fn checksum_and_signature_do_not_change_the_hash_and_code_does() {

@@ -256,34 +256,37 @@ pub fn fuzz_pe(data: &[u8]) {
     }
 }
 
+/// A minimal unsigned PE32+ with one section, laid out as the stub is (alignment 0x200, headers 0x400): what tests build on,
+/// and what fuzzing begins with.
+#[doc(hidden)]
+#[must_use]
+pub fn tiny_pe() -> Vec<u8> {
+    let mut b = vec![0u8; 0x600];
+    b[..2].copy_from_slice(b"MZ");
+    b[0x3c] = 0x80;
+    b[0x80..0x84].copy_from_slice(b"PE\0\0");
+    b[0x84..0x86].copy_from_slice(&0x8664u16.to_le_bytes());
+    b[0x86] = 1;
+    b[0x94] = 240;
+    b[0x96..0x98].copy_from_slice(&0x22eu16.to_le_bytes());
+    let opt = 0x98;
+    b[opt..opt + 2].copy_from_slice(&0x20bu16.to_le_bytes());
+    for (at, v) in [(8, 0x200u32), (16, 0x1000), (32, 0x200), (36, 0x200), (56, 0x1200), (60, 0x400), (108, 16)] {
+        b[opt + at..opt + at + 4].copy_from_slice(&v.to_le_bytes());
+    }
+    b[opt + 68] = 10; // subsystem: EFI application
+    let s = opt + 240;
+    b[s..s + 5].copy_from_slice(b".text");
+    for (k, v) in [0x180u32, 0x1000, 0x200, 0x400].iter().enumerate() {
+        b[s + 8 + 4 * k..s + 12 + 4 * k].copy_from_slice(&v.to_le_bytes());
+    }
+    b
+}
+
 #[cfg(test)]
-pub(crate) mod tests {
+mod tests {
     use super::*;
     use proptest::prelude::*;
-
-    /// A minimal unsigned PE32+ with one section, laid out as the stub is: alignment 0x200, headers 0x400.
-    pub(crate) fn tiny_pe() -> Vec<u8> {
-        let mut b = vec![0u8; 0x600];
-        b[..2].copy_from_slice(b"MZ");
-        b[0x3c] = 0x80;
-        b[0x80..0x84].copy_from_slice(b"PE\0\0");
-        b[0x84..0x86].copy_from_slice(&0x8664u16.to_le_bytes());
-        b[0x86] = 1;
-        b[0x94] = 240;
-        b[0x96..0x98].copy_from_slice(&0x22eu16.to_le_bytes());
-        let opt = 0x98;
-        b[opt..opt + 2].copy_from_slice(&0x20bu16.to_le_bytes());
-        for (at, v) in [(8, 0x200u32), (16, 0x1000), (32, 0x200), (36, 0x200), (56, 0x1200), (60, 0x400), (108, 16)] {
-            b[opt + at..opt + at + 4].copy_from_slice(&v.to_le_bytes());
-        }
-        b[opt + 68] = 10; // subsystem: EFI application
-        let s = opt + 240;
-        b[s..s + 5].copy_from_slice(b".text");
-        for (k, v) in [0x180u32, 0x1000, 0x200, 0x400].iter().enumerate() {
-            b[s + 8 + 4 * k..s + 12 + 4 * k].copy_from_slice(&v.to_le_bytes());
-        }
-        b
-    }
 
     #[test]
     fn appended_sections_are_read_back_exactly() {

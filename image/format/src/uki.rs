@@ -95,7 +95,7 @@ mod tests {
     use super::*;
 
     fn uki(pcrsig: &[u8]) -> Vec<u8> {
-        let stub = pe::tests::tiny_pe();
+        let stub = pe::tiny_pe();
         let uki = Uki {
             stub: &stub,
             osrel: b"ID=holdfast\n",
@@ -119,7 +119,7 @@ mod tests {
 
     #[test]
     fn a_newline_in_the_command_line_is_refused() {
-        let stub = pe::tests::tiny_pe();
+        let stub = pe::tiny_pe();
         let bad = Uki {
             stub: &stub,
             osrel: b"",

@@ -42,22 +42,28 @@ pub trait Link: Send + fmt::Debug {
     /// Readable when a frame waits, writable when one may be sent; fit for edge-triggered epoll. Stays the same for life.
     fn fd(&self) -> RawFd;
 
-    /// Work that this cable can leave to the other side, in both directions.
-    fn offloads(&self) -> Offloads;
+    /// Work that this cable can leave to the other side, in both directions: none, where a kind of cable does not say.
+    fn offloads(&self) -> Offloads {
+        Offloads::NONE
+    }
 
     /// What this end takes over from now on: a subset of [`Link::offloads`]. On a cable with several pairs, for all of
     /// them.
     ///
     /// # Errors
-    /// When the kernel refuses.
-    fn set_offloads(&self, accepted: Offloads) -> io::Result<()>;
+    /// When the kernel refuses; `Unsupported` for anything on a cable without offloads.
+    fn set_offloads(&self, accepted: Offloads) -> io::Result<()> {
+        if accepted == Offloads::NONE { Ok(()) } else { Err(io::ErrorKind::Unsupported.into()) }
+    }
 
     /// Whether frames may come and go here: pairs that the guest does not use are disabled, so that no frame waits where
-    /// nobody looks. Asking for what is so already changes nothing.
+    /// nobody looks. Asking for what is so already changes nothing; a cable of one pair need not do anything.
     ///
     /// # Errors
     /// When the kernel refuses.
-    fn set_enabled(&mut self, enabled: bool) -> io::Result<()>;
+    fn set_enabled(&mut self, _enabled: bool) -> io::Result<()> {
+        Ok(())
+    }
 
     /// Takes one frame with its header into `buffers`, which together hold at least [`HEADER`] bytes and are at most
     /// [`MAX_BUFFERS`]. Returns its bytes, header included, at most what fits: give a byte too many to see that it does.

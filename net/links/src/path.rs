@@ -13,7 +13,7 @@
 //!    files left behind are in nobody's way.
 //! 4. **An unplugged cable loses frames**, as on a wire; the guest does not wait.
 
-use crate::{Buffer, Link, Offloads, UnixLink, sys};
+use crate::{Buffer, Link, UnixLink, sys};
 use std::cell::RefCell;
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind};
@@ -190,18 +190,6 @@ impl Link for PathLink {
     /// Partners come and go behind it; room for a frame shows as readable too.
     fn fd(&self) -> RawFd {
         self.watch.as_raw_fd()
-    }
-
-    fn offloads(&self) -> Offloads {
-        Offloads::NONE
-    }
-
-    fn set_offloads(&self, accepted: Offloads) -> io::Result<()> {
-        if accepted == Offloads::NONE { Ok(()) } else { Err(ErrorKind::Unsupported.into()) }
-    }
-
-    fn set_enabled(&mut self, _: bool) -> io::Result<()> {
-        Ok(())
     }
 
     fn receive(&self, buffers: &mut [Buffer]) -> io::Result<usize> {

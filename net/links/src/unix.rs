@@ -5,7 +5,7 @@
 //! 65521) for speed.
 
 use crate::buffer::{after, write_at};
-use crate::{Buffer, HEADER, Link, Offloads, sys};
+use crate::{Buffer, HEADER, Link, sys};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
@@ -53,18 +53,6 @@ impl Link for UnixLink {
         self.fd.as_raw_fd()
     }
 
-    fn offloads(&self) -> Offloads {
-        Offloads::NONE
-    }
-
-    fn set_offloads(&self, accepted: Offloads) -> io::Result<()> {
-        if accepted == Offloads::NONE { Ok(()) } else { Err(io::ErrorKind::Unsupported.into()) }
-    }
-
-    fn set_enabled(&mut self, _: bool) -> io::Result<()> {
-        Ok(())
-    }
-
     fn receive(&self, buffers: &mut [Buffer]) -> io::Result<usize> {
         let got = after(buffers, HEADER, |rest| sys::read(self.fd(), rest)).unwrap_or(Ok(0))?;
         if got == 0 && self.ends {
@@ -85,6 +73,7 @@ impl Link for UnixLink {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Offloads;
 
     fn cable() -> (UnixLink, UnixLink) {
         let (a, b) = pair().unwrap();
@@ -135,6 +124,10 @@ mod tests {
         assert!(UnixLink::adopt(stream.into()).unwrap_err().to_string().contains("SOCK_SEQPACKET"));
         assert!(UnixLink::adopt(UnixDatagram::unbound().unwrap().into()).is_err(), "no peer");
         let (one, _other) = UnixDatagram::pair().unwrap();
-        assert_eq!(UnixLink::adopt(one.into()).unwrap().offloads(), Offloads::NONE);
+        let link = UnixLink::adopt(one.into()).unwrap();
+        assert_eq!(link.offloads(), Offloads::NONE);
+        link.set_offloads(Offloads::NONE).unwrap();
+        let refused = link.set_offloads(Offloads { checksum: true, ..Offloads::NONE }).unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::Unsupported);
     }
 }

@@ -29,27 +29,27 @@ pub struct Scenario {
     pub run: fn() -> Outcome,
 }
 
-/// Names every scenario with the number of its group.
-pub fn list() {
-    for (group, scenarios) in cases::SCENARIOS.iter().enumerate() {
-        scenarios.iter().for_each(|scenario| println!("{group} {}", scenario.name));
+/// Names the scenarios that `words` ask for ([`cases::wanted`]), behind the number of the machine they run on.
+pub fn list(words: &str) {
+    for (machine, name, _) in cases::wanted(words) {
+        println!("{machine} {name}");
     }
 }
 
 /// The argument that has this program run the scenario named next.
 pub const SCENARIO: &str = "--scenario";
 
-/// Runs the scenarios of one group (of all, when none is given) whose name contains the word given on the command line.
+/// Runs the scenarios of one subject (of all, when none is given) that are asked for on the command line.
 pub fn main() -> ! {
     for (kind, target) in [("devtmpfs", "/dev"), ("proc", "/proc"), ("sysfs", "/sys"), ("tmpfs", "/run")] {
         mount(kind, target);
     }
-    let only = cmdline_word("nested.only=");
-    let group = cmdline_word("nested.group=");
-    let groups = cases::SCENARIOS.iter().enumerate().filter(|(n, _)| group.is_empty() || n.to_string() == group);
-    for Scenario { name, .. } in groups.flat_map(|(_, scenarios)| *scenarios) {
-        if name.contains(&only) {
-            let ended = Command::new("/proc/self/exe").args([SCENARIO, name]).status();
+    // The firmware has left a line without its end.
+    println!();
+    let machine = cmdline_word("nested.group=");
+    for (number, name, _) in cases::wanted(&cmdline_word("nested.only=")) {
+        if machine.is_empty() || number.to_string() == machine {
+            let ended = Command::new("/proc/self/exe").args([SCENARIO, &name]).status();
             if !ended.as_ref().is_ok_and(std::process::ExitStatus::success) {
                 println!("nested: FAILED {name}: its process ended early: {ended:?}");
             }
@@ -63,7 +63,7 @@ pub fn main() -> ! {
 /// Runs one scenario, in a process of its own: what a failed one still holds (taps, ports, threads that wait for a guest)
 /// goes with that process, and the next one finds none of it.
 pub fn play(wanted: &str) {
-    let Some(Scenario { name, run }) = cases::SCENARIOS.iter().copied().flatten().find(|s| s.name == wanted) else {
+    let Some((_, name, run)) = cases::wanted(wanted).find(|(_, name, _)| name == wanted) else {
         return println!("nested: FAILED {wanted}: there is no such scenario");
     };
     let started = Instant::now();

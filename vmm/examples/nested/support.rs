@@ -3,6 +3,7 @@
 use std::ffi::CString;
 use std::io;
 use std::net::Ipv4Addr;
+use std::os::fd::AsRawFd;
 
 pub fn mount(kind: &str, target: &str) {
     let _ = std::fs::create_dir_all(target);
@@ -57,4 +58,18 @@ pub fn configure(name: &str, address: Ipv4Addr) -> io::Result<()> {
     }
     // SAFETY: ours.
     check(unsafe { libc::close(socket) })
+}
+
+/// Has the kernel cut TCP into frames itself for this interface, instead of leaving that to it (TSO off).
+pub fn send_frame_by_frame(name: &str) -> io::Result<()> {
+    const SIOCETHTOOL: libc::c_ulong = 0x8946;
+    /// Of linux/ethtool.h.
+    const ETHTOOL_STSO: u32 = 0x1f;
+    // `struct ethtool_value`: what to set, and to what.
+    let value = [ETHTOOL_STSO, 0];
+    let mut request = ifreq(name);
+    request.data[..8].copy_from_slice(&(value.as_ptr() as usize).to_ne_bytes());
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0")?;
+    // SAFETY: the kernel reads one `ifreq`, and the `ethtool_value` that it points at.
+    check(unsafe { libc::ioctl(socket.as_raw_fd(), SIOCETHTOOL as _, &mut request) })
 }

@@ -1,11 +1,19 @@
 //! A device's configuration space (virtio 1.3 §2.5): drivers read and write it on vCPU threads, its device changes it.
 //!
 //! Most devices make theirs once (`vec![..].into()`). One with fields that a driver writes says which bytes those are
-//! ([`DeviceConfig::changing`]) and reads them when it wants to know; it changes its own with [`DeviceConfig::update`].
+//! ([`DeviceConfig::changing`]) and reads them when it wants to know, or is told of each write ([`DeviceConfig::acting`]);
+//! it changes its own with [`DeviceConfig::update`].
 #![forbid(unsafe_code)]
 
+use std::fmt::Debug;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// A device that acts as soon as a driver writes, whether or not it is activated.
+pub trait OnWrite: Debug + Send + Sync {
+    /// A driver has written `data` at `offset`: any bytes, at any place. Called on a vCPU thread; must not block.
+    fn written(&self, offset: u64, data: &[u8]);
+}
 
 /// A handle; clones share the space.
 #[derive(Debug, Clone)]
@@ -15,6 +23,7 @@ pub struct DeviceConfig(Arc<Shared>);
 struct Shared {
     fields: Mutex<Fields>,
     writable: Vec<Range<usize>>,
+    on_write: Option<Box<dyn OnWrite>>,
 }
 
 #[derive(Debug)]
@@ -33,7 +42,16 @@ impl From<Vec<u8>> for DeviceConfig {
 impl DeviceConfig {
     /// A space of which drivers may write the `writable` bytes.
     pub fn changing(bytes: Vec<u8>, writable: Vec<Range<usize>>) -> Self {
-        Self(Arc::new(Shared { fields: Mutex::new(Fields { bytes, generation: 0 }), writable }))
+        Self::with(bytes, writable, None)
+    }
+
+    /// A space whose bytes drivers cannot change; `on_write` hears of each write.
+    pub fn acting(bytes: Vec<u8>, on_write: Box<dyn OnWrite>) -> Self {
+        Self::with(bytes, Vec::new(), Some(on_write))
+    }
+
+    fn with(bytes: Vec<u8>, writable: Vec<Range<usize>>, on_write: Option<Box<dyn OnWrite>>) -> Self {
+        Self(Arc::new(Shared { fields: Mutex::new(Fields { bytes, generation: 0 }), writable, on_write }))
     }
 
     fn fields(&self) -> MutexGuard<'_, Fields> {
@@ -72,6 +90,10 @@ impl DeviceConfig {
             if let Some(slot) = fields.bytes.get_mut(at).filter(|_| allowed) {
                 *slot = *byte;
             }
+        }
+        drop(fields);
+        if let Some(on_write) = &self.0.on_write {
+            on_write.written(offset, data);
         }
     }
 

@@ -31,6 +31,18 @@ const ROUNDS: usize = 4;
 const STEPS: usize = 0xff0;
 const FEATURES: usize = 0xff8;
 
+/// Bytes of one write to the configuration space, and how many such writes there are at the most.
+const WRITE: usize = 9;
+const WRITES: usize = 64;
+
+/// Writes to a configuration space, made of the beginning of `data`: an offset (4 bytes, big-endian), then what is written.
+pub(super) fn config_writes(data: &[u8]) -> impl Iterator<Item = (u64, &[u8])> {
+    data.chunks(WRITE).take(WRITES).map(|step| {
+        let (at, value) = step.split_at(step.len() / 2);
+        (at.iter().fold(0u64, |sum, byte| sum << 8 | u64::from(*byte)), value)
+    })
+}
+
 /// Activates `device` on memory filled with `data` and lets it work. Faults are fine, panics are not.
 pub(super) fn drive(device: Box<dyn Device>, data: &[u8]) {
     drive_with(device, data, |_| {});

@@ -13,8 +13,9 @@ use std::process::{Command, ExitCode, Stdio};
 
 /// Options of `bench vmm`.
 #[derive(Debug, Args)]
+#[command(after_long_help = format!("What the rows of the table are:\n\n{}", METHOD.replace("\n  ", " ")))]
 pub struct VmmArgs {
-    /// Linux boots to measure in the emulated machine.
+    /// Linux boots, and rounds of network flows, to measure in the emulated machine.
     #[arg(long, value_name = "NUMBER", default_value_t = 5)]
     runs: u32,
     /// Leave out the emulated machine.
@@ -281,6 +282,11 @@ const METHOD: &str = "\
   spins while it waits, by design), against that of the loop's process but for a thread that spins beside it likewise.
 - \"nested\" lines come from Linux guests: our host kernel in QEMU's software emulation (TCG, `-cpu EPYC`, one processor),
   the VMM in it, our guest kernel in that. Wall times there depend on the machine's load.
+- Net, nested: one guest has a card for each path, vhost-net and user space, and iperf3's flows between host and guest go
+  over them in turn: a ratio is of neighbours in one boot. Bytes are the receiver's; the CPU seconds of the data path are
+  those of all threads of the VM but the vCPU (device thread, vhost workers), with as much of the host's network stack as
+  runs on them. Plain TCP goes in segments of up to 64 KiB. \"in 1514-byte frames\": neither end leaves segmentation to
+  its card (TSO off), so that each frame costs; UDP goes so too.
 - Each row: minimum, median and maximum over its runs. The verdict is on the median.
 ";
 

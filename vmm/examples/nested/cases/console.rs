@@ -19,6 +19,7 @@ use crate::guest::{Role, say};
 use crate::host::{
     CONTROL, GUEST_TIMEOUT, JAIL, Lines, Outcome, Scenario, config, expect_code, pipe, processes, spawn_with, text,
 };
+use crate::script::{Function, Op, Script};
 use crate::support::{check, power_off};
 
 pub const SCENARIOS: &[Scenario] = &[
@@ -26,6 +27,7 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario { name: "console_flood_that_nobody_reads_stalls_nothing", run: flood },
     Scenario { name: "console_on_the_serial_port_takes_input", run: serial },
     Scenario { name: "console_and_vcpus_stand_still_while_paused", run: paused },
+    Scenario { name: "console_emergency_writes_come_out_without_a_driver", run: emergency },
 ];
 
 pub const ROLES: &[Role] = &[Role { name: "console", play: obey_console }, Role { name: "serial", play: obey_serial }];
@@ -245,6 +247,31 @@ fn paused() -> Outcome {
     }
     type_in(&stream, "off")?;
     expect_code(&mut child, 0)?;
+    Ok(String::new())
+}
+
+/// What a guest writes that never sets the device up: bytes at `emerg_wr` (virtio 1.3 §5.3.4), then power off.
+fn emergency() -> Outcome {
+    const IMAGE: &str = "/run/emergency.elf";
+    let (mut reader, writer) = pipe()?;
+    let (mut script, console) = (Script::default(), Function { number: 1 });
+    console.enable(&mut script);
+    for byte in b"no driver\n" {
+        script.put(Op::Write32, console.bar() + 0x2008, u64::from(*byte));
+    }
+    script.power_off();
+    script.save(IMAGE)?;
+    let mut config = config("emergency", "");
+    config.kernel = FileRef::Path(IMAGE.into());
+    config.jail = JAIL;
+    config.console = Some(ConsoleConfig::to(FileRef::Fd(4)));
+    let (mut child, _errors) = spawn_with(&config, vec![writer.into()])?;
+    expect_code(&mut child, 0)?;
+    let mut seen = String::new();
+    reader.read_to_string(&mut seen).map_err(text)?;
+    if seen != "no driver\n" {
+        return Err(format!("the console's output is {seen:?}"));
+    }
     Ok(String::new())
 }
 

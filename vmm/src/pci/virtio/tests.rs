@@ -2,7 +2,9 @@ use super::testing::function;
 use super::*;
 use crate::config::BalloonConfig;
 use crate::exit::ExitClass;
+use crate::terminal::Terminal;
 use crate::virtio::balloon::Balloon;
+use crate::virtio::console::{Console, Port};
 use proptest::prelude::*;
 
 fn write(function: &mut VirtioFunction, offset: u64, value: u64, len: usize) -> Result<(), End> {
@@ -26,12 +28,7 @@ fn negotiate(function: &mut VirtioFunction, features: u64) {
 
 /// Negotiates, gives queue 0 its areas, and says DRIVER_OK.
 fn set_up(function: &mut VirtioFunction, areas: [u64; 3]) -> Result<(), End> {
-    negotiate(function, F_VERSION_1);
-    for (register, area) in [0x20, 0x28, 0x30].into_iter().zip(areas) {
-        write(function, register, area, 8)?;
-    }
-    write(function, 0x1c, 1, 2)?;
-    write(function, 0x14, 0x0f, 1)
+    set_up_queue(function, 0, 16, areas)
 }
 
 #[test]
@@ -186,6 +183,17 @@ fn configuration_space_is_shared_with_its_device() {
     write(&mut function, 0x2ffc, u64::MAX, 8).unwrap();
     assert_eq!((config.le32(0), config.le32(4)), (7, u32::MAX), "only the driver's field is the driver's");
     assert_eq!(read(&mut function, 0x2008, 8), 0);
+}
+
+#[test]
+fn emergency_write_of_a_console_needs_no_driver() {
+    let terminal = Terminal::new("console", None, None);
+    let port = Port::new(None, terminal.clone()).unwrap();
+    let (mut function, host) = super::testing::function_of(&Console::new("console".into(), vec![port])).unwrap();
+    write(&mut function, 0x2008, b'x'.into(), 4).unwrap();
+    assert_eq!((read(&mut function, 0x14, 1), terminal.stats().out_bytes), (0, 1), "status, output");
+    assert_eq!(read(&mut function, 0x2008, 4), 0, "for writing only");
+    assert!(host.activated.lock().unwrap().is_empty());
 }
 
 proptest! {

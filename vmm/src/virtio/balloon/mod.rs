@@ -26,9 +26,7 @@ pub fn fuzz_balloon(data: &[u8]) {
     let options = crate::config::BalloonConfig::default();
     let device = Balloon::new("balloon".into(), &options, 64);
     let config = device.config_space();
-    for step in data.chunks(9).take(64) {
-        let (at, value) = step.split_at(step.len() / 2);
-        let at = at.iter().fold(0u64, |sum, byte| sum << 8 | u64::from(*byte));
+    for (at, value) in super::fuzzing::config_writes(data) {
         config.write(at, value);
     }
     assert_eq!((config.le32(0), config.le32(8)), (0, 0), "a driver cannot change the target");

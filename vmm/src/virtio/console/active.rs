@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::control::{FromDriver, HEADER, News, parse};
 use super::device::{F_MULTIPORT, F_SIZE, PORT_QUEUES};
 use super::port::ActivePort;
-use super::{Console, Port};
+use super::{Console, Port, space};
 use crate::virtio::chain::{Chain, RingFault, copy_from, copy_to};
 use crate::virtio::interrupt::Interrupts;
 use crate::virtio::queue::VirtQueue;
@@ -173,7 +173,7 @@ impl ActiveConsole {
     /// The host's side of a port has input, or another size.
     fn bell(&mut self, n: usize) -> Result<Progress, DeviceFault> {
         let _ = self.device.ports[n].bell.read();
-        if n == 0 && self.sized && self.device.update_size() {
+        if n == 0 && self.sized && space::update_size(&self.device.space, self.device.ports[0].terminal.size()) {
             // §5.3.5: a change of the configuration space, and with ports a message too.
             self.interrupts.config();
             if self.ports[0].ready {

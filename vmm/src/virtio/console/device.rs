@@ -7,6 +7,7 @@ use std::sync::Arc;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::active::ActiveConsole;
+use super::space;
 use crate::terminal::Terminal;
 use crate::virtio::device_config::DeviceConfig;
 use crate::virtio::{Activation, ActiveDevice, Device, DeviceFault, DeviceKind, F_COMMON};
@@ -15,6 +16,8 @@ use crate::virtio::{Activation, ActiveDevice, Device, DeviceFault, DeviceKind, F
 pub(super) const F_SIZE: u64 = 1 << 0;
 /// VIRTIO_CONSOLE_F_MULTIPORT: ports beyond 0, and control queues.
 pub(super) const F_MULTIPORT: u64 = 1 << 1;
+/// VIRTIO_CONSOLE_F_EMERG_WRITE: what is written to a field of the configuration space comes out, with or without queues.
+pub(super) const F_EMERG_WRITE: u64 = 1 << 2;
 /// Most ports of a console, port 0 included.
 pub const MAX_PORTS: usize = 16;
 /// Queues of a console without control: those of port 0.
@@ -57,29 +60,16 @@ pub struct Console {
     queue_sizes: Vec<u16>,
 }
 
-/// Offset of `cols` (le16), which `rows` (le16) follow.
-const COLUMNS: usize = 0;
-
 impl Console {
     /// A console with 1 to [`MAX_PORTS`] ports.
+    ///
+    /// # Panics
+    /// Without a port.
     pub fn new(name: String, ports: Vec<Port>) -> Self {
         debug_assert!((1..=MAX_PORTS).contains(&ports.len()));
         let queues = if ports.len() > 1 { PORT_QUEUES * (ports.len() + 1) } else { PORT_QUEUES };
-        // `cols` and `rows` (le16), `max_nr_ports` and `emerg_wr` (le32): virtio 1.3 §5.3.4. Emergency write is not
-        // offered: a driver may use it before the device is set up, and a byte that nobody has seen is overwritten.
-        let mut space = vec![0; 4];
-        space.extend(u32::try_from(ports.len()).unwrap_or(0).to_le_bytes());
-        space.extend([0; 4]);
-        let this = Self { name, ports, space: space.into(), queue_sizes: vec![QUEUE_SIZE; queues] };
-        this.update_size();
-        this
-    }
-
-    /// Follows the size of the window; `true` when it is another, so that the driver must be interrupted.
-    pub(super) fn update_size(&self) -> bool {
-        let size = self.ports.first().map(|port| port.terminal.size()).unwrap_or_default();
-        let [[a, b], [c, d]] = [size.columns.to_le_bytes(), size.rows.to_le_bytes()];
-        self.space.update(COLUMNS, &[a, b, c, d])
+        let space = space::declare(ports.len(), ports[0].terminal.clone());
+        Self { name, ports, space, queue_sizes: vec![QUEUE_SIZE; queues] }
     }
 }
 
@@ -93,7 +83,7 @@ impl Device for Console {
     }
 
     fn features(&self) -> u64 {
-        F_COMMON | F_SIZE | if self.ports.len() > 1 { F_MULTIPORT } else { 0 }
+        F_COMMON | F_SIZE | F_EMERG_WRITE | if self.ports.len() > 1 { F_MULTIPORT } else { 0 }
     }
 
     fn queue_sizes(&self) -> &[u16] {

@@ -11,24 +11,45 @@
 //!         4 receive, 5 transmit ..   port 1 ..
 //! ```
 //!
-//! [`control`] has the control messages, which go both ways; [`port`] the two data queues of one port.
+//! [`space`] has the configuration space; what a driver writes to its `emerg_wr` is output of port 0, whatever state the
+//! device is in. [`control`] has the control messages, which go both ways; [`port`] the two data queues of one port.
 
 mod active;
 mod control;
 mod device;
 mod port;
+mod space;
 #[cfg(test)]
 mod tests;
 
 pub use device::{Console, MAX_PORTS, Port};
 
-/// Fuzz entry: a hostile driver against the queues of three ports and of control.
+/// Fuzz entry: a hostile driver against the configuration space and the queues of three ports and of control.
 #[doc(hidden)]
 pub fn fuzz_console(data: &[u8]) {
-    let terminal = crate::terminal::Terminal::new("console", None, None);
-    let names = [None, Some("org.example.a".to_string()), Some("org.example.b".to_string())];
-    let ports = names.into_iter().map(|name| Port::new(name, terminal.clone())).collect::<Result<_, _>>();
-    if let Ok(ports) = ports {
-        super::fuzzing::drive(Box::new(Console::new("console".into(), ports)), data);
-    }
+    use super::{Device, fuzzing};
+    use crate::terminal::Terminal;
+    let (terminal, other) = (Terminal::new("console", None, None), Terminal::new("other", None, None));
+    let name = |name: &str| Some(name.to_string());
+    let ports = [(None, &terminal), (name("org.example.a"), &other), (name("org.example.b"), &other)];
+    let ports = ports.into_iter().map(|(name, terminal)| Port::new(name, terminal.clone())).collect::<Result<_, _>>();
+    let Ok(ports) = ports else {
+        return;
+    };
+    let device = Console::new("console".into(), ports);
+    let space = device.config_space();
+    let write = || {
+        let (bytes, mut out) = (space.to_vec(), terminal.stats().out_bytes);
+        for (at, data) in fuzzing::config_writes(data) {
+            space.write(at, data);
+            out += u64::from(at == 8 && !data.is_empty());
+        }
+        assert_eq!(
+            (space.to_vec(), terminal.stats().out_bytes),
+            (bytes, out),
+            "emergency writes come out, nothing else"
+        );
+    };
+    write();
+    fuzzing::drive_with(Box::new(device), data, |_| write());
 }

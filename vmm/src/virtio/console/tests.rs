@@ -1,3 +1,4 @@
+use std::io::ErrorKind::WouldBlock;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -18,6 +19,9 @@ const BELL: u8 = 0x80;
 /// VIRTIO_CONSOLE_F_SIZE and VIRTIO_CONSOLE_F_MULTIPORT.
 const SIZE: u64 = 1;
 const MULTIPORT: u64 = 2;
+/// VIRTIO_CONSOLE_F_EMERG_WRITE, and where it is written to.
+const EMERG_WRITE: u64 = 4;
+const EMERG_WR: u64 = 8;
 /// Control events.
 const DEVICE_READY: u16 = 0;
 const PORT_READY: u16 = 3;
@@ -205,6 +209,37 @@ fn single_port_offers_no_multiport_and_tells_its_size() {
     let device = console(&[&terminal]);
     assert_eq!(device.features() & (SIZE | MULTIPORT), SIZE);
     assert_eq!(device.config_space().to_vec(), [0x84, 0, 0x32, 0, 1, 0, 0, 0, 0, 0, 0, 0]);
+}
+
+#[test]
+fn emergency_writes_come_out_before_while_and_after_a_driver_uses_the_device() {
+    let ram = ram();
+    let ((first, mut host), (second, mut agent)) = (terminal("console"), terminal("agent"));
+    let device = console(&[&first, &second]);
+    assert_eq!(device.features() & EMERG_WRITE, EMERG_WRITE);
+    let space = device.config_space();
+    // Not even a feature is acknowledged.
+    space.write(EMERG_WR, &u32::from(b'a').to_le_bytes());
+    let mut drivers = drivers(&ram, 6);
+    let (mut active, _) = activate(&ram, device, &drivers, 0);
+    // The upper three bytes mean nothing.
+    space.write(EMERG_WR, &[b'b', 0xff, 0xff, 0xff]);
+    drivers[1].write(0x8_0000, b"-queue-");
+    drivers[1].chain(&[(0x8_0000, 7, false)]);
+    active.ready(1).unwrap();
+    space.write(EMERG_WR, b"c");
+    let device = active.deactivate().unwrap();
+    device.config_space().write(EMERG_WR, b"d");
+
+    let mut got = [0; 11];
+    host.read_exact(&mut got).unwrap();
+    assert_eq!(&got, b"ab-queue-cd");
+    assert_eq!((agent.read(&mut got).unwrap_err().kind(), second.stats().out_bytes), (WouldBlock, 0), "port 0 alone");
+    // Who comes late sees them as all other output.
+    let late = first.attach(true).unwrap();
+    let mut seen = [0; 11];
+    UnixStream::from(late.client).read_exact(&mut seen).unwrap();
+    assert_eq!((&seen, late.replayed, first.stats().out_bytes), (b"ab-queue-cd", 11, 11));
 }
 
 /// A console with the port `agent`, its driver ready, all news told.

@@ -8,20 +8,26 @@ use std::time::Duration;
 
 use super::{ECHO_PORT, IPERF, flow};
 use crate::guest::{registers, say};
-use crate::support::configure;
+use crate::support::{configure, send_frame_by_frame};
 
 fn word(name: &str) -> Option<String> {
     let cmdline = std::fs::read_to_string("/proc/cmdline").unwrap_or_default();
     cmdline.split_whitespace().find_map(|word| word.strip_prefix(name)).map(str::to_string)
 }
 
-/// Serves iperf3 and echoes; with a peer, asks that for its iperf3 and says what came out.
+/// Gives `eth0`, `eth1` and so on their addresses, serves iperf3 and echoes; with a peer, asks that for its iperf3 and says what came out.
 pub fn play() {
     let _ = std::fs::create_dir_all("/tmp");
-    let address = word("nested.address=").and_then(|a| a.parse().ok());
-    let Some(address) = address else { return say("no address") };
-    if let Err(e) = configure("eth0", address) {
-        return say(&format!("eth0: {e}"));
+    for (n, address) in word("nested.address=").unwrap_or_default().split(',').enumerate() {
+        let Ok(address) = address.parse() else { return say("no address") };
+        if let Err(e) = configure(&format!("eth{n}"), address) {
+            return say(&format!("eth{n}: {e}"));
+        }
+    }
+    for name in word("nested.frames=").iter().flat_map(|names| names.split(',')) {
+        if let Err(e) = send_frame_by_frame(name) {
+            return say(&format!("{name}: {e}"));
+        }
     }
     let server = Command::new(IPERF).args(["--server"]).stdout(std::process::Stdio::null()).spawn();
     std::thread::spawn(echo);

@@ -71,12 +71,24 @@ impl Guest {
         vcpus: u8,
         words: &str,
     ) -> Result<Self, String> {
+        let nets = vec![net(MacAddress([2, 0, 0, 0, 9, last]))];
+        Self::start_with(name, nets, files, vcpus, &format!("nested.address=10.9.0.{last} {words}"))
+    }
+
+    /// The same with several cards, whose addresses are among the words.
+    fn start_with(
+        name: &str,
+        nets: Vec<NetConfig>,
+        files: Vec<OwnedFd>,
+        vcpus: u8,
+        words: &str,
+    ) -> Result<Self, String> {
         let (reader, writer) = pipe()?;
         let mut config = config(name, "net");
-        config.cmdline = format!("{} nested.address=10.9.0.{last} {words}", config.cmdline);
+        config.cmdline = format!("{} {words}", config.cmdline);
         config.vcpus = vcpus;
         config.initrd = Some(FileRef::Path(initrd()?.into()));
-        config.nets = vec![net(MacAddress([2, 0, 0, 0, 9, last]))];
+        config.nets = nets;
         config.console = Some(ConsoleConfig::to(FileRef::Fd(4)));
         config.jail = JAIL;
         let mut all: Vec<OwnedFd> = vec![writer.into()];
