@@ -87,6 +87,7 @@ impl Agent {
                     self.say("warning", "aborting, as the controller ordered (debug.node.abort)");
                     std::process::abort();
                 }
+                debug::RESOURCES => self.say("info", &debug::resources()),
                 _ => self.say("info", &debug::memory()),
             }
         }
