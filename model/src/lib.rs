@@ -6,7 +6,7 @@
 //! 3. A fault belongs to an object: [`desired::Fault`] names it, says what was expected, found and what happens next.
 //! 4. Units live in names (`memory_bytes`, `interval_seconds`) or types.
 //!
-//! Reading order: [`desired`], [`net`], [`storage`], [`app`], [`slot`], [`base_os`], [`properties`], [`observed`], [`boot`], [`guest`].
+//! Reading order: [`desired`], [`net`], [`storage`], [`app`], [`slot`], [`base_os`], [`properties`], [`observed`], [`resources`], [`boot`], [`guest`].
 #![forbid(unsafe_code)]
 
 pub mod app;
@@ -17,6 +17,7 @@ pub mod guest;
 pub mod net;
 pub mod observed;
 pub mod properties;
+pub mod resources;
 pub mod slot;
 pub mod storage;
 

@@ -30,8 +30,8 @@ pub struct Properties {
     /// `newlog.allow.fastupload`.
     pub fast_log_upload: bool,
     /// Properties that were given and are not known here, as they came. Images signed with development keys look among them for
-    /// `debug.node.abort` (the agent aborts each time its text changes) and `debug.memory` (one log line with every host process's
-    /// memory each time its text changes); see `init/node/src/debug.rs`.
+    /// `debug.node.abort` (the agent aborts each time its text changes), `debug.memory` and `debug.resources` (one log line about
+    /// every host process each time its text changes); see `init/node/src/debug.rs`.
     pub unknown: Vec<(String, String)>,
 }
 

@@ -256,6 +256,7 @@ impl Agent {
     async fn turn_network(&mut self) {
         let numbers = self.store.now.numbers.clone();
         let networked = self.networked();
+        let running: BTreeSet<Uuid> = self.runtimes.iter().filter(|(_, r)| r.has_vm()).map(|(id, _)| *id).collect();
         let (addresses, texts) = self
             .network
             .turn(
@@ -264,6 +265,7 @@ impl Agent {
                 self.store.now.ports_worked.as_deref(),
                 &|app| vms::FIRST_UID + numbers.get(&app).copied().unwrap_or(0),
                 &self.store.now.addresses,
+                &running,
             )
             .await;
         self.store.now.addresses = addresses;

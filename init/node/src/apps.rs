@@ -230,6 +230,12 @@ fn retry_after(failures: u32, longest: Duration) -> Duration {
 }
 
 impl Runtime {
+    /// Its VM is there, so what it holds may not be taken from under it.
+    #[must_use]
+    pub fn has_vm(&self) -> bool {
+        matches!(self.vm, Vm::Running { .. } | Vm::Stopping)
+    }
+
     /// Notes that the VM runs.
     pub fn started(&mut self, now: Duration, tag: String) {
         self.vm = Vm::Running { since: now, tag };

@@ -5,6 +5,7 @@
 //! |---|---|
 //! | `debug.node.abort` | the agent aborts, as by a fault of its own; PID 1 starts it again, apps must not notice |
 //! | `debug.memory` | one log line with the memory of every process of the host |
+//! | `debug.resources` | one log line with what the processes of the host hold: [`crate::resources`] as JSON |
 
 use holdfast_format::release::Kind;
 use std::collections::BTreeMap;
@@ -15,13 +16,16 @@ pub const ABORT: &str = "debug.node.abort";
 /// Tells memory.
 pub const MEMORY: &str = "debug.memory";
 
+/// Tells what is held.
+pub const RESOURCES: &str = "debug.resources";
+
 /// Orders that are due: names of properties. `seen` is what was followed before and must be on disk before anything is done.
 pub fn due(kind: Kind, properties: &[(String, String)], seen: &mut BTreeMap<String, String>) -> Vec<&'static str> {
     let mut due = Vec::new();
     if kind != Kind::Dev {
         return due;
     }
-    for name in [MEMORY, ABORT] {
+    for name in [MEMORY, RESOURCES, ABORT] {
         let text = properties.iter().find(|(key, _)| key == name).map_or("", |(_, text)| text);
         let old = seen.get(name).map_or("", String::as_str);
         if text == old {
@@ -62,6 +66,13 @@ pub fn memory() -> String {
         })
         .collect();
     format!("memory: {}", parts.join(", "))
+}
+
+/// What the processes of the host hold: `resources: {...}`.
+#[must_use]
+pub fn resources() -> String {
+    // Maps with text as keys and numbers: there is nothing in them that JSON has not.
+    format!("resources: {}", serde_json::to_string(&crate::resources::look()).unwrap_or_default())
 }
 
 /// Resident KiB of one process.

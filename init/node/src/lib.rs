@@ -10,7 +10,7 @@
 //!
 //! Reading order: [`agent`] (the loop), [`boot`] and [`trust`] (what this boot is, keys, vault), [`recovery`] (a vault that this boot
 //! cannot unseal), [`session`] (the controller's side), [`network`], [`ports`] and [`services`], [`contents`] and [`jobs`], [`volumes`], [`apps`] (what to do about each) and [`vms`], [`update`],
-//! [`reports`], [`vmstats`], [`logs`], [`store`], [`supervisor`], [`seqpacket`], [`machine`], [`debug`].
+//! [`reports`], [`vmstats`], [`logs`], [`store`], [`supervisor`], [`seqpacket`], [`machine`], [`debug`] and [`resources`].
 #![forbid(unsafe_code)]
 
 pub mod agent;
@@ -25,6 +25,7 @@ pub mod network;
 pub mod ports;
 pub mod recovery;
 pub mod reports;
+pub mod resources;
 pub mod seqpacket;
 pub mod services;
 pub mod session;

@@ -27,7 +27,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::rc::Rc;
 use tokio::sync::mpsc;
@@ -53,6 +52,8 @@ pub struct Network {
     dirty: bool,
     retry: Option<std::time::Instant>,
     planned_for: Option<(Desired, Allocations)>,
+    /// Apps whose VM runs on taps of another kind than its next start needs.
+    held: BTreeSet<Uuid>,
     test: PortTest,
     /// The config that the test is about.
     tested: ports::Config,
@@ -89,6 +90,7 @@ impl Network {
             dirty: true,
             retry: None,
             planned_for: None,
+            held: BTreeSet::new(),
             test: PortTest::new(machine::now(), false),
             tested: ports::Config::default(),
         };
@@ -200,7 +202,8 @@ impl Network {
         Some(said.to_owned())
     }
 
-    /// Makes the networks as they are wanted; returns the allocations to keep and what is worth saying.
+    /// Makes the networks as they are wanted; returns the allocations to keep and what is worth saying. The taps of apps
+    /// that are `running` keep their kind.
     pub async fn turn(
         &mut self,
         desired: &Desired,
@@ -208,11 +211,13 @@ impl Network {
         worked: Option<&str>,
         uid_of: &dyn Fn(Uuid) -> u32,
         allocations: &Allocations,
+        running: &BTreeSet<Uuid>,
     ) -> (Allocations, Vec<String>) {
         let mut texts: Vec<String> = self.choose_ports(desired, configured, worked).into_iter().collect();
         let due = self.retry.is_some_and(|at| std::time::Instant::now() >= at);
         let same = self.planned_for.as_ref().is_some_and(|(d, a)| d == desired && a == allocations);
-        if same && !self.dirty && !due {
+        let released = !self.held.is_subset(running);
+        if same && !self.dirty && !due && !released {
             return (allocations.clone(), texts);
         }
         self.dirty = false;
@@ -223,7 +228,7 @@ impl Network {
         let links = physical_links(self.driver.netlink()).await.unwrap_or_default();
         let effective = self.effective(desired, configured, &links);
         let app_uids: BTreeMap<Uuid, u32> = effective.apps.iter().map(|a| (a.id, uid_of(a.id))).collect();
-        let made =
+        let mut made =
             plan(&Input { desired: &effective, links: &links, leases: &self.leases, allocations, app_uids: &app_uids });
         for fault in &made.faults {
             texts.push(fault.text.clone());
@@ -235,6 +240,7 @@ impl Network {
             }
             self.adopted = true;
         }
+        self.held = made.hold_kinds(self.reconciler.current(), running);
         let before = self.states.clone();
         self.reconciler.set_intended(made.graph.clone());
         let leaving = services_to_stop(&made.graph, self.reconciler.current());
@@ -328,15 +334,6 @@ impl Network {
             .collect()
     }
 
-    /// Attaches to the tap of an app's interface.
-    ///
-    /// # Errors
-    /// When it is not there or in use.
-    pub fn open_tap(&mut self, name: &str) -> Result<OwnedFd> {
-        let mut queues = holdfast_links::tap::attach(name, 1)?;
-        queues.pop().with_context(|| format!("tap {name} has no queue"))
-    }
-
     fn taps(&self, app: Uuid) -> Vec<&TapPlan> {
         let mut list: Vec<&TapPlan> = self.plan.iter().flat_map(|p| p.taps.iter()).filter(|t| t.app == app).collect();
         list.sort_by_key(|t| t.index);
@@ -371,7 +368,12 @@ impl Network {
                     _ => return Err(Readiness::Coming(AppState::AwaitNetworkInstance)),
                 }
             }
-            nics.push(Nic { tap: tap.tap.clone(), mac: tap.mac, mtu: u16::try_from(tap.mtu).unwrap_or(1500) });
+            nics.push(Nic {
+                tap: tap.tap.clone(),
+                mac: tap.mac,
+                mtu: u16::try_from(tap.mtu).unwrap_or(1500),
+                queue_pairs: tap.queue_pairs,
+            });
         }
         Ok(nics)
     }

@@ -30,6 +30,7 @@ use holdfast_model::observed::{AttestationState, DeviceState, Observed};
 use holdfast_plan::Allocations;
 use holdfast_slots::trial::{Deadlines, Health, Verdict, judge};
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::{Duration, SystemTime};
 use tokio::sync::{mpsc, watch};
@@ -105,7 +106,8 @@ pub async fn run(boot: &Boot, paths: &Paths, supervisor: &Rc<RefCell<Supervisor>
             },
             _ = tick.tick() => {}
         }
-        let (_, texts) = network.turn(&Desired::default(), false, None, &|_| 0, &Allocations::default()).await;
+        let (_, texts) =
+            network.turn(&Desired::default(), false, None, &|_| 0, &Allocations::default(), &BTreeSet::new()).await;
         texts.iter().for_each(|text| say(text));
         addresses.send_replace(network.management_addresses());
         let now = machine::now();

@@ -65,6 +65,8 @@ pub struct Nic {
     pub mac: Mac,
     /// MTU in bytes.
     pub mtu: u16,
+    /// Queue pairs, 1 to 16 and at most one for each vCPU; the tap is for several queues when there are several.
+    pub queue_pairs: u16,
 }
 
 /// Everything that a start needs.
@@ -183,7 +185,7 @@ impl Fds {
     }
 }
 
-/// Starts the VM; `open_tap` attaches to a tap of the network plan.
+/// Starts the VM; `open_tap` attaches to the tap of a NIC of the network plan, once for each queue pair.
 ///
 /// # Errors
 /// A file, device or tap that is not there, named; PID 1's refusal.
@@ -191,7 +193,7 @@ pub fn start(
     supervisor: &mut Supervisor,
     plan: &Plan,
     control_folder: &Path,
-    open_tap: &dyn Fn(&str) -> Result<OwnedFd>,
+    open_tap: &dyn Fn(&Nic) -> Result<Vec<OwnedFd>>,
 ) -> Result<()> {
     let name = &plan.app.name;
     let unit = unit_of(plan.app.id);
@@ -228,10 +230,10 @@ pub fn start(
 
     let mut nets = Vec::new();
     for nic in &plan.nics {
-        let tap = TapRef::Fd(fds.add(open_tap(&nic.tap)?));
+        let taps = open_tap(nic)?;
         // Without vhost the frames go through the VMM: slower, and still right.
-        let vhost = write(Path::new("/dev/vhost-net")).ok().map(|f| VhostRef::Fd(fds.add(f)));
-        nets.push(NetConfig { vhost, mtu: Some(nic.mtu), ..NetConfig::new(MacAddress(nic.mac), tap) });
+        let vhosts = taps.iter().map(|_| write(Path::new("/dev/vhost-net")).ok()).collect();
+        nets.push(card(nic, taps, vhosts, &mut fds));
     }
 
     let uid = FIRST_UID + plan.number;
@@ -278,6 +280,18 @@ pub fn start(
     let borrowed: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
     supervisor.start(&spec, &borrowed).with_context(|| format!("app {name}: unit {unit}"))?;
     Ok(())
+}
+
+/// The VMM's view of a NIC: its queues of the tap, and as many vhost-nets or none.
+fn card(nic: &Nic, taps: Vec<OwnedFd>, vhosts: Option<Vec<File>>, fds: &mut Fds) -> NetConfig {
+    let taps = taps.into_iter().map(|fd| fds.add(fd)).collect();
+    let vhost = vhosts.map(|list| VhostRef::Fds(list.into_iter().map(|file| fds.add(file)).collect()));
+    NetConfig {
+        vhost,
+        queue_pairs: nic.queue_pairs,
+        mtu: Some(nic.mtu),
+        ..NetConfig::new(MacAddress(nic.mac), TapRef::Fds(taps))
+    }
 }
 
 /// Makes (or makes again) the writable layers and blank volumes that the plan names.
@@ -378,6 +392,27 @@ mod tests {
         c.app.restart_counter = 9;
         assert_ne!(a.tag(), b.tag());
         assert_eq!(a.tag(), c.tag());
+    }
+
+    #[test]
+    fn a_card_has_a_tap_queue_and_a_vhost_for_each_pair() {
+        let null = || File::open("/dev/null").unwrap();
+        let nic = |queue_pairs| Nic { tap: "tap-x".into(), mac: [2, 0, 0, 0, 0, 1], mtu: 1400, queue_pairs };
+        let mut fds = Fds::default();
+        let several = card(&nic(2), vec![null().into(), null().into()], Some(vec![null(), null()]), &mut fds);
+        assert_eq!((several.queue_pairs, several.mtu), (2, Some(1400)));
+        assert_eq!((several.tap, several.vhost), (Some(TapRef::Fds(vec![4, 5])), Some(VhostRef::Fds(vec![6, 7]))));
+        let one = card(&nic(1), vec![null().into()], None, &mut fds);
+        assert_eq!((one.queue_pairs, one.tap, one.vhost), (1, Some(TapRef::Fds(vec![8])), None));
+    }
+
+    #[test]
+    fn the_most_cards_and_disks_fit_into_one_packet_of_the_unit_protocol() {
+        // Configuration, control socket, KVM, kernel, initrd, three disks of the app itself.
+        let own = 8;
+        let pairs = (1..=16).map(|nics| nics * usize::from(holdfast_plan::queue_pairs(64, nics))).max().unwrap();
+        assert_eq!(pairs, 16);
+        assert!(own + 2 * pairs <= holdfast_supervise::MAX_FDS);
     }
 
     #[test]

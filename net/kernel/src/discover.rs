@@ -121,7 +121,9 @@ fn link_item(link: &Link, intended: &Graph<NetItem>, name_of: &impl Fn(u32) -> O
     let mtu = if link.up { link.mtu } else { 0 };
     match link.kind.as_str() {
         "bridge" if link.ours => Some(NetItem::Bridge(Bridge { name, mac: link.mac, mtu })),
-        "tun" if link.ours => Some(NetItem::Tap(Tap { name, owner_uid: link.tun_owner?, mtu })),
+        "tun" if link.ours => {
+            Some(NetItem::Tap(Tap { name, owner_uid: link.tun_owner?, multi_queue: link.tun_multi_queue, mtu }))
+        }
         "vlan" if link.ours => {
             Some(NetItem::Vlan(Vlan { name, parent: name_of(link.lower?)?, id: link.vlan_id?, mtu }))
         }

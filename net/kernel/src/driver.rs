@@ -167,7 +167,7 @@ impl<S: Services> NetDriver<S> {
                 self.finish_link(&i.name, i.mtu).await?;
             }
             NetItem::Tap(i) => {
-                tap::create(&mut self.rtnl, &i.name, i.owner_uid).await?;
+                tap::create(&mut self.rtnl, &i.name, i.owner_uid, i.multi_queue).await?;
                 self.finish_link(&i.name, i.mtu).await?;
             }
             NetItem::BridgePort(i) => {

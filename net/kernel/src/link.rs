@@ -40,6 +40,8 @@ pub struct Link {
     pub vlan_id: Option<u16>,
     /// Owner, for a tap.
     pub tun_owner: Option<u32>,
+    /// For several queues, for a tap.
+    pub tun_multi_queue: bool,
     /// Frames do not pass to other isolated ports of its bridge.
     pub isolated: bool,
     /// Made by this program.
@@ -64,6 +66,7 @@ impl From<LinkMessage> for Link {
             kind: String::new(),
             vlan_id: None,
             tun_owner: None,
+            tun_multi_queue: false,
             isolated: false,
             ours: false,
             counters: InterfaceCounters::default(),
@@ -92,7 +95,10 @@ fn read_info(info: &LinkInfo, link: &mut Link) {
         LinkInfo::Data(InfoData::Vlan(data)) => {
             link.vlan_id = data.iter().find_map(|v| if let InfoVlan::Id(id) = v { Some(*id) } else { None });
         }
-        LinkInfo::Data(InfoData::Tun(data)) => link.tun_owner = data.iter().find_map(tun_owner),
+        LinkInfo::Data(InfoData::Tun(data)) => {
+            link.tun_owner = tun_value(data, IFLA_TUN_OWNER).map(u32::from_ne_bytes);
+            link.tun_multi_queue = tun_value(data, IFLA_TUN_MULTI_QUEUE).is_some_and(|[flag]| flag != 0);
+        }
         LinkInfo::PortData(InfoPortData::BridgePort(data)) => {
             link.isolated = data.contains(&InfoBridgePort::Isolated(true));
         }
@@ -100,15 +106,16 @@ fn read_info(info: &LinkInfo, link: &mut Link) {
     }
 }
 
-/// `IFLA_TUN_OWNER`, which the crate has no name for.
-fn tun_owner(data: &InfoTun) -> Option<u32> {
-    const OWNER: u16 = 1;
-    let mut uid = [0; 4];
-    if data.kind() != OWNER || data.value_len() != uid.len() {
-        return None;
-    }
-    data.emit_value(&mut uid);
-    Some(u32::from_ne_bytes(uid))
+/// Attributes of a tap that the crate has no names for (`linux/if_link.h`).
+const IFLA_TUN_OWNER: u16 = 1;
+const IFLA_TUN_MULTI_QUEUE: u16 = 7;
+
+/// The value of an attribute, if the list has it with `SIZE` bytes.
+fn tun_value<const SIZE: usize>(data: &[InfoTun], attribute: u16) -> Option<[u8; SIZE]> {
+    let found = data.iter().find(|d| d.kind() == attribute && d.value_len() == SIZE)?;
+    let mut value = [0; SIZE];
+    found.emit_value(&mut value);
+    Some(value)
 }
 
 fn counters(stats: &Stats64) -> InterfaceCounters {

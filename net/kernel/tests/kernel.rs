@@ -4,11 +4,16 @@
 use holdfast_links::tap::{attach, mtu};
 use holdfast_model::net::Prefix;
 use holdfast_netkernel::route::KernelRoute;
-use holdfast_netkernel::{Event, Monitor, Netlink, PROTOCOL, Rtnl, sys, sysctl, tap};
+use holdfast_netkernel::{
+    Event, Monitor, NetDriver, Netlink, PROTOCOL, Prepared, Rtnl, Services, discover, sys, sysctl, tap,
+};
 use holdfast_plan::firewall::*;
-use holdfast_plan::item::PolicyRule;
+use holdfast_plan::item::{Bridge, BridgePort, NetItem, PolicyRule, Service, Tap};
+use holdfast_plan::rules::TABLE;
+use holdfast_reconcile::{Backoff, Graph, Reconciler};
 use std::net::Ipv4Addr;
 use std::process::Command;
+use std::time::Instant;
 
 /// Moves this test's thread into a fresh namespace.
 fn namespace() -> bool {
@@ -54,9 +59,9 @@ async fn links_are_made_read_back_and_removed() {
     let mut n = Rtnl::new().expect("netlink");
     let mac = [2, 0, 0, 0, 0, 9];
     n.add_bridge("br-t", mac).await.expect("bridge");
-    tap::create(&mut n, "tap-t", 2003).await.expect("tap");
-    tap::create(&mut n, "tap-t", 2003).await.expect("again is no error");
-    assert!(tap::create(&mut n, "tap-t", 2004).await.is_err());
+    tap::create(&mut n, "tap-t", 2003, false).await.expect("tap");
+    tap::create(&mut n, "tap-t", 2003, false).await.expect("again is no error");
+    assert!(tap::create(&mut n, "tap-t", 2004, false).await.is_err());
     dummy(&mut n, "v0").await;
     let v0 = n.link("v0").await.expect("v0");
     // Not every machine that runs the tests has VLANs.
@@ -95,6 +100,101 @@ async fn links_are_made_read_back_and_removed() {
     }
     let error = n.link("br-t").await.expect_err("gone").to_string();
     assert!(error.starts_with("interface br-t does not exist; present are lo, "), "{error}");
+}
+
+#[tokio::test]
+async fn taps_of_both_kinds_are_made_and_told_apart() {
+    if !namespace() {
+        return;
+    }
+    let mut n = Rtnl::new().expect("netlink");
+    let mut nft = Netlink::netfilter().expect("netlink");
+    for (name, multi_queue, most) in [("tap-1", false, 1), ("tap-4", true, 4)] {
+        for _ in 0..2 {
+            tap::create(&mut n, name, 2003, multi_queue).await.expect("a second time is no error");
+        }
+        let link = n.link(name).await.expect("tap");
+        assert_eq!((link.tun_owner, link.tun_multi_queue), (Some(2003), multi_queue), "{name}");
+        let queues = attach(name, most).expect("attach");
+        assert_eq!(queues.len(), usize::from(most));
+        tap::create(&mut n, name, 2003, multi_queue).await.expect("a VM is not disturbed");
+        n.mark_ours(&link).await.expect("mark");
+        if let Some(text) = witness("ip", &["-d", "link", "show", name]) {
+            assert_eq!(text.contains("multi_queue numqueues 4"), multi_queue, "{text}");
+        }
+    }
+    let error = tap::create(&mut n, "tap-1", 2003, true).await.expect_err("other kind").to_string();
+    assert!(error.contains("tap tap-1") && error.contains("one with one queue has the name"), "{error}");
+    let error = tap::create(&mut n, "tap-4", 2003, false).await.expect_err("other kind").to_string();
+    assert!(error.contains("tap tap-4") && error.contains("one with several queues has the name"), "{error}");
+    let found = discover::discover(&mut n, &mut nft, "/nonexistent".as_ref(), &Graph::new()).await.expect("discover");
+    for (name, multi_queue) in [("tap-1", false), ("tap-4", true)] {
+        let Some(NetItem::Tap(tap)) = found.get(&NetItem::link_key(name)) else { panic!("{name}: not in {found:?}") };
+        assert_eq!(tap.multi_queue, multi_queue, "{name}");
+    }
+}
+
+/// No services: the networks here need none.
+struct NoServices;
+
+impl Services for NoServices {
+    async fn start(&mut self, service: &Service, _: Prepared) -> Result<(), String> {
+        Err(format!("{} is not to be started", service.name))
+    }
+
+    async fn update(&mut self, _: &Service, new: &Service) -> Result<(), String> {
+        Err(format!("{} is not to be changed", new.name))
+    }
+
+    async fn stop(&mut self, service: &Service) -> Result<(), String> {
+        Err(format!("{} is not to be stopped", service.name))
+    }
+
+    async fn running(&mut self) -> Vec<Service> {
+        Vec::new()
+    }
+}
+
+/// A tap in a bridge behind the firewall.
+fn bridged_tap(multi_queue: bool) -> Graph<NetItem> {
+    let table = |family| NetItem::Nftables(Table { family, name: TABLE.into(), chains: Vec::new() });
+    let mut graph = Graph::new();
+    graph.extend([
+        table(Family::Inet),
+        table(Family::Bridge),
+        NetItem::Bridge(Bridge { name: "br-t".into(), mac: [2, 0, 0, 0, 0, 9], mtu: 1400 }),
+        NetItem::Tap(Tap { name: "tap-t".into(), owner_uid: 2003, multi_queue, mtu: 1400 }),
+        NetItem::BridgePort(BridgePort { port: "tap-t".into(), bridge: "br-t".into(), isolated: true }),
+    ]);
+    graph
+}
+
+#[tokio::test]
+async fn a_tap_changes_its_kind_by_being_made_anew_also_after_a_restart_of_the_agent() {
+    if !namespace() {
+        return;
+    }
+    let folder = tempfile::tempdir().expect("folder");
+    let mut driver = NetDriver::new(NoServices, folder.path().join("resolv.conf")).expect("driver");
+    let mut n = Rtnl::new().expect("netlink");
+    let mut before = 0;
+    for queues in [1, 4, 4, 1] {
+        // A fresh reconciler each time, as after a restart: what is there is found in the kernel.
+        let mut reconciler = Reconciler::new(Backoff::default());
+        let intended = bridged_tap(queues > 1);
+        reconciler.adopt(driver.discover(&intended).await.expect("discover"));
+        reconciler.set_intended(intended);
+        let report = reconciler.run(&mut driver, Instant::now()).await;
+        assert!(report.failed == 0 && reconciler.is_settled(), "{queues}: {:?}", reconciler.states());
+
+        let bridge = n.link("br-t").await.expect("bridge");
+        let tap = n.link("tap-t").await.expect("tap");
+        assert_eq!((tap.tun_multi_queue, tap.tun_owner, tap.mtu), (queues > 1, Some(2003), 1400));
+        assert_eq!((tap.master, tap.isolated, tap.up, tap.ours), (Some(bridge.index), true, true, true));
+        drop(attach("tap-t", queues).expect("the VMM attaches"));
+        assert_eq!(tap.index == before, report.done == 0, "only a tap that is right stays");
+        before = tap.index;
+    }
 }
 
 #[tokio::test]

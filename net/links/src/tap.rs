@@ -78,8 +78,8 @@ pub fn mtu(name: &str) -> Result<u32, TapError> {
 }
 
 /// Descriptors for the frames of an existing tap, one for each of 1 to [`MAX_QUEUES`] queue pairs: non-blocking, header
-/// of [`HEADER`] bytes, no offloads (the VMM sets those that its guest accepts). Another holder makes it an error. System
-/// calls only, no message to wait for.
+/// of [`HEADER`] bytes, no offloads (the VMM sets those that its guest accepts). Another holder of a tap of one queue makes
+/// it an error; a multi-queue tap takes more. System calls only, no message to wait for.
 ///
 /// # Errors
 /// [`TapError`].

@@ -15,6 +15,10 @@ use uuid::Uuid;
 
 const DEFAULT_MTU: u32 = 1500;
 const LEASE_SECONDS: u32 = 3600;
+/// Queue pairs of one NIC: more than this many processors of a guest rarely wait for the network at once.
+const MAX_NIC_PAIRS: u32 = 4;
+/// Queue pairs of all NICs of an app: each is two descriptors that travel to the VMM in one packet, which takes 64 in all.
+const MAX_APP_PAIRS: u32 = 16;
 /// Priorities of the two routing rules of an instance; after `local` (0), before `main` (32766).
 const CONNECTED_RULE: u32 = 1000;
 const UPLINK_RULE: u32 = 1001;
@@ -64,8 +68,27 @@ pub struct TapPlan {
     pub address: Option<Ipv4Addr>,
     /// MTU in bytes.
     pub mtu: u32,
+    /// Queue pairs of the guest's NIC, as [`queue_pairs`] says.
+    pub queue_pairs: u16,
     /// Access rules in order.
     pub rules: Vec<Rule>,
+}
+
+impl TapPlan {
+    /// The tap has to be one for several queues.
+    #[must_use]
+    pub fn multi_queue(&self) -> bool {
+        self.queue_pairs > 1
+    }
+}
+
+/// Queue pairs of each of an app's `nics` virtio-net cards: one for each vCPU up to 4, and all cards alike, so that they have
+/// at most 16 together (a card has at least one).
+#[must_use]
+pub fn queue_pairs(vcpus: u32, nics: usize) -> u16 {
+    let nics = u32::try_from(nics).unwrap_or(u32::MAX).max(1);
+    let pairs = vcpus.min(MAX_NIC_PAIRS).min(MAX_APP_PAIRS / nics).max(1);
+    u16::try_from(pairs).unwrap_or(1)
 }
 
 pub(crate) struct Instances {
@@ -241,6 +264,7 @@ fn interfaces(
             mac,
             address,
             mtu: plan.mtu,
+            queue_pairs: queue_pairs(app.vcpus, app.interfaces.len()),
             rules: f.rules.clone(),
         });
     }
@@ -278,6 +302,7 @@ fn items(
         graph.insert(NetItem::Tap(Tap {
             name: t.tap.clone(),
             owner_uid: input.app_uids.get(&t.app).copied().unwrap_or(0),
+            multi_queue: t.multi_queue(),
             mtu: t.mtu,
         }));
         graph.insert(NetItem::BridgePort(BridgePort {

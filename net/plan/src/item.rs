@@ -116,6 +116,8 @@ pub struct Tap {
     pub name: String,
     /// User that may attach to it.
     pub owner_uid: u32,
+    /// For several queues, one descriptor each; a tap of one queue is of the other kind. The kernel lets nobody change it.
+    pub multi_queue: bool,
     /// MTU in bytes.
     pub mtu: u32,
 }
@@ -330,7 +332,7 @@ impl Item for NetItem {
             | (Self::Sysctl(_), Self::Sysctl(_))
             | (Self::Nftables(_), Self::Nftables(_))
             | (Self::Resolver(_), Self::Resolver(_)) => Modify,
-            (Self::Tap(a), Self::Tap(b)) if a.owner_uid == b.owner_uid => Modify,
+            (Self::Tap(a), Self::Tap(b)) if a.owner_uid == b.owner_uid && a.multi_queue == b.multi_queue => Modify,
             (Self::Vlan(a), Self::Vlan(b)) if a.parent == b.parent && a.id == b.id => Modify,
             (Self::BridgePort(a), Self::BridgePort(b)) if a.bridge == b.bridge => Modify,
             (Self::Service(a), Self::Service(b)) if a.link == b.link => match (&a.kind, &b.kind) {
@@ -351,7 +353,10 @@ impl fmt::Display for NetItem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Bridge(b) => write!(f, "bridge {} {} mtu {}", b.name, mac_text(b.mac), b.mtu),
-            Self::Tap(t) => write!(f, "tap {} uid {} mtu {}", t.name, t.owner_uid, t.mtu),
+            Self::Tap(t) => {
+                let kind = if t.multi_queue { "several queues" } else { "one queue" };
+                write!(f, "tap {} uid {} mtu {}, {kind}", t.name, t.owner_uid, t.mtu)
+            }
             other => write!(f, "{}", other.key()),
         }
     }

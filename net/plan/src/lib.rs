@@ -21,7 +21,7 @@ pub mod ports;
 pub mod rules;
 
 pub use address::Allocations;
-pub use instances::{InstancePlan, TapPlan};
+pub use instances::{InstancePlan, TapPlan, queue_pairs};
 pub use item::{ItemKey, NetItem};
 pub use ports::{PortPlan, last_resort, link_of};
 
@@ -29,7 +29,7 @@ use holdfast_model::desired::{Desired, Fault};
 use holdfast_model::net::Mac;
 use holdfast_netsvc::config::Lease;
 use holdfast_reconcile::Graph;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use uuid::Uuid;
 
 /// A physical interface that is present.
@@ -73,6 +73,27 @@ pub struct Plan {
     pub instances: Vec<InstancePlan>,
     /// Interfaces of apps.
     pub taps: Vec<TapPlan>,
+}
+
+impl Plan {
+    /// Leaves each tap of `current` the kind that it has (one queue or several) while its app's VM runs: a tap changes its kind
+    /// only by being made anew, which would cut the VM off its network. [`TapPlan::queue_pairs`] stays what the app's next
+    /// start uses. Gives the apps that were held to an old kind: once one of them runs no more, plan again.
+    #[must_use]
+    pub fn hold_kinds(&mut self, current: &Graph<NetItem>, running: &BTreeSet<Uuid>) -> BTreeSet<Uuid> {
+        let mut held = BTreeSet::new();
+        for planned in self.taps.iter().filter(|t| running.contains(&t.app)) {
+            let key = NetItem::link_key(&planned.tap);
+            if let (Some(NetItem::Tap(have)), Some(NetItem::Tap(want))) = (current.get(&key), self.graph.get(&key))
+                && have.multi_queue != want.multi_queue
+            {
+                let tap = item::Tap { multi_queue: have.multi_queue, ..want.clone() };
+                self.graph.insert(NetItem::Tap(tap));
+                held.insert(planned.app);
+            }
+        }
+        held
+    }
 }
 
 /// Makes the plan.

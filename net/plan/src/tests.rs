@@ -4,7 +4,7 @@ use crate::item::{Hop, ServiceKind};
 use holdfast_model::app::App;
 use holdfast_model::desired::ObjectKind;
 use holdfast_model::net::{self, AppInterface, InstanceKind, NetworkInstance, Protocol, RuleAction};
-use holdfast_reconcile::Item;
+use holdfast_reconcile::{Action, Item, diff};
 use std::net::Ipv4Addr;
 
 fn uuid(n: u128) -> Uuid {
@@ -152,6 +152,90 @@ fn local_network_has_service_tap_and_routes_over_its_uplink() {
     assert!(p.graph.contains(&ItemKey::PolicyRule(1001, bridge)));
     let through = p.graph.get(&ItemKey::Route(names::table(uuid(1)), "0.0.0.0/0".into(), 100));
     assert!(matches!(through, Some(NetItem::Route(r)) if matches!(r.hop, Hop::Gateway { .. })));
+}
+
+#[test]
+fn queue_pairs_follow_the_vcpus_and_are_shared_by_the_cards() {
+    for (vcpus, nics, pairs) in [
+        (1, 1, 1),
+        (2, 1, 2),
+        (4, 1, 4),
+        (64, 1, 4),
+        (4, 4, 4),
+        (4, 5, 3),
+        (2, 5, 2),
+        (4, 8, 2),
+        (4, 9, 1),
+        (4, 16, 1),
+        (4, 17, 1),
+        (4, 0, 4),
+    ] {
+        assert_eq!(queue_pairs(vcpus, nics), pairs, "{vcpus} vCPUs, {nics} cards");
+    }
+}
+
+/// The tap of app 11 when it has so many vCPUs.
+fn with_vcpus(vcpus: u32) -> Plan {
+    let mut d = desired();
+    d.apps[0].vcpus = vcpus;
+    make(&d, true, &Allocations::default())
+}
+
+fn is_multi_queue(plan: &Plan, app: u128) -> bool {
+    match plan.graph.get(&NetItem::link_key(&names::tap(uuid(app), 0))) {
+        Some(NetItem::Tap(tap)) => tap.multi_queue,
+        other => panic!("no tap: {other:?}"),
+    }
+}
+
+#[test]
+fn a_tap_is_for_several_queues_when_its_app_has_several_vcpus() {
+    let [one, four] = [1, 4].map(with_vcpus);
+    assert_eq!([&one, &four].map(|p| (p.taps[0].queue_pairs, is_multi_queue(p, 11))), [(1, false), (4, true)]);
+    assert!(!is_multi_queue(&four, 12), "the neighbour has one vCPU");
+}
+
+#[test]
+fn a_tap_of_another_kind_is_made_anew_with_all_that_stands_on_it_and_nothing_else() {
+    let [one, four] = [1, 4].map(with_vcpus);
+    let tap = names::tap(uuid(11), 0);
+    let (link, port) = (ItemKey::Link(tap.clone()), ItemKey::BridgePort(tap.clone()));
+    let variable = ItemKey::Sysctl(format!("net/ipv6/conf/{tap}/disable_ipv6"));
+    for (from, to) in [(&one, &four), (&four, &one)] {
+        let actions = diff(&to.graph, &from.graph, &BTreeMap::new());
+        let place = |gone: bool, key: &ItemKey| {
+            let fits = |a: &Action<NetItem>| match a {
+                Action::Delete(item) => gone && item.key() == *key,
+                Action::Create(item) => !gone && item.key() == *key,
+                Action::Modify { .. } => false,
+            };
+            actions.iter().position(fits).unwrap_or_else(|| panic!("{key}, gone {gone}: not in {actions:?}"))
+        };
+        assert!(place(true, &port) < place(true, &link), "taken out of the bridge first");
+        assert!(place(true, &link) < place(false, &link));
+        assert!(place(false, &link) < place(false, &port));
+        assert!(place(false, &link) < place(false, &variable));
+        assert_eq!(actions.len(), 6, "{actions:?}");
+    }
+    // More queues of the same kind are the VMM's affair.
+    assert_eq!(diff(&with_vcpus(2).graph, &four.graph, &BTreeMap::new()), []);
+}
+
+#[test]
+fn a_running_vm_holds_the_kind_of_its_tap_until_it_is_gone() {
+    let before = with_vcpus(4);
+    let mut held = with_vcpus(1);
+    assert_eq!(held.hold_kinds(&before.graph, &[uuid(11), uuid(12)].into()), [uuid(11)].into());
+    assert!(is_multi_queue(&held, 11) && !is_multi_queue(&held, 12));
+    assert_eq!(held.taps[0].queue_pairs, 1, "the next start is planned for");
+    assert_eq!(diff(&held.graph, &before.graph, &BTreeMap::new()), []);
+    for running in [[].into(), [uuid(12)].into()] {
+        let mut free = with_vcpus(1);
+        assert_eq!(free.hold_kinds(&before.graph, &running), [].into());
+        assert_eq!(free, with_vcpus(1), "{running:?}");
+    }
+    let mut fresh = with_vcpus(1);
+    assert_eq!(fresh.hold_kinds(&Graph::new(), &[uuid(11)].into()), [].into(), "there is no tap to hold");
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
-/// Most bytes of an answer.
+/// Most bytes of an answer that is text.
 const MAX_ANSWER: u64 = 1 << 20;
 
 /// Asks once; gives status and body.
@@ -23,17 +23,27 @@ pub fn get(address: SocketAddr, path: &str, timeout: Duration) -> Result<(u16, S
 /// # Errors
 /// As [`get`].
 pub fn get_with_head(address: SocketAddr, path: &str, timeout: Duration) -> Result<(String, String)> {
+    let (head, body) = get_bytes(address, path, timeout, MAX_ANSWER)?;
+    Ok((head, String::from_utf8_lossy(&body).into_owned()))
+}
+
+/// Asks once, for an answer of at most `most` bytes that need not be text; gives status line with headers, and body.
+///
+/// # Errors
+/// As [`get`].
+pub fn get_bytes(address: SocketAddr, path: &str, timeout: Duration, most: u64) -> Result<(String, Vec<u8>)> {
     let mut stream = TcpStream::connect_timeout(&address, timeout).context("connecting")?;
     stream.set_read_timeout(Some(timeout))?;
     stream.set_write_timeout(Some(timeout))?;
     write!(stream, "GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n").context("asking")?;
     let mut answer = Vec::new();
-    stream.take(MAX_ANSWER).read_to_end(&mut answer).context("reading the answer")?;
-    let text = String::from_utf8_lossy(&answer);
-    let Some((head, body)) = text.split_once("\r\n\r\n") else {
+    stream.take(most).read_to_end(&mut answer).context("reading the answer")?;
+    let Some(end) = answer.windows(4).position(|window| window == b"\r\n\r\n") else {
         bail!("expected an HTTP answer, found {} bytes", answer.len())
     };
-    Ok((head.to_owned(), body.to_owned()))
+    let body = answer.split_off(end + 4);
+    answer.truncate(end);
+    Ok((String::from_utf8_lossy(&answer).into_owned(), body))
 }
 
 #[cfg(test)]

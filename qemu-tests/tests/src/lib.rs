@@ -19,7 +19,7 @@
 //! });
 //! ```
 //!
-//! Reading order: [`world`], [`webapp`], [`update`], [`look`], [`stages`], [`memory`], [`artefacts`], [`offline`], [`http`], [`debian`], [`docker_registry`], [`screen`].
+//! Reading order: [`world`], [`webapp`], [`update`], [`look`], [`stages`], [`memory`], [`resources`], [`artefacts`], [`offline`], [`http`], [`debian`], [`docker_registry`], [`screen`].
 
 #![forbid(unsafe_code)]
 
@@ -30,6 +30,7 @@ pub mod http;
 pub mod look;
 pub mod memory;
 pub mod offline;
+pub mod resources;
 pub mod screen;
 pub mod stages;
 pub mod update;

@@ -1,11 +1,12 @@
 //! The demo's app as a container image in the controller's registry, and its part of the configuration.
 
 use crate::world::APP_PORT;
-use crate::{World, artefacts};
-use anyhow::{Context, Result};
+use crate::{World, artefacts, http};
+use anyhow::{Context, Result, ensure};
 use holdfast_test_controller::DeviceConfig;
 use holdfast_test_controller::config::{App, Datastore, DatastoreKind, Image, NetworkInstance};
 use holdfast_test_controller::oci_build::{self, Built, Entry, ImageConfig};
+use sha2::{Digest, Sha256};
 use std::time::Duration;
 
 /// Name of the app, its image and its repository.
@@ -14,6 +15,10 @@ pub const NAME: &str = "webapp";
 pub const NETWORK: &str = "apps";
 /// Name of the datastore that is the controller's registry.
 pub const REGISTRY: &str = "registry";
+/// Bytes that [`World::fetch_bulk`] asks the app for.
+pub const BULK_BYTES: u64 = 4 << 20;
+/// SHA-256 of so many bytes of the app's stream (`qemu-tests/webapp/src/bulk.rs`).
+pub const BULK_SHA256: &str = "aec939e1948e860ea9ef40c85e67cbd926945a5425d08f41dea8072b1c581d61";
 /// Subnet of the network instance.
 pub const SUBNET: &str = "10.11.0.0/24";
 
@@ -54,6 +59,24 @@ impl World {
         self.wait_accepted(left())?;
         self.wait_app_state(NAME, "RUNNING", left())?;
         self.http_get("/health", left()).map(drop).context("the app runs")
+    }
+
+    /// Fetches [`BULK_BYTES`] of the app's stream through the port map, and compares their SHA-256. `step` bounds each wait for
+    /// some of them.
+    ///
+    /// # Errors
+    /// No whole answer in time; other bytes.
+    pub fn fetch_bulk(&self, step: Duration) -> Result<()> {
+        let path = format!("/bulk?bytes={BULK_BYTES}");
+        let (head, body) = http::get_bytes(self.app_address(), &path, step, BULK_BYTES + 4096)?;
+        ensure!(head.starts_with("HTTP/1.1 200 "), "GET {path}: {head}");
+        let found = hex::encode(Sha256::digest(&body));
+        ensure!(
+            found == BULK_SHA256,
+            "GET {path}: expected {BULK_BYTES} bytes with SHA-256 {BULK_SHA256}, found {} with {found}",
+            body.len()
+        );
+        Ok(())
     }
 
     /// The app's entry in the configuration document.

@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 use holdfast_api::proto::info::{AttestationState, BootReason, DataSecAtRestStatus, ZNetworkInstanceState};
 use holdfast_format::pcr::{self, phase};
 use holdfast_scenarios::memory::{self, Process};
+use holdfast_scenarios::resources::grown;
 use holdfast_scenarios::webapp::{NAME, NETWORK};
 use holdfast_scenarios::world::{boot_limit, soon};
 use holdfast_scenarios::{World, offline, scenario, secs};
@@ -34,6 +35,7 @@ fn first_boot_reaches_an_app_over_secure_boot_and_tpm() {
         step(world, "restarted and purged");
         deactivated_it_stops_and_activated_it_has_its_data(world)?;
         step(world, "stopped and started");
+        queues_follow_the_processors_and_nothing_is_left_behind(world)?;
 
         the_app_comes_back_without_a_controller(world)?;
         step(world, "back without a controller");
@@ -179,6 +181,51 @@ fn deactivated_it_stops_and_activated_it_has_its_data(world: &mut World) -> Resu
     world.wait_app_state(NAME, "RUNNING", soon())?;
     started_anew(world, before)?;
     assert_eq!(count(world)?, counted + 1, "a stopped app keeps its disk");
+    Ok(())
+}
+
+/// The app's own count of processors, the kernel's of the tap's queues, and what the kernel says that the host's programs hold.
+fn queues_follow_the_processors_and_nothing_is_left_behind(world: &mut World) -> Result<()> {
+    let first = world.least_host_resources(soon())?;
+    assert_eq!(first.taps.values().collect::<Vec<_>>(), [&1], "one app with one processor: {first:?}");
+    for vcpus in [4, 1, 4, 1] {
+        let before = requests(world)?;
+        world.configure_webapp(|app| app.vcpus = vcpus)?;
+        world.wait_app(NAME, "to be told that it needs a restart", soon(), |app| {
+            app.app_err.iter().any(|e| e.description.contains("takes effect with the next start"))
+        })?;
+        // Its tap is of the wrong kind for what is wanted now, and stays as long as the app does.
+        let asked = requests(world)?;
+        ensure!(
+            asked > before,
+            "a changed number of processors alone restarted the app: {before} requests, then {asked}"
+        );
+
+        world.configure_webapp(|app| app.restart += 1)?;
+        started_anew(world, asked)?;
+        let page = world.http_get("/", soon())?;
+        assert_eq!(field(&page, "cpus"), Some(u64::from(vcpus)), "{page}");
+        world.fetch_bulk(soon())?;
+        // Of each queue beyond the first PID 1 keeps two descriptors: the tap's and its vhost-net's.
+        let kept = 2 * (vcpus - 1);
+        // A connection to the controller that nobody uses is closed after a while: what grew is looked at again.
+        let mut last = String::new();
+        let settled = world.until("the host to hold no more than before", secs(240), |world| {
+            let now = world.host_resources(soon())?;
+            let mut wrong = grown(&first, &now, kept);
+            if now.taps.values().any(|queues| *queues != vcpus) {
+                wrong.push(format!("queues in use are {:?}, expected {vcpus}", now.taps));
+            }
+            let now = wrong.join("; ");
+            if now != last && !now.is_empty() {
+                eprintln!("not yet: {now}");
+            }
+            last = now;
+            Ok(wrong.is_empty().then_some(()))
+        });
+        settled.with_context(|| format!("{vcpus} processors: {last}"))?;
+        step(world, &format!("restarted with {vcpus} processors and as many queues"));
+    }
     Ok(())
 }
 

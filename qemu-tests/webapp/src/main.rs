@@ -3,14 +3,16 @@
 //! Principles:
 //! 1. Standard library only and one static file, so that its image is the program and nothing else.
 //! 2. Every request is one line on stdout: what a test sees in the app's log is what was asked.
-//! 3. Bounded: request heads of 8 KiB, five seconds for each, at most 64 connections at a time.
+//! 3. Bounded: request heads of 8 KiB, five seconds for each, at most 64 connections at a time; a reader that takes nothing for
+//!    a minute is let go.
 //!
 //! | path | answer |
 //! |---|---|
-//! | `/` | app, version, host name, greeting (`GREETING`), uptime, requests |
+//! | `/` | app, version, host name, greeting (`GREETING`), processors, uptime, requests |
 //! | `/health` | `ok` |
 //! | `/env?name=N` | the environment variable, 404 if it is not set |
 //! | `/count` | adds one to the counter file and shows it |
+//! | `/bulk?bytes=N` | so many bytes of a stream that is always the same ([`bulk`]), at most 64 MiB |
 //! | `/exit?code=N` | answers, then ends with this code |
 //! | `/journal/start` | begins to write blocks, generation after generation |
 //! | `/journal` | the last generation that fsync has confirmed |
@@ -20,6 +22,7 @@
 //!
 //! Settings come from the environment: `PORT` (80), `DATA_DIR` (`/var/lib/webapp`), `GREETING`, `APP_NAME`.
 
+mod bulk;
 mod journal;
 
 use journal::Journal;
@@ -34,6 +37,8 @@ use std::time::{Duration, Instant};
 
 const MAX_HEAD: usize = 8 * 1024;
 const HEAD_DEADLINE: Duration = Duration::from_secs(5);
+/// Longest time without a byte taken.
+const TAKE_DEADLINE: Duration = Duration::from_secs(60);
 const MAX_CONNECTIONS: u64 = 64;
 
 fn main() -> ExitCode {
@@ -91,13 +96,15 @@ struct App {
 struct Answer {
     status: u16,
     text: String,
+    /// Bytes of the stream behind the text.
+    bulk: u64,
     /// Ends the program once the answer is out.
     exit: Option<u8>,
 }
 
 impl Answer {
     fn new(status: u16, text: impl Into<String>) -> Self {
-        Self { status, text: text.into(), exit: None }
+        Self { status, text: text.into(), bulk: 0, exit: None }
     }
 }
 
@@ -150,13 +157,18 @@ impl App {
             500 => "Internal Server Error",
             _ => "Bad Request",
         };
+        let kind = if answer.bulk > 0 { "application/octet-stream" } else { "text/plain; charset=utf-8" };
         let head = format!(
-            "HTTP/1.1 {} {reason}\r\ncontent-type: text/plain; charset=utf-8\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
+            "HTTP/1.1 {} {reason}\r\ncontent-type: {kind}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
             answer.status,
-            answer.text.len()
+            answer.text.len() as u64 + answer.bulk
         );
-        let body = if line.starts_with("HEAD ") { "" } else { answer.text.as_str() };
-        let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body.as_bytes()));
+        let (text, bulk) = if line.starts_with("HEAD ") { ("", 0) } else { (answer.text.as_str(), answer.bulk) };
+        let _ = stream
+            .set_write_timeout(Some(TAKE_DEADLINE))
+            .and_then(|()| stream.write_all(head.as_bytes()))
+            .and_then(|()| stream.write_all(text.as_bytes()))
+            .and_then(|()| bulk::write(&mut stream, bulk));
         let _ = stream.shutdown(std::net::Shutdown::Write);
         if let Some(code) = answer.exit {
             say(&format!("exit as asked with code {code}"));
@@ -181,6 +193,10 @@ impl App {
                 Ok(count) => Answer::new(200, format!("{count}\n")),
                 Err(error) => Answer::new(500, format!("{}: {error}\n", self.counter_path.display())),
             },
+            "/bulk" => match parameter(query, "bytes").map(str::parse) {
+                Some(Ok(bytes)) if bytes <= bulk::MAX_BYTES => Answer { bulk: bytes, ..Answer::new(200, "") },
+                _ => Answer::new(400, format!("bytes: expected 0 to {}\n", bulk::MAX_BYTES)),
+            },
             "/exit" => match parameter(query, "code").map(|code| code.parse::<u8>()) {
                 None => Answer { exit: Some(0), ..Answer::new(200, "bye\n") },
                 Some(Ok(code)) => Answer { exit: Some(code), ..Answer::new(200, "bye\n") },
@@ -194,8 +210,8 @@ impl App {
             },
             _ => Answer::new(
                 404,
-                "no such page; there are /, /health, /env?name=, /count, /exit?code=, /journal, /journal/start, \
-                 /journal/verify?confirmed=\n",
+                "no such page; there are /, /health, /env?name=, /count, /bulk?bytes=, /exit?code=, /journal, \
+                 /journal/start, /journal/verify?confirmed=\n",
             ),
         }
     }
@@ -216,6 +232,7 @@ impl App {
         let _ = writeln!(text, "{greeting}");
         let _ = writeln!(text, "app: {name}\nversion: {}", env!("CARGO_PKG_VERSION"));
         let _ = writeln!(text, "host: {}", host.trim());
+        let _ = writeln!(text, "cpus: {}", std::thread::available_parallelism().map_or(0, usize::from));
         let _ = writeln!(text, "uptime_seconds: {}", self.started.elapsed().as_secs());
         let _ = writeln!(text, "requests: {count}");
         text
@@ -303,11 +320,18 @@ mod tests {
     fn pages_answer_and_others_do_not() {
         let app = app("pages");
         assert_eq!(app.answer("GET", "/health").text, "ok\n");
-        assert!(app.answer("GET", "/").text.contains("requests: 2"));
+        let page = app.answer("GET", "/").text;
+        assert!(page.contains("requests: 2"), "{page}");
+        let cpus = std::thread::available_parallelism().unwrap();
+        assert!(page.contains(&format!("\ncpus: {cpus}\n")), "{page}");
         assert_eq!(app.answer("GET", "/env?name=SURELY_NOT_SET").status, 404);
         assert!(!app.answer("GET", "/env?name=PATH").text.is_empty());
         assert_eq!(app.answer("GET", "/exit?code=7").exit, Some(7));
         assert_eq!(app.answer("GET", "/exit?code=700").status, 400);
+        assert_eq!(app.answer("GET", "/bulk?bytes=70000").bulk, 70000);
+        for wrong in ["/bulk", "/bulk?bytes=-1", "/bulk?bytes=67108865"] {
+            assert_eq!((app.answer("GET", wrong).status, app.answer("GET", wrong).bulk), (400, 0), "{wrong}");
+        }
         assert_eq!(app.answer("POST", "/").status, 405);
         assert_eq!(app.answer("GET", "/nothing").status, 404);
         assert_eq!(app.answer("GET", "/journal").text, "0\n");

@@ -2,7 +2,7 @@
 
 use super::fetching::{fetch_unit, image_file};
 use super::{Agent, Leaving};
-use crate::apps::Vm;
+use crate::apps::Runtime;
 use crate::{debug, machine};
 use holdfast_model::desired::{Commands, Desired};
 use holdfast_model::net::RuleAction;
@@ -44,8 +44,7 @@ impl Agent {
             self.names.insert(app.id, app.name.clone());
             self.store.now.number_of(app.id);
         }
-        let running =
-            |id: &Uuid| self.runtimes.get(id).is_some_and(|r| matches!(r.vm, Vm::Running { .. } | Vm::Stopping));
+        let running = |id: &Uuid| self.runtimes.get(id).is_some_and(Runtime::has_vm);
         leave(&mut self.leaving, &self.desired, &desired, &running);
         self.desired = desired;
         self.configured = true;
@@ -88,6 +87,7 @@ impl Agent {
                     self.say("warning", "aborting, as the controller ordered (debug.node.abort)");
                     std::process::abort();
                 }
+                debug::RESOURCES => self.say("info", &debug::resources()),
                 _ => self.say("info", &debug::memory()),
             }
         }

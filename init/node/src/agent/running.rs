@@ -3,14 +3,13 @@
 use super::Agent;
 use super::fetching::image_file;
 use crate::apps::{self, Readiness, Step, Vm, World};
-use crate::vms::{self, Disk, Plan};
+use crate::vms::{self, Disk, Nic, Plan};
 use crate::{machine, volumes};
 use anyhow::Result;
 use holdfast_model::app::App;
 use holdfast_model::desired::ObjectKind;
 use holdfast_model::observed::AppState;
 use holdfast_model::storage::VolumeOrigin;
-use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::fd::OwnedFd;
@@ -153,8 +152,8 @@ impl Agent {
         vms::make_volumes(plan, &self.paths.seed(), &|file| {
             sizes.get(file).copied().filter(|s| *s > 0).unwrap_or(volumes::DEFAULT_LAYER_BYTES)
         })?;
-        let network = RefCell::new(&mut self.network);
-        let open_tap = |name: &str| -> Result<OwnedFd> { network.borrow_mut().open_tap(name) };
+        let open_tap =
+            |nic: &Nic| -> Result<Vec<OwnedFd>> { Ok(holdfast_links::tap::attach(&nic.tap, nic.queue_pairs)?) };
         vms::start(&mut self.supervisor.borrow_mut(), plan, &self.paths.control(), &open_tap)
     }
 

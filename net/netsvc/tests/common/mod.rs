@@ -144,7 +144,7 @@ impl Cable {
             runtime().block_on(async {
                 let mut n = Rtnl::new().expect("netlink");
                 if n.find_link("eth0").await.expect("links").is_none() {
-                    tap::create(&mut n, "eth0", 0).await.expect("tap");
+                    tap::create(&mut n, "eth0", 0, false).await.expect("tap");
                 }
                 let link = n.link("eth0").await.expect("link");
                 n.set_mac(&link, mac).await.expect("mac");
