@@ -152,7 +152,7 @@ mod tests {
     #[test]
     fn an_interrupted_build_is_told_from_a_failed_one() {
         let dir = tempfile::tempdir().unwrap();
-        let error = with_progress(shell("kill -INT $$"), &dir.path().join("log"), 1, &|_| {}).unwrap_err();
+        let error = with_progress(shell("kill -TERM $$"), &dir.path().join("log"), 1, &|_| {}).unwrap_err();
         assert!(interrupted(&error), "{error}");
     }
 
