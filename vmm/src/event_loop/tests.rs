@@ -1,6 +1,7 @@
 use super::*;
-use crate::control::{ControlClient, listen};
+use crate::control::{ControlClient, RunState, listen};
 use crate::pci::virtio::DeviceLoop;
+use crate::terminal::WindowSize;
 use crate::vcpu::Buses;
 use crate::virtio::device_config::DeviceConfig;
 use crate::virtio::interrupt::IrqLine;
