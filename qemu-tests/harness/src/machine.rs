@@ -35,7 +35,7 @@ pub fn accelerator() -> Accelerator {
 
 /// Processors a device has if nothing else is said: two, but one under TCG.
 ///
-/// With several under TCG a kernel now and then dies while it patches its own code ("int3" in a function with a static key): a
+/// With two under TCG one boot of fifteen died while the kernel patched its own code ("int3" in a function with a static key): a
 /// processor may still run the breakpoint that another has taken out (seen with QEMU 7.2).
 /// Each system management interrupt of the firmware's variable store also waits seconds for the others (11 s for a boot's variables
 /// instead of 0.3 s), and two devices do not fit two cores.
