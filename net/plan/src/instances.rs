@@ -19,6 +19,8 @@ const LEASE_SECONDS: u32 = 3600;
 const MAX_NIC_PAIRS: u32 = 4;
 /// Queue pairs of all NICs of an app: each is two descriptors that travel to the VMM in one packet, which takes 64 in all.
 const MAX_APP_PAIRS: u32 = 16;
+/// NICs of an app: one more would exceed its queue pairs.
+const MAX_APP_NICS: usize = MAX_APP_PAIRS as usize;
 /// Priorities of the two routing rules of an instance; after `local` (0), before `main` (32766).
 const CONNECTED_RULE: u32 = 1000;
 const UPLINK_RULE: u32 = 1001;
@@ -83,7 +85,7 @@ impl TapPlan {
 }
 
 /// Queue pairs of each of an app's `nics` virtio-net cards: one for each vCPU up to 4, and all cards alike, so that they have
-/// at most 16 together (a card has at least one).
+/// at most 16 together (a card has at least one, an app at most 16 cards).
 #[must_use]
 pub fn queue_pairs(vcpus: u32, nics: usize) -> u16 {
     let nics = u32::try_from(nics).unwrap_or(u32::MAX).max(1);
@@ -239,6 +241,12 @@ fn interfaces(
     let mut taps = Vec::new();
     let mut keep = BTreeMap::new();
     for (app, index, f) in members {
+        if index >= MAX_APP_NICS {
+            let all = app.interfaces.len();
+            let text = format!("interface {} of {all}: an app has at most {MAX_APP_NICS}; merge networks", index + 1);
+            faults.push(app_fault(app, &f.name, &text));
+            continue;
+        }
         let address = match given.get(&key(app.id, index)) {
             None => None,
             Some(Ok(ip)) => Some(*ip),

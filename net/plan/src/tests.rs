@@ -167,11 +167,24 @@ fn queue_pairs_follow_the_vcpus_and_are_shared_by_the_cards() {
         (4, 8, 2),
         (4, 9, 1),
         (4, 16, 1),
-        (4, 17, 1),
         (4, 0, 4),
     ] {
         assert_eq!(queue_pairs(vcpus, nics), pairs, "{vcpus} vCPUs, {nics} cards");
     }
+}
+
+#[test]
+fn a_seventeenth_card_of_an_app_is_a_fault_and_the_others_stand() {
+    let mut d = desired();
+    let one = d.apps[0].interfaces[0].clone();
+    d.apps[0].interfaces = (0..17)
+        .map(|n| AppInterface { name: format!("eth{n}"), address: None, rules: Vec::new(), ..one.clone() })
+        .collect();
+    let plan = make(&d, true, &Allocations::default());
+    assert_eq!(plan.taps.iter().filter(|tap| tap.app == d.apps[0].id).count(), 16);
+    let [fault] = plan.faults.as_slice() else { panic!("one fault: {:?}", plan.faults) };
+    let text = format!("{fault:?}");
+    assert!(["eth16", "interface 17 of 17", "at most 16"].iter().all(|words| text.contains(words)), "{text}");
 }
 
 /// The tap of app 11 when it has so many vCPUs.
