@@ -7,7 +7,8 @@
 //! those whose `file::name` contains a word (`filter`, `net::`, `iperf3`).
 //!
 //! Needs the kernels that `cargo xtask build` makes (or `HOLDFAST_HOST_KERNEL` and `HOLDFAST_GUEST_KERNEL`) and
-//! `qemu-system-x86_64`; says so and counts as skipped where they are missing.
+//! `qemu-system-x86_64`; says so and counts as skipped where they are missing. The VMM is the one at `HOLDFAST_VMM`, or else
+//! built here.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
@@ -136,9 +137,11 @@ fn kernel(variable: &str, kind: &str, file: &str) -> Option<PathBuf> {
 /// Static builds of the VMM and of both inits.
 fn programs() -> Result<(PathBuf, PathBuf), String> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().ok_or("no workspace")?;
+    let given = std::env::var_os("HOLDFAST_VMM").map(PathBuf::from);
     let status = Command::new(env!("CARGO"))
         .current_dir(root)
-        .args(["build", "--quiet", "--release", "-p", "holdfast-vmm", "--bin", "vmm", "--example", "nested"])
+        .args(["build", "--quiet", "--release", "-p", "holdfast-vmm", "--example", "nested"])
+        .args(given.is_none().then_some(["--bin", "vmm"]).iter().flatten())
         .args(["--target", TARGET])
         .env("RUSTFLAGS", "-C target-feature=+crt-static")
         .status()
@@ -148,7 +151,7 @@ fn programs() -> Result<(PathBuf, PathBuf), String> {
     }
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
     let release = target.join(TARGET).join("release");
-    Ok((release.join("vmm"), release.join("examples/nested")))
+    Ok((given.unwrap_or_else(|| release.join("vmm")), release.join("examples/nested")))
 }
 
 fn write_host_initrd(to: &Path, vmm: &Path, nested: &Path, guest: &Path) -> Result<(), String> {

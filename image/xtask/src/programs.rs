@@ -46,7 +46,7 @@ pub struct Programs {
 /// # Errors
 /// When cargo fails; its messages have been shown.
 pub fn build_in(tree: &Path, target: &Path) -> Result<Programs> {
-    let statics = cargo(tree, &target.join("device-static"), STATIC, "-C target-feature=+crt-static")?;
+    let statics = build_static(tree, target)?;
     let dynamics = cargo(tree, &target.join("device"), DYNAMIC, "")?;
     Ok(Programs {
         pid1: statics.join("pid1"),
@@ -67,18 +67,18 @@ pub fn build() -> Result<Programs> {
     build_in(&root(), &target_dir())
 }
 
-/// The VMM alone, as the image has it.
+/// The VMM of this tree as images have it, built together with the other static programs: alone, its dependencies could have
+/// other features.
 ///
 /// # Errors
 /// As [`build_in`].
 pub fn build_vmm() -> Result<PathBuf> {
-    let statics = cargo(
-        &root(),
-        &target_dir().join("device-static"),
-        &[("holdfast-vmm", "vmm")],
-        "-C target-feature=+crt-static",
-    )?;
-    Ok(statics.join("vmm"))
+    Ok(build_static(&root(), &target_dir())?.join("vmm"))
+}
+
+/// The folder of the built static programs.
+fn build_static(tree: &Path, target: &Path) -> Result<PathBuf> {
+    cargo(tree, &target.join("device-static"), STATIC, "-C target-feature=+crt-static")
 }
 
 /// The tree's target folder, or `$CARGO_TARGET_DIR`.

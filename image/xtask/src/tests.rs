@@ -76,6 +76,12 @@ pub fn run(args: &TestArgs) -> Result<ExitCode> {
             cargo(&["test", "--workspace", "--exclude", "holdfast-scenarios", "--no-fail-fast", "--", "--show-output"]);
         // `--show-output`: a test that passes says what it could not look at on this machine.
         command.arg("--test-threads=2").args(args.filter.as_deref());
+        let start = Instant::now();
+        match programs::build_vmm() {
+            // Jails and guests are tested with the program that images have.
+            Ok(vmm) => drop(command.env("HOLDFAST_VMM", vmm)),
+            Err(e) => score.check("image::vmm_builds", Err(e), start),
+        }
         cargo_tests(&mut score, "unit", command);
     }
     let mut image_is_built = true;
