@@ -284,11 +284,12 @@ const METHOD: &str = "\
   they do not either, and what is left is what the VMM adds.
 - \"nested\" lines come from Linux guests: our host kernel in QEMU's software emulation (TCG, `-cpu EPYC`, one processor),
   the VMM in it, our guest kernel in that. Wall times there depend on the machine's load.
-- Net, nested: one guest has a card for each path, vhost-net and user space, and iperf3's flows between host and guest go
-  over them in turn: a ratio is of neighbours in one boot. Bytes are the receiver's; the CPU seconds of the data path are
-  those of all threads of the VM but the vCPU (device thread, vhost workers), with as much of the host's network stack as
-  runs on them. Plain TCP goes in segments of up to 64 KiB. \"in 1514-byte frames\": neither end leaves segmentation to
-  its card (TSO off), so that each frame costs; UDP goes so too.
+- Net, nested: one guest has a card for each path, vhost-net and user space, each on a bridge with the card of a second
+  guest, as an app's cards have bridges to what is outside; iperf3's flows go over them in turn: a ratio is of neighbours
+  in one boot. Bytes are those that went over the first guest's tap; the CPU seconds of the data path are those of all
+  threads of its VM but the vCPU (device thread, vhost workers), with what the bridge does on them. Plain TCP goes in
+  segments of up to 64 KiB. \"in 1514-byte frames\": neither end leaves segmentation to its card (TSO off), so that each
+  frame costs; UDP goes so too.
 - Each row: minimum, median and maximum over its runs. The verdict is on the median.
 ";
 

@@ -1,12 +1,12 @@
 //! What guests do with their cards.
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
 use std::process::Command;
 use std::time::Duration;
 
-use super::{ECHO_PORT, IPERF, flow};
+use super::{ASK_PORT, ECHO_PORT, IPERF, flow};
 use crate::guest::{registers, say};
 use crate::support::{configure, send_frame_by_frame};
 
@@ -31,6 +31,7 @@ pub fn play() {
     }
     let server = Command::new(IPERF).args(["--server"]).stdout(std::process::Stdio::null()).spawn();
     std::thread::spawn(echo);
+    std::thread::spawn(run_clients);
     // Until it listens.
     std::thread::sleep(Duration::from_millis(300));
     let queues = std::fs::read_dir("/sys/class/net/eth0/queues").into_iter().flatten().flatten();
@@ -72,6 +73,19 @@ fn echo() {
         let _ = stream.set_nodelay(true);
         let mut byte = [0];
         while stream.read_exact(&mut byte).and_then(|()| stream.write_all(&byte)).is_ok() {}
+    }
+}
+
+/// Runs the iperf3 client as it is asked.
+fn run_clients() {
+    let Ok(listener) = TcpListener::bind(("0.0.0.0", ASK_PORT)) else { return };
+    for stream in listener.incoming().flatten() {
+        let mut words = String::new();
+        let mut stream = BufReader::new(stream);
+        if stream.read_line(&mut words).is_ok() {
+            let output = Command::new(IPERF).arg("--json").args(words.split_whitespace()).output();
+            let _ = stream.get_mut().write_all(&output.map(|output| output.stdout).unwrap_or_default());
+        }
     }
 }
 

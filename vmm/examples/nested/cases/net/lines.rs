@@ -7,28 +7,18 @@ use holdfast_links::{tap as host_tap, unix};
 use holdfast_vmm::config::{LinkRef, NetConfig, NetLimits, TapRef, UnixRef, VhostRef};
 use holdfast_vmm::rate::Limits;
 
-use super::{Guest, HOST, interface, iperf, round_trip, tap, up, vhost, without_iperf};
+use super::{Guest, HOST, bridge, interface, iperf, round_trip, tap, tap_on, vhost, without_iperf};
 use crate::host::{Outcome, config, expect_code, spawn_with, text};
 use crate::support::configure;
-
-const BRIDGE: &str = "br-n";
-
-/// Linux's requests to bridges (linux/sockios.h).
-const SIOCBRADDBR: libc::c_ulong = 0x89a0;
-const SIOCBRADDIF: libc::c_ulong = 0x89a2;
 
 pub(super) fn two_guests() -> Outcome {
     if let Some(outcome) = without_iperf() {
         return outcome;
     }
     let mut ends = Vec::new();
-    make_bridge()?;
+    bridge("br-n")?;
     for name in ["tap-a", "tap-b"] {
-        host_tap::create(name, 1000, false).map_err(text)?;
-        up(name)?;
-        let index = std::fs::read_to_string(format!("/sys/class/net/{name}/ifindex")).map_err(text)?;
-        interface(BRIDGE, SIOCBRADDIF, index.trim().parse().map_err(text)?)?;
-        ends.push(host_tap::attach(name, 1).map_err(text)?.remove(0));
+        ends.push(tap_on("br-n", name)?);
     }
     let net = |mac| NetConfig { vhost: Some(VhostRef::Fd(6)), ..NetConfig::new(mac, TapRef::Fd(5)) };
     let bridge = between(vec![vec![ends.remove(0), vhost()?], vec![ends.remove(0), vhost()?]], net)?;
@@ -36,16 +26,6 @@ pub(super) fn two_guests() -> Outcome {
     let unix = |mac| NetConfig { mtu: Some(65_521), ..NetConfig::linked(mac, LinkRef::Unix(UnixRef::Fd(5))) };
     let cable = between(vec![vec![one], vec![other]], unix)?;
     Ok(format!("bridge and vhost: {bridge} | unix cable: {cable}"))
-}
-
-fn make_bridge() -> Result<(), String> {
-    let socket = std::net::UdpSocket::bind("0.0.0.0:0").map_err(text)?;
-    let name = std::ffi::CString::new(BRIDGE).map_err(text)?;
-    use std::os::fd::AsRawFd;
-    // SAFETY: the kernel reads a name of at most 16 bytes that ends with zero.
-    let made = unsafe { libc::ioctl(socket.as_raw_fd(), SIOCBRADDBR as _, name.as_ptr()) };
-    crate::support::check(made).map_err(|e| format!("{BRIDGE}: {e}"))?;
-    up(BRIDGE)
 }
 
 /// Starts two guests; the second asks the first.

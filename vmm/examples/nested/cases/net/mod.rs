@@ -15,6 +15,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::process::Child;
 use std::time::{Duration, Instant};
 
+use holdfast_links::tap as host_tap;
 use holdfast_vmm::config::{ConsoleConfig, FileRef, MacAddress, NetConfig};
 
 use crate::guest::Role;
@@ -22,7 +23,7 @@ use crate::host::{INITRD, JAIL, Lines, Outcome, Scenario, config, pipe, spawn_wi
 use crate::support::{check, ifreq};
 
 pub const SCENARIOS: &[Scenario] = &[
-    Scenario { name: "net_vhost_and_user_space_carry_iperf3_both_ways", run: throughput::host_and_guest },
+    Scenario { name: "net_vhost_and_user_space_carry_iperf3_both_ways", run: throughput::guest_and_guest },
     Scenario { name: "net_two_guests_on_a_bridge_and_on_a_unix_cable", run: lines::two_guests },
     Scenario { name: "net_cable_by_path_outlives_either_end", run: lines::cable_by_path },
     Scenario { name: "net_two_vcpus_use_two_queue_pairs", run: lines::two_pairs },
@@ -39,6 +40,8 @@ const IPERF_ARCHIVE: &str = "/iperf.cpio";
 const IPERF: &str = "/usr/bin/iperf3";
 /// A guest's port that sends every byte back.
 const ECHO_PORT: u16 = 7002;
+/// A guest's port that runs the iperf3 client: a line of its arguments there, what it says back.
+const ASK_PORT: u16 = 7003;
 const HOST: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 1);
 
 /// Bytes in a second and how long it ran, of one direction.
@@ -156,6 +159,15 @@ fn flow(json: &[u8]) -> Result<Flow, String> {
     }
 }
 
+/// Has the guest at `guest` run the iperf3 client.
+fn iperf_in(guest: &str, words: &[&str]) -> Result<Flow, String> {
+    let mut stream = TcpStream::connect(format!("{guest}:{ASK_PORT}")).map_err(|e| format!("{guest}: {e}"))?;
+    stream.set_read_timeout(Some(Duration::from_secs(60))).map_err(text)?;
+    let mut said = Vec::new();
+    writeln!(stream, "{}", words.join(" ")).and_then(|()| stream.read_to_end(&mut said)).map_err(text)?;
+    flow(&said)
+}
+
 /// Runs the iperf3 client here.
 fn iperf(to: &str, words: &[&str]) -> Result<Flow, String> {
     let output = std::process::Command::new(IPERF)
@@ -197,6 +209,29 @@ fn interface(name: &str, request: u64, value: i32) -> Result<(), String> {
 
 fn up(name: &str) -> Result<(), String> {
     interface(name, libc::SIOCSIFFLAGS, libc::IFF_UP)
+}
+
+/// A bridge.
+fn bridge(name: &str) -> Result<(), String> {
+    /// Of linux/sockios.h.
+    const SIOCBRADDBR: libc::c_ulong = 0x89a0;
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0").map_err(text)?;
+    let made = ifreq(name);
+    // SAFETY: the kernel reads a name of at most 16 bytes that ends with zero.
+    check(unsafe { libc::ioctl(socket.as_raw_fd(), SIOCBRADDBR as _, made.name.as_ptr()) })
+        .map_err(|e| format!("{name}: {e}"))?;
+    up(name)
+}
+
+/// A tap at a bridge.
+fn tap_on(bridge: &str, name: &str) -> Result<OwnedFd, String> {
+    /// Of linux/sockios.h.
+    const SIOCBRADDIF: libc::c_ulong = 0x89a2;
+    host_tap::create(name, 1000, false).map_err(text)?;
+    up(name)?;
+    let index = std::fs::read_to_string(format!("/sys/class/net/{name}/ifindex")).map_err(text)?;
+    interface(bridge, SIOCBRADDIF, index.trim().parse().map_err(text)?)?;
+    Ok(host_tap::attach(name, 1).map_err(text)?.remove(0))
 }
 
 fn vhost() -> Result<OwnedFd, String> {

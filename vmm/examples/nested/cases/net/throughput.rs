@@ -1,17 +1,22 @@
-//! One guest and its host: both paths, both directions, TCP in large segments and frame by frame, UDP; what a byte costs.
+//! One guest and another over bridges, as an app talks with what is outside: both paths, both directions, TCP in large
+//! segments and frame by frame, UDP; what a byte costs the first guest's VM.
 //!
 //! The wrong way to compare the paths would be a guest for each: emulation slows down and speeds up with the machine below
-//! it. Here one guest has a card for each path, flows go over them in turn, and a ratio is of neighbours.
+//! it. Here one guest has a card for each path, flows go over them in turn, and a ratio is of neighbours. Nor may the host
+//! itself be at the other end: half of what the threads of the path did would be the host's TCP, which an app's host has no
+//! part in.
+
+use std::os::fd::OwnedFd;
 
 use holdfast_vmm::config::{MacAddress, NetConfig, TapRef, VhostRef};
 
-use super::{Flow, Guest, iperf, round_trip, vhost, without_iperf};
-use crate::host::{Outcome, cmdline_word, figure, tap_at, text};
-use crate::support::send_frame_by_frame;
+use super::{Flow, Guest, bridge, iperf_in, round_trip, tap_on, vhost, without_iperf};
+use crate::host::{Outcome, cmdline_word, figure, text};
+use crate::support::configure;
 
 /// Longest Ethernet frame of an MTU of 1500 bytes.
 const FRAME: f64 = 1514.0;
-/// What iperf3 is told where the receiver is to send.
+/// What iperf3 is told where the peer is to send.
 const REVERSE: &str = "--reverse";
 
 /// What is measured.
@@ -32,15 +37,15 @@ enum Size {
 }
 
 const KINDS: [Kind; 6] = [
-    Kind { name: "TCP to guest", words: &["--time", "2"], size: Size::Segments },
-    Kind { name: "TCP from guest", words: &["--time", "2", REVERSE], size: Size::Segments },
-    Kind { name: "TCP to guest in 1514-byte frames", words: &["--time", "2"], size: Size::Frames },
-    Kind { name: "TCP from guest in 1514-byte frames", words: &["--time", "2", REVERSE], size: Size::Frames },
-    Kind { name: "UDP to guest", words: &["--udp", "--bitrate", "100M", "--time", "1"], size: Size::Frames },
-    Kind { name: "UDP from guest", words: &["--udp", "--bitrate", "100M", "--time", "1", REVERSE], size: Size::Frames },
+    Kind { name: "TCP to guest", words: &["--time", "2", REVERSE], size: Size::Segments },
+    Kind { name: "TCP from guest", words: &["--time", "2"], size: Size::Segments },
+    Kind { name: "TCP to guest in 1514-byte frames", words: &["--time", "2", REVERSE], size: Size::Frames },
+    Kind { name: "TCP from guest in 1514-byte frames", words: &["--time", "2"], size: Size::Frames },
+    Kind { name: "UDP to guest", words: &["--udp", "--bitrate", "100M", "--time", "1", REVERSE], size: Size::Frames },
+    Kind { name: "UDP from guest", words: &["--udp", "--bitrate", "100M", "--time", "1"], size: Size::Frames },
 ];
 
-/// A card of the guest, 10.9.`number`.2, at a tap that the host knows as 10.9.`number`.1.
+/// A card of the guest, 10.8.`number`.2, on a bridge where 10.8.`number`.3 is its peer's and 10.8.`number`.1 the host's.
 struct Card {
     number: u8,
     through_vhost: bool,
@@ -60,12 +65,12 @@ const CARDS: [[Card; 2]; 2] = [
 ];
 
 impl Card {
-    fn tap(&self) -> String {
-        format!("tap-t{}", self.number)
+    fn bridge(&self) -> String {
+        format!("br-t{}", self.number)
     }
 
-    fn guest(&self) -> String {
-        format!("10.9.{}.2", self.number)
+    fn tap(&self) -> String {
+        format!("tap-t{}", self.number)
     }
 
     /// Bytes and frames that went this way over the tap.
@@ -82,21 +87,26 @@ impl Card {
 /// What one flow over one card came to.
 struct Measured {
     flow: Flow,
-    /// MB in a second of the data path's CPU, and of the whole process's.
+    /// MB over the tap in a second of the data path's CPU, and of the whole process's.
     per_cpu: [f64; 2],
     /// Mean bytes of a frame on the tap.
     frame: f64,
 }
 
-pub(super) fn host_and_guest() -> Outcome {
+pub(super) fn guest_and_guest() -> Outcome {
     if let Some(outcome) = without_iperf() {
         return outcome;
     }
-    let guest = start()?;
+    for card in CARDS.iter().flatten() {
+        bridge(&card.bridge())?;
+        configure(&card.bridge(), [10, 8, card.number, 1].into()).map_err(text)?;
+    }
+    let _peer = start("net-peer", 3, |card| (format!("tap-p{}", card.number), true))?;
+    let guest = start("net-paths", 2, |card| (card.tap(), card.through_vhost))?;
     let mut note = String::new();
     for Card { number, through_vhost, .. } in &CARDS[0] {
         let path = if *through_vhost { "vhost-net" } else { "user space" };
-        note += &format!("median round trip {:.0} us ({path}), ", round_trip(&format!("10.9.{number}.2"), 200)?);
+        note += &format!("median round trip {:.0} us ({path}), ", round_trip(&format!("10.8.{number}.2"), 200)?);
     }
     // TCP in large segments, both ways: MB for a CPU second of the data path.
     let (mut user_sum, mut vhost_sum) = (0.0, 0.0);
@@ -119,47 +129,49 @@ pub(super) fn host_and_guest() -> Outcome {
     if vhost_sum > user_sum * 0.8 { Ok(note) } else { Err(note) }
 }
 
-/// A guest with all cards, each carrying what it is for.
-fn start() -> Result<Guest, String> {
-    let (mut files, mut nets, mut addresses, mut frame_by_frame) = (vec![], vec![], vec![], vec![]);
+/// A guest at 10.8.x.`last` with a card on each bridge: tap, and whether through vhost.
+fn start(name: &str, last: u8, tap: impl Fn(&Card) -> (String, bool)) -> Result<Guest, String> {
+    let (mut files, mut nets, mut addresses, mut frame_by_frame) = (Vec::<OwnedFd>::new(), vec![], vec![], vec![]);
     // 4 is the console's.
     let mut fds = 5..;
     for card in CARDS.iter().flatten() {
         let number = card.number;
-        files.push(tap_at(&card.tap(), [10, 9, number, 1])?.into());
+        let (tap, through_vhost) = tap(card);
+        files.push(tap_on(&card.bridge(), &tap)?);
         let tap = TapRef::Fd(fds.next().unwrap_or_default());
-        let mut net = NetConfig::new(MacAddress([2, 0, 0, 0, 10, number]), tap);
-        if card.through_vhost {
+        let mut net = NetConfig::new(MacAddress([2, 0, 0, last, 10, number]), tap);
+        if through_vhost {
             files.push(vhost()?);
             net.vhost = fds.next().map(VhostRef::Fd);
         }
         nets.push(net);
-        addresses.push(card.guest());
+        addresses.push(format!("10.8.{number}.{last}"));
         if card.size == Size::Frames {
             frame_by_frame.push(format!("eth{number}"));
         }
     }
     let words = format!("nested.address={} nested.frames={}", addresses.join(","), frame_by_frame.join(","));
-    let guest = Guest::start_with("net-paths", nets, files, 1, &words)?;
-    // Now that the driver has said what it takes: that would bring segments back.
-    for card in CARDS.iter().flatten().filter(|card| card.size == Size::Frames) {
-        send_frame_by_frame(&card.tap()).map_err(text)?;
-    }
-    Ok(guest)
+    Guest::start_with(name, nets, files, 1, &words)
 }
 
 /// Lets one flow go over one card.
 fn measure(guest: &Guest, card: &Card, kind: &Kind) -> Result<Measured, String> {
-    let to_guest = !kind.words.contains(&REVERSE);
+    let to_guest = kind.words.contains(&REVERSE);
+    let peer = format!("10.8.{}.3", card.number);
+    let words: Vec<&str> = ["--client", &peer, "--connect-timeout", "5000"].iter().chain(kind.words).copied().collect();
     let (counted, cpu) = (card.counted(to_guest)?, guest.cpu());
-    let flow = iperf(&card.guest(), kind.words)?;
+    let flow = iperf_in("10.8.0.2", &words)?;
     let (after, cpu_after) = (card.counted(to_guest)?, guest.cpu());
-    let frame = (after[0] - counted[0]) / (after[1] - counted[1]).max(1.0);
+    let bytes = after[0] - counted[0];
+    let frame = bytes / (after[1] - counted[1]).max(1.0);
     if (frame > FRAME) != (card.size == Size::Segments) {
         return Err(format!("{}: frames of {frame:.0} bytes on {}", kind.name, card.tap()));
     }
+    if flow.bytes > bytes {
+        return Err(format!("{}: {} bytes received, {bytes} went over {}", kind.name, flow.bytes, card.tap()));
+    }
     let (data, vcpus) = (cpu_after.1 - cpu.1, cpu_after.0 - cpu.0);
-    let cost = |seconds: f64| flow.bytes / seconds.max(0.01) / 1e6;
+    let cost = |seconds: f64| bytes / seconds.max(0.01) / 1e6;
     Ok(Measured { flow, per_cpu: [cost(data), cost(data + vcpus)], frame })
 }
 
