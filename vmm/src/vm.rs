@@ -87,6 +87,13 @@ fn build_and_run(config: &VmConfig) -> Result<End, End> {
     if pit {
         make_pit(&vm).map_err(|e| kvm_end(&format!("kvm: cannot make the timer: {e}")))?;
     }
+    let platform = acpi::Platform {
+        vcpus: config.vcpus,
+        serial_port: config.serial.is_some(),
+        pci_ports: config.pci_ports,
+        calibrates: pit,
+    };
+    boot::describe(&ram, platform).map_err(|e| End::new(ExitClass::Image, e.to_string()))?;
     map_memory(&vm, &ram).map_err(|e| kvm_end(&e))?;
 
     let sci = Pin::new(vm.clone(), power::SCI.into());
@@ -150,19 +157,16 @@ fn build_and_run(config: &VmConfig) -> Result<End, End> {
     Ok(end)
 }
 
-/// Loads kernel, initrd, command line and ACPI tables; how to enter the guest.
+/// Loads kernel, initrd and command line; how to enter the guest.
 fn load_images(config: &VmConfig, ram: &GuestRam, mut kernel: File, mut initrd: Option<File>) -> Result<Entry, End> {
     let kernel_name = config.kernel.to_string();
     let initrd_name = config.initrd.as_ref().map(ToString::to_string).unwrap_or_default();
-    let platform =
-        acpi::Platform { vcpus: config.vcpus, serial_port: config.serial.is_some(), pci_ports: config.pci_ports };
     boot::load(
         ram,
         config.memory_mib,
         (&kernel_name, &mut kernel),
         initrd.as_mut().map(|file| (initrd_name.as_str(), file)),
         &config.cmdline,
-        &acpi::tables(platform),
     )
     .map_err(|e| End::new(ExitClass::Image, e.to_string()))
 }

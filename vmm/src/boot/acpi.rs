@@ -39,6 +39,9 @@ pub struct Platform {
     pub serial_port: bool,
     /// Configuration space is also reached by ports 0xCF8 to 0xCFF.
     pub pci_ports: bool,
+    /// The kernel calibrates its timer. The power management timer then spares it a second measurement of 100 ms, by which it
+    /// would check the first; to others it is a clock they do not need, and whose probing costs exits.
+    pub calibrates: bool,
 }
 
 /// The tables for a VM, to be placed at [`ACPI_START`].
@@ -46,7 +49,7 @@ pub struct Platform {
 /// # Panics
 /// When the tables outgrow their area: their size is bounded by the bounded number of vCPUs.
 pub fn tables(platform: Platform) -> Vec<u8> {
-    let Platform { vcpus, serial_port, .. } = platform;
+    let vcpus = platform.vcpus;
     // The RSDP comes first; the rest follows in the order of reference.
     let mut block = vec![0u8; 64];
     let mut place = |table: &[u8]| {
@@ -56,7 +59,7 @@ pub fn tables(platform: Platform) -> Vec<u8> {
         ACPI_START + at as u64
     };
     let dsdt = place(dsdt(platform).as_slice());
-    let fadt = place(&bytes(&fadt(dsdt, serial_port)));
+    let fadt = place(&bytes(&fadt(dsdt, platform)));
     let madt = place(madt(vcpus).as_slice());
     let mut mcfg = MCFG::new(OEM_ID, TABLE_ID, 1);
     mcfg.add_ecam(ECAM.0, 0, 0, 0);
@@ -78,7 +81,7 @@ fn bytes(table: &dyn Aml) -> Vec<u8> {
     bytes
 }
 
-fn fadt(dsdt: u64, serial_port: bool) -> acpi_tables::fadt::FADT {
+fn fadt(dsdt: u64, Platform { serial_port, calibrates, .. }: Platform) -> acpi_tables::fadt::FADT {
     let port = |offset: u16| u32::from(power::BASE + offset);
     let io = |offset: u16, bits: u8, size| GAS::new(GasSpace::SystemIo, bits, 0, size, port(offset).into());
     let mut fadt = FADTBuilder::new(OEM_ID, TABLE_ID, 1)
@@ -96,6 +99,11 @@ fn fadt(dsdt: u64, serial_port: bool) -> acpi_tables::fadt::FADT {
     fadt.pm1_cnt_len = 2;
     fadt.x_pm1a_evt_blk = io(power::PM1_EVENT, 32, AccessSize::WordAccess);
     fadt.x_pm1a_cnt_blk = io(power::PM1_CONTROL, 16, AccessSize::WordAccess);
+    if calibrates {
+        fadt.pm_tmr_blk = port(power::TIMER).into();
+        fadt.pm_tmr_len = 4;
+        fadt.x_pm_tmr_blk = io(power::TIMER, 32, AccessSize::DwordAccess);
+    }
     fadt.reset_reg = io(power::RESET, 8, AccessSize::ByteAccess);
     fadt.reset_value = power::RESET_VALUE;
     // C2 and C3 do not exist.
@@ -197,7 +205,7 @@ mod tests {
     #[test]
     fn every_table_is_reachable_and_its_checksum_is_zero() {
         for (vcpus, wide) in [(1, false), (64, true)] {
-            let block = tables(Platform { vcpus, serial_port: wide, pci_ports: wide });
+            let block = tables(Platform { vcpus, serial_port: wide, pci_ports: wide, calibrates: wide });
             assert_eq!((&block[..8], sum(&block[..20]), sum(&block[..36])), (&b"RSD PTR "[..], 0, 0));
             let xsdt = table(&block, address(&block[24..]));
             assert_eq!(sum(xsdt), 0);
@@ -207,6 +215,10 @@ mod tests {
                 assert_eq!(sum(table), 0);
                 names.push(String::from_utf8_lossy(&table[..4]).into_owned());
                 if table.starts_with(b"FACP") {
+                    // PM_TMR_BLK, PM_TMR_LEN (ACPI 6.5 §5.2.9).
+                    let timer = u32::from(power::BASE + power::TIMER).to_le_bytes();
+                    assert_eq!(table[76..80], if wide { timer } else { [0; 4] });
+                    assert_eq!(table[91], if wide { 4 } else { 0 });
                     let dsdt = super::tests::table(&block, address(&table[140..]));
                     assert_eq!((&dsdt[..4], sum(dsdt)), (&b"DSDT"[..], 0));
                 }
@@ -222,7 +234,7 @@ mod tests {
         range.extend((ECAM.0 as u32).to_le_bytes());
         range.extend((ECAM.1 as u32).to_le_bytes());
         for pci_ports in [false, true] {
-            let dsdt = dsdt(Platform { vcpus: 1, serial_port: false, pci_ports });
+            let dsdt = dsdt(Platform { vcpus: 1, serial_port: false, pci_ports, calibrates: false });
             assert!(has(&dsdt, &range));
             // An I/O port descriptor (ACPI 6.5 §6.4.2.5) for 0xCF8, 8 ports.
             assert_eq!(has(&dsdt, &[0x47, 1, 0xf8, 0x0c, 0xf8, 0x0c, 1, 8]), pci_ports);

@@ -58,7 +58,7 @@ pub(crate) fn memory_map(memory_mib: u32) -> Vec<MemoryMapEntry> {
     map
 }
 
-/// Puts everything a kernel needs into memory; how to enter it.
+/// Puts the images and the command line into memory; how to enter the kernel.
 ///
 /// # Errors
 /// [`ImageError`] names the image and what is wrong with it.
@@ -68,10 +68,16 @@ pub fn load(
     kernel: (&str, &mut File),
     initrd: Option<(&str, &mut File)>,
     cmdline: &str,
-    acpi: &[u8],
 ) -> Result<Entry, ImageError> {
-    kernel::write(ram, ACPI_START, acpi)?;
     kernel::load(ram, memory_mib, kernel, initrd, cmdline)
+}
+
+/// Puts the ACPI tables of `platform` into memory.
+///
+/// # Errors
+/// [`ImageError`] when their place is not RAM (it always is).
+pub fn describe(ram: &GuestRam, platform: acpi::Platform) -> Result<(), ImageError> {
+    kernel::write(ram, ACPI_START, &acpi::tables(platform))
 }
 
 #[cfg(test)]

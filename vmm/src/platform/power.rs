@@ -1,8 +1,9 @@
-//! ACPI fixed power management (ACPI 6.5 §4.8.3), the reset register, the keyboard controller's reset line, and
-//! what is left of the speaker's port.
+//! ACPI fixed power management (ACPI 6.5 §4.8.3) with its timer, the reset register, the keyboard controller's reset line,
+//! and what is left of the speaker's port.
 #![forbid(unsafe_code)]
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use crate::bus::BusDevice;
 use crate::exit::{End, ExitClass};
@@ -18,6 +19,8 @@ pub const PM1_EVENT: u16 = 0;
 pub const PM1_CONTROL: u16 = 4;
 /// Offset of the reset register.
 pub const RESET: u16 = 8;
+/// Offset of the timer: a counter of 24 bits in a register of 32.
+pub const TIMER: u16 = 12;
 /// Value that resets.
 pub const RESET_VALUE: u8 = 1;
 /// SLP_TYP of S5, as the DSDT's `_S5` says.
@@ -30,6 +33,8 @@ pub const KEYBOARD_PORT: u16 = 0x64;
 pub const SPEAKER_PORT: u16 = 0x61;
 
 const TIMER_2_OUT: u8 = 1 << 5;
+/// Ticks of the timer each second (ACPI 6.5 §4.8.3.3).
+const TIMER_HZ: u128 = 3_579_545;
 const POWER_BUTTON: u16 = 1 << 8;
 const SCI_ENABLE: u16 = 1;
 const SLEEP_ENABLE: u16 = 1 << 13;
@@ -45,12 +50,13 @@ struct Registers {
 pub struct Power {
     registers: Mutex<Registers>,
     sci: Arc<dyn IrqLine>,
+    started: Instant,
 }
 
 impl Power {
     /// A block that interrupts over `sci`.
     pub fn new(sci: Arc<dyn IrqLine>) -> Arc<Self> {
-        Arc::new(Self { registers: Mutex::new(Registers::default()), sci })
+        Arc::new(Self { registers: Mutex::new(Registers::default()), sci, started: Instant::now() })
     }
 
     /// Presses the power button.
@@ -76,8 +82,20 @@ impl Power {
     }
 }
 
+/// What the timer shows so long after it started.
+fn ticks(elapsed: Duration) -> u32 {
+    let ticks = elapsed.as_nanos() * TIMER_HZ / 1_000_000_000;
+    (ticks & 0xff_ffff) as u32
+}
+
 impl BusDevice for Power {
     fn read(&self, offset: u64, data: &mut [u8]) -> Result<(), End> {
+        if let Some(first) = offset.checked_sub(TIMER.into()) {
+            // All of it at one moment.
+            let timer = ticks(self.started.elapsed()).to_le_bytes();
+            data.iter_mut().zip(timer.iter().skip(first as usize)).for_each(|(to, from)| *to = *from);
+            return Ok(());
+        }
         for (at, byte) in (offset..).zip(data) {
             *byte = self.byte(at);
         }
@@ -206,6 +224,29 @@ mod tests {
         assert_eq!(byte, [1]);
         power.write(1, &[1]).unwrap();
         assert!(!line.0.load(Ordering::Relaxed));
+    }
+
+    #[test]
+    fn timer_counts_at_its_rate_in_24_bits() {
+        for (elapsed, shown) in [
+            (Duration::ZERO, 0),
+            (Duration::from_secs(1), 3_579_545),
+            (Duration::from_millis(4_686), 16_773_747),
+            (Duration::from_secs(5), 17_897_725 - (1 << 24)),
+            (Duration::from_secs(u64::from(u32::MAX)), ((u64::from(u32::MAX) * 3_579_545) & 0xff_ffff) as u32),
+        ] {
+            assert_eq!(ticks(elapsed), shown, "{elapsed:?}");
+        }
+        let (power, _) = power();
+        let read = |offset: u16, bytes: usize| {
+            let mut data = [0; 4];
+            power.read(offset.into(), &mut data[..bytes]).unwrap();
+            u32::from_le_bytes(data)
+        };
+        let first = read(TIMER, 4);
+        std::thread::sleep(Duration::from_millis(1));
+        assert!(read(TIMER, 4).wrapping_sub(first) & 0xff_ffff >= 3579);
+        assert_eq!((read(TIMER + 3, 1), read(15, 4)), (0, 0), "the high byte, and a read past the end");
     }
 
     #[test]
