@@ -12,6 +12,8 @@
 //! ```
 
 use std::io;
+use std::marker::PhantomData;
+use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU16;
 
@@ -188,13 +190,81 @@ pub fn host_pointer(ram: &GuestRam, addr: u64, len: usize) -> Option<*mut u8> {
     })
 }
 
-/// The 16-bit index at `addr`, which both sides change, or `None` when it is not RAM or not aligned.
-#[inline]
-pub fn index(ram: &GuestRam, addr: u64) -> Option<&AtomicU16> {
-    let at = host_pointer(ram, addr, size_of::<u16>())?.cast::<u16>();
-    // SAFETY: mapped while `ram` lives, aligned, and never accessed but atomically: what else is read there is a hostile
-    // driver's own doing, and then any value will do.
-    at.is_aligned().then(|| unsafe { AtomicU16::from_ptr(at) })
+/// Guest memory whose place on the host was looked up, once for all that is read and written there. Both sides change it at
+/// any time, so every value is loaded once. Offsets count from its start.
+///
+/// # Panics
+/// All methods, when an offset does not leave room for what is accessed: the caller knows the length it asked for.
+#[derive(Debug, Clone, Copy)]
+pub struct View<'ram> {
+    at: NonNull<u8>,
+    len: usize,
+    ram: PhantomData<&'ram GuestRam>,
+}
+
+impl<'ram> View<'ram> {
+    /// The `len` bytes at `addr`, or `None` when any of them is not RAM of one region.
+    #[inline]
+    pub fn new(ram: &'ram GuestRam, addr: u64, len: usize) -> Option<Self> {
+        Some(Self { at: NonNull::new(host_pointer(ram, addr, len)?)?, len, ram: PhantomData })
+    }
+
+    #[inline]
+    fn pointer(self, offset: usize, len: usize) -> *mut u8 {
+        assert!(offset <= self.len && len <= self.len - offset, "{len} bytes at {offset} of {}", self.len);
+        self.at.as_ptr().wrapping_add(offset)
+    }
+
+    /// `N` bytes.
+    #[inline]
+    pub fn load<const N: usize>(self, offset: usize) -> [u8; N] {
+        // SAFETY: inside the view, so mapped while the RAM lives, and a byte array needs no alignment. The guest may write
+        // meanwhile, hence volatile: what is read here is looked at no second time.
+        unsafe { self.pointer(offset, N).cast::<[u8; N]>().read_volatile() }
+    }
+
+    /// Writes `bytes`.
+    #[inline]
+    pub fn store<const N: usize>(self, offset: usize, bytes: [u8; N]) {
+        // SAFETY: as in `load`.
+        unsafe { self.pointer(offset, N).cast::<[u8; N]>().write_volatile(bytes) };
+    }
+
+    /// The 16-bit word, an index or flags, which both sides change; its address must be even.
+    #[inline]
+    pub fn word(self, offset: usize) -> &'ram AtomicU16 {
+        let at = self.pointer(offset, size_of::<u16>()).cast::<u16>();
+        assert!(at.is_aligned(), "a word at an odd address");
+        // SAFETY: mapped while the RAM lives, aligned, and never accessed but atomically: what else is read there is a hostile
+        // driver's own doing, and then any value will do.
+        unsafe { AtomicU16::from_ptr(at) }
+    }
+}
+
+/// A [`View`] that keeps its RAM mapped.
+#[derive(Debug, Clone)]
+pub struct Area {
+    ram: Arc<GuestRam>,
+    at: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: the pointer is into RAM that `ram` keeps mapped, wherever this is; accesses go through `View`.
+unsafe impl Send for Area {}
+
+impl Area {
+    /// The `len` bytes at `addr`, or `None` when any of them is not RAM of one region.
+    pub fn new(ram: &Arc<GuestRam>, addr: u64, len: usize) -> Option<Self> {
+        let View { at, len, .. } = View::new(ram, addr, len)?;
+        Some(Self { ram: ram.clone(), at, len })
+    }
+
+    /// Its content.
+    #[inline]
+    pub fn view(&self) -> View<'_> {
+        let _: &Arc<GuestRam> = &self.ram;
+        View { at: self.at, len: self.len, ram: PhantomData }
+    }
 }
 
 /// `N` bytes at `addr`, read once, or `None` when they are not RAM of one region.
@@ -245,9 +315,27 @@ mod tests {
         }
         assert_eq!((load(&ram, 0x4fff), load(&ram, 0xfff)), (Some([2]), Some([3])));
         assert_eq!(host_pointer(&ram, 0, usize::MAX), None);
-        index(&ram, 0x4ffe).unwrap().store(0x1234, std::sync::atomic::Ordering::Release);
-        assert_eq!(load(&ram, 0x4ffe), Some(0x1234u16.to_ne_bytes()));
-        assert!(index(&ram, 0x4fff).is_none() && index(&ram, 1).is_none());
+    }
+
+    #[test]
+    fn view_reaches_its_own_bytes_and_no_others() {
+        let ram =
+            Arc::new(GuestRam::from_ranges(&[(GuestAddress(0), 0x1000), (GuestAddress(0x4000), 0x1000)]).unwrap());
+        assert!(Area::new(&ram, 0x4ff8, 9).is_none() && View::new(&ram, 0xff8, 9).is_none());
+        let area = Area::new(&ram, 0x4ff8, 8).unwrap();
+        let view = area.view();
+        view.word(6).store(0x1234, std::sync::atomic::Ordering::Release);
+        view.store(0, [7, 8]);
+        assert_eq!((load(&ram, 0x4ffe), load(&ram, 0x4ff8)), (Some(0x1234u16.to_ne_bytes()), Some([7, 8])));
+        assert_eq!(view.load(1), [8, 0, 0, 0, 0, 0x34, 0x12]);
+        let refused = |access: &(dyn Fn() + std::panic::RefUnwindSafe)| std::panic::catch_unwind(access).is_err();
+        let view = std::panic::AssertUnwindSafe(view);
+        assert!(refused(&|| assert_eq!(view.load::<2>(7), [0; 2])) && refused(&|| view.store(usize::MAX, [0])));
+        for odd_or_outside in [1, 7] {
+            assert!(refused(&|| {
+                view.word(odd_or_outside);
+            }));
+        }
     }
 
     #[test]

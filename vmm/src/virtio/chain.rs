@@ -9,9 +9,9 @@ mod tests;
 use thiserror::Error;
 use virtio_bindings::bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 
-use crate::memory::{Bytes, GuestAddress, GuestRam, host_iovec, host_pointer, load};
+use crate::memory::{Bytes, GuestAddress, GuestRam, View, host_iovec, host_pointer};
 
-const DESC_BYTES: u64 = 16;
+const DESC_BYTES: usize = 16;
 
 /// What a driver did wrong with a ring.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -109,9 +109,9 @@ pub struct Segment {
 
 /// A queue's descriptor table.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Table {
-    /// Guest physical address.
-    pub(super) addr: u64,
+pub(super) struct Table<'ram> {
+    /// Its entries' bytes.
+    pub(super) memory: View<'ram>,
     /// Entries.
     pub(super) size: u16,
     /// VIRTIO_F_INDIRECT_DESC was negotiated.
@@ -145,12 +145,12 @@ impl Chain {
         RingFault::Shape { what, readable: self.readable_len(), writable: self.writable_len() }
     }
 
-    /// Walks the chain at `head` of the table at `table`, which has as many entries as the queue.
-    pub(super) fn read(&mut self, ram: &GuestRam, ring: Table, head: u16) -> Result<(), RingFault> {
+    /// Walks the chain at `head` of the table `ring`.
+    pub(super) fn read(&mut self, ram: &GuestRam, ring: Table<'_>, head: u16) -> Result<(), RingFault> {
         self.head = head;
         self.readable.clear();
         self.writable.clear();
-        let (mut table, mut size) = (ring.addr, u32::from(ring.size));
+        let (mut table, mut size) = (ring.memory, u32::from(ring.size));
         let (mut index, mut seen, mut indirect, mut bytes) = (u32::from(head), 0u32, false, 0u64);
         loop {
             if index >= size {
@@ -161,8 +161,7 @@ impl Chain {
                 return Err(RingFault::Loop { size });
             }
             seen += 1;
-            let addr = table.wrapping_add(u64::from(index) * DESC_BYTES);
-            let desc = Descriptor::load(ram, addr).ok_or(RingFault::Ring { what: "descriptor table", addr })?;
+            let desc = Descriptor::load(table, index);
             let flags = u32::from(desc.flags);
             if flags & VRING_DESC_F_INDIRECT != 0 {
                 if !ring.indirect {
@@ -175,10 +174,10 @@ impl Chain {
                 if !desc.len.is_multiple_of(DESC_BYTES as u32) || !(1..=0x8000).contains(&entries) {
                     return Err(RingFault::IndirectSize { bytes: desc.len });
                 }
-                if host_pointer(ram, desc.addr, desc.len as usize).is_none() {
+                let Some(memory) = View::new(ram, desc.addr, desc.len as usize) else {
                     return Err(RingFault::Ring { what: "indirect descriptor table", addr: desc.addr });
-                }
-                (table, size, index, seen, indirect) = (desc.addr, entries, 0, 0, true);
+                };
+                (table, size, index, seen, indirect) = (memory, entries, 0, 0, true);
                 continue;
             }
             let segment = Segment { addr: desc.addr, len: desc.len };
@@ -213,14 +212,15 @@ struct Descriptor {
 }
 
 impl Descriptor {
-    fn load(ram: &GuestRam, addr: u64) -> Option<Self> {
-        let [a0, a1, a2, a3, a4, a5, a6, a7, l0, l1, l2, l3, f0, f1, n0, n1] = load(ram, addr)?;
-        Some(Self {
+    #[inline]
+    fn load(table: View<'_>, index: u32) -> Self {
+        let [a0, a1, a2, a3, a4, a5, a6, a7, l0, l1, l2, l3, f0, f1, n0, n1] = table.load(index as usize * DESC_BYTES);
+        Self {
             addr: u64::from_le_bytes([a0, a1, a2, a3, a4, a5, a6, a7]),
             len: u32::from_le_bytes([l0, l1, l2, l3]),
             flags: u16::from_le_bytes([f0, f1]),
             next: u16::from_le_bytes([n0, n1]),
-        })
+        }
     }
 }
 

@@ -5,14 +5,15 @@ mod tests;
 
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, Ordering, fence};
+use std::sync::atomic::{Ordering, fence};
 
+use virtio_bindings::bindings::virtio_ring::VRING_USED_F_NO_NOTIFY;
 use virtio_queue::{Queue, QueueT};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::chain::{Chain, RingFault, Table};
 use super::interrupt::Interrupts;
-use crate::memory::{self, GuestAddress, GuestRam, load, store};
+use crate::memory::{Area, GuestRam};
 
 /// An enabled virtqueue.
 #[derive(Debug)]
@@ -20,6 +21,9 @@ pub struct VirtQueue {
     /// Index within the device.
     pub index: u16,
     queue: Queue,
+    descriptors: Area,
+    available: Area,
+    used: Area,
     ram: Arc<GuestRam>,
     kick: Arc<EventFd>,
     interrupts: Arc<Interrupts>,
@@ -43,20 +47,29 @@ impl VirtQueue {
         kick: Arc<EventFd>,
         interrupts: Arc<Interrupts>,
     ) -> Result<Self, RingFault> {
-        let size = u64::from(queue.size());
-        // virtio 1.3 §2.7: sizes of the three areas, with the event index words.
-        for (what, addr, len) in [
-            ("descriptor table", queue.desc_table(), 16 * size),
-            ("available ring", queue.avail_ring(), 6 + 2 * size),
-            ("used ring", queue.used_ring(), 6 + 8 * size),
-        ] {
-            let len = usize::try_from(len).unwrap_or(usize::MAX);
-            if addr == 0 || crate::memory::host_slice(&ram, GuestAddress(addr), len).is_none() {
-                return Err(RingFault::Ring { what, addr });
-            }
-        }
+        let size = usize::from(queue.size());
+        let area = |what, addr: u64, len, align| {
+            let aligned = addr != 0 && addr.is_multiple_of(align);
+            aligned.then(|| Area::new(&ram, addr, len)).flatten().ok_or(RingFault::Ring { what, addr })
+        };
+        // virtio 1.3 §2.7: sizes, with the event index words, and alignments of the three areas.
+        let descriptors = area("descriptor table", queue.desc_table(), 16 * size, 16)?;
+        let available = area("available ring", queue.avail_ring(), 6 + 2 * size, 2)?;
+        let used = area("used ring", queue.used_ring(), 6 + 8 * size, 4)?;
         let told = queue.next_used();
-        Ok(Self { index, queue, ram, kick, interrupts, indirect: true, in_flight: 0, told })
+        Ok(Self {
+            index,
+            queue,
+            descriptors,
+            available,
+            used,
+            ram,
+            kick,
+            interrupts,
+            indirect: true,
+            in_flight: 0,
+            told,
+        })
     }
 
     /// The driver did not negotiate VIRTIO_F_INDIRECT_DESC.
@@ -106,7 +119,8 @@ impl VirtQueue {
     /// [`RingFault`] when the driver broke a rule; the queue must not be used again.
     pub fn pop(&mut self, chain: &mut Chain) -> Result<bool, RingFault> {
         let size = self.queue.size();
-        let avail = u16::from_le(self.avail_word(2)?.load(Ordering::Acquire));
+        let available = self.available.view();
+        let avail = u16::from_le(available.word(2).load(Ordering::Acquire));
         let next = self.queue.next_avail();
         let ahead = avail.wrapping_sub(next);
         if ahead == 0 {
@@ -119,13 +133,11 @@ impl VirtQueue {
         if self.in_flight >= size {
             return Err(RingFault::InFlight { size });
         }
-        let slot = self.queue.avail_ring() + 4 + 2 * u64::from(next % size);
-        let head = load(&self.ram, slot).ok_or(RingFault::Ring { what: "available ring", addr: slot })?;
-        let head = u16::from_le_bytes(head);
+        let head = u16::from_le_bytes(available.load(4 + 2 * self.slot(next)));
         if head >= size {
             return Err(RingFault::Head { head, size });
         }
-        let table = Table { addr: self.queue.desc_table(), size, indirect: self.indirect };
+        let table = Table { memory: self.descriptors.view(), size, indirect: self.indirect };
         chain.read(&self.ram, table, head)?;
         self.queue.set_next_avail(next.wrapping_add(1));
         self.in_flight += 1;
@@ -139,78 +151,64 @@ impl VirtQueue {
     }
 
     /// Gives a chain back with `written` bytes in its writable part.
-    ///
-    /// # Errors
-    /// When the used ring is not RAM any more (it always is).
-    pub fn push(&mut self, head: u16, written: u32) -> Result<(), RingFault> {
-        let (size, next) = (self.queue.size(), self.queue.next_used());
+    pub fn push(&mut self, head: u16, written: u32) {
+        let (next, used) = (self.queue.next_used(), self.used.view());
         // virtio 1.3 §2.7.8: id le32, len le32.
         let [[i0, i1, i2, i3], [l0, l1, l2, l3]] = [u32::from(head).to_le_bytes(), written.to_le_bytes()];
-        let addr = self.queue.used_ring() + 4 + 8 * u64::from(next % size);
-        if !store(&self.ram, addr, [i0, i1, i2, i3, l0, l1, l2, l3]) {
-            return Err(RingFault::Ring { what: "used ring", addr });
-        }
+        used.store(4 + 8 * self.slot(next), [i0, i1, i2, i3, l0, l1, l2, l3]);
         self.in_flight = self.in_flight.saturating_sub(1);
         let next = next.wrapping_add(1);
-        self.used_word(2)?.store(next.to_le(), Ordering::Release);
+        used.word(2).store(next.to_le(), Ordering::Release);
         self.queue.set_next_used(next);
-        Ok(())
+    }
+
+    /// The place of a free-running position in a ring, whose size is a power of two (virtio 1.3 §2.7).
+    #[inline]
+    fn slot(&self, position: u16) -> usize {
+        usize::from(position & (self.queue.size() - 1))
     }
 
     /// Interrupts the driver if it wants to know of the pushes so far.
-    ///
-    /// # Errors
-    /// As [`VirtQueue::push`].
-    pub fn notify(&mut self) -> Result<(), RingFault> {
-        let (used, size) = (self.queue.next_used(), u64::from(self.queue.size()));
+    pub fn notify(&mut self) {
+        let (used, size) = (self.queue.next_used(), usize::from(self.queue.size()));
         let pushed = used.wrapping_sub(std::mem::replace(&mut self.told, used));
         if pushed == 0 {
-            return Ok(());
+            return;
         }
         // §2.7.7.2: used entries are written before the driver's wish is read.
         fence(Ordering::SeqCst);
         let wanted = if self.queue.event_idx_enabled() {
-            let event = u16::from_le(self.avail_word(4 + 2 * size)?.load(Ordering::Relaxed));
+            // The driver's event index, behind the entries.
+            let event = u16::from_le(self.available.view().word(4 + 2 * size).load(Ordering::Relaxed));
             used.wrapping_sub(event).wrapping_sub(1) < pushed
         } else {
             // VIRTQ_AVAIL_F_NO_INTERRUPT
-            u16::from_le(self.avail_word(0)?.load(Ordering::Relaxed)) & 1 == 0
+            u16::from_le(self.available.view().word(0).load(Ordering::Relaxed)) & 1 == 0
         };
         if wanted {
             self.interrupts.queue(self.index);
         }
-        Ok(())
-    }
-
-    /// The 16-bit word at `offset` of the available ring: 0 flags, 2 index, behind the entries the driver's event index.
-    #[inline]
-    fn avail_word(&self, offset: u64) -> Result<&AtomicU16, RingFault> {
-        let addr = self.queue.avail_ring() + offset;
-        memory::index(&self.ram, addr).ok_or(RingFault::Ring { what: "available ring", addr })
-    }
-
-    /// The 16-bit word at `offset` of the used ring.
-    #[inline]
-    fn used_word(&self, offset: u64) -> Result<&AtomicU16, RingFault> {
-        let addr = self.queue.used_ring() + offset;
-        memory::index(&self.ram, addr).ok_or(RingFault::Ring { what: "used ring", addr })
     }
 
     /// Asks for a doorbell at the next request. `true` when one is there already.
-    ///
-    /// # Errors
-    /// As [`VirtQueue::push`].
-    pub fn enable_kicks(&mut self) -> Result<bool, RingFault> {
-        let addr = self.queue.used_ring();
-        self.queue.enable_notification(&*self.ram).map_err(|_| RingFault::Ring { what: "used ring", addr })
+    pub fn enable_kicks(&mut self) -> bool {
+        let (used, next) = (self.used.view(), self.queue.next_avail());
+        if self.queue.event_idx_enabled() {
+            // The device's event index, behind the entries (§2.7.8).
+            used.word(4 + 8 * usize::from(self.queue.size())).store(next.to_le(), Ordering::Relaxed);
+        } else {
+            used.word(0).store(0, Ordering::Relaxed);
+        }
+        // §2.7.10.1: asked for, and only then looked.
+        fence(Ordering::SeqCst);
+        u16::from_le(self.available.view().word(2).load(Ordering::Acquire)) != next
     }
 
     /// Asks for no doorbells while we poll.
-    ///
-    /// # Errors
-    /// As [`VirtQueue::push`].
-    pub fn disable_kicks(&mut self) -> Result<(), RingFault> {
-        let addr = self.queue.used_ring();
-        self.queue.disable_notification(&*self.ram).map_err(|_| RingFault::Ring { what: "used ring", addr })
+    pub fn disable_kicks(&mut self) {
+        // An event index that is passed by stays so.
+        if !self.queue.event_idx_enabled() {
+            self.used.view().word(0).store(VRING_USED_F_NO_NOTIFY as u16, Ordering::Relaxed);
+        }
     }
 }

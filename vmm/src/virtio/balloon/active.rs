@@ -80,7 +80,7 @@ impl ActiveBalloon {
         let number = self.queues[place].index;
         self.queues[place].take_kick();
         if number == STATS {
-            self.ask_for_figures(place)?;
+            self.ask_for_figures(place);
         }
         let mut given = 0;
         for _ in 0..BUDGET_REQUESTS {
@@ -98,12 +98,12 @@ impl ActiveBalloon {
                 _ => given += self.report(number)?,
             }
             let head = self.chain.head;
-            self.queues[place].push(head, 0).map_err(DeviceFault::ring(&self.device.name, number))?;
+            self.queues[place].push(head, 0);
             if given >= BUDGET {
                 break;
             }
         }
-        self.queues[place].notify().map_err(DeviceFault::ring(&self.device.name, number))?;
+        self.queues[place].notify();
         Ok(Progress::Again)
     }
 
@@ -112,8 +112,8 @@ impl ActiveBalloon {
         let queue = &mut self.queues[place];
         let fault = DeviceFault::ring(&self.device.name, queue.index);
         while !queue.pop(&mut self.chain).map_err(&fault)? {
-            if !queue.enable_kicks().map_err(&fault)? {
-                queue.notify().map_err(&fault)?;
+            if !queue.enable_kicks() {
+                queue.notify();
                 return Ok(false);
             }
         }
@@ -198,15 +198,13 @@ impl ActiveBalloon {
     }
 
     /// Gives the statistics buffer back, when the agent has asked: the driver fills it anew (§5.5.6.3).
-    fn ask_for_figures(&mut self, place: usize) -> Result<(), DeviceFault> {
+    fn ask_for_figures(&mut self, place: usize) {
         if std::mem::take(&mut self.wanted)
             && let Some(head) = self.lent.take()
         {
-            let fault = DeviceFault::ring(&self.device.name, STATS);
-            self.queues[place].push(head, 0).map_err(&fault)?;
-            self.queues[place].notify().map_err(&fault)?;
+            self.queues[place].push(head, 0);
+            self.queues[place].notify();
         }
-        Ok(())
     }
 
     /// Reads the statistics buffer and keeps it.

@@ -85,7 +85,7 @@ impl ActiveBlock {
         while !self.free.is_empty() {
             let more = self.queue.pop(&mut self.chain).map_err(DeviceFault::ring(&self.device.name, 0))?;
             if !more {
-                if self.queue.enable_kicks().map_err(DeviceFault::ring(&self.device.name, 0))? {
+                if self.queue.enable_kicks() {
                     continue;
                 }
                 break;
@@ -157,10 +157,14 @@ impl ActiveBlock {
         });
         let (offset, bytes) = match place {
             Ok(place) => place,
-            Err(status) => return self.finish(&pending, status).map(Ok),
+            Err(status) => {
+                self.finish(&pending, status);
+                return Ok(Ok(()));
+            }
         };
         let Some(id) = self.free.pop() else {
-            return self.finish(&pending, VIRTIO_BLK_S_IOERR).map(Ok);
+            self.finish(&pending, VIRTIO_BLK_S_IOERR);
+            return Ok(Ok(()));
         };
         let durable = self.write_through && pending.op != Op::Read;
         let (ram, chain) = (self.queue.ram(), &self.chain);
@@ -189,7 +193,7 @@ impl ActiveBlock {
     }
 
     /// Gives a request back to the driver.
-    fn finish(&mut self, pending: &Pending, status: u32) -> Result<(), DeviceFault> {
+    fn finish(&mut self, pending: &Pending, status: u32) {
         let good = status == VIRTIO_BLK_S_OK;
         // In RAM, since its chain was read.
         store(self.queue.ram(), pending.status.addr, [status as u8]);
@@ -206,7 +210,7 @@ impl ActiveBlock {
             Op::Flush => {}
         }
         let written = if good { pending.written } else { 1 };
-        self.queue.push(pending.head, written).map_err(DeviceFault::ring(&self.device.name, 0))
+        self.queue.push(pending.head, written);
     }
 
     /// Gives back what the engine has finished; whether there was anything.
@@ -228,7 +232,7 @@ impl ActiveBlock {
                     VIRTIO_BLK_S_IOERR
                 }
             };
-            self.finish(&pending, status)?;
+            self.finish(&pending, status);
         }
         self.done = done;
         Ok(any)
@@ -244,7 +248,7 @@ impl ActiveBlock {
                 break;
             }
         }
-        self.queue.notify().map_err(DeviceFault::ring(&self.device.name, 0))?;
+        self.queue.notify();
         Ok(progress)
     }
 
@@ -286,7 +290,8 @@ impl ActiveDevice for ActiveBlock {
         self.drain()?;
         self.complete()?;
         self.wake_at = None;
-        self.queue.notify().map_err(DeviceFault::ring(&self.device.name, 0))
+        self.queue.notify();
+        Ok(())
     }
 
     fn resume(&mut self) -> Result<(), DeviceFault> {

@@ -107,8 +107,8 @@ impl ActiveConsole {
         };
         transmit.take_kick();
         while !transmit.pop(&mut self.chain)? {
-            if !transmit.enable_kicks()? {
-                transmit.notify()?;
+            if !transmit.enable_kicks() {
+                transmit.notify();
                 return Ok(None);
             }
         }
@@ -117,7 +117,7 @@ impl ActiveConsole {
         }
         let mut bytes = [0; HEADER];
         copy_from(transmit.ram(), &self.chain.readable, &mut bytes);
-        transmit.push(self.chain.head, 0)?;
+        transmit.push(self.chain.head, 0);
         Ok(Some((bytes, self.chain.readable_len())))
     }
 
@@ -153,7 +153,7 @@ impl ActiveConsole {
         'news: for (n, port) in self.ports.iter_mut().enumerate() {
             while let Some(news) = port.untold.first() {
                 while !receive.pop(&mut self.chain)? {
-                    if !receive.enable_kicks()? {
+                    if !receive.enable_kicks() {
                         break 'news;
                     }
                 }
@@ -163,11 +163,12 @@ impl ActiveConsole {
                     return Err(self.chain.shape_fault("control message does not fit"));
                 }
                 let done = copy_to(receive.ram(), &self.chain.writable, &message);
-                receive.push(self.chain.head, u32::try_from(done).unwrap_or(0))?;
+                receive.push(self.chain.head, u32::try_from(done).unwrap_or(0));
                 port.untold.told(news);
             }
         }
-        receive.notify()
+        receive.notify();
+        Ok(())
     }
 
     /// The host's side of a port has input, or another size.

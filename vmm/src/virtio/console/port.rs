@@ -52,10 +52,10 @@ impl ActivePort {
             let mut done = match self.output_done.take() {
                 Some(done) => done,
                 None if !self.transmit.pop(&mut self.output)? => {
-                    if self.transmit.enable_kicks()? {
+                    if self.transmit.enable_kicks() {
                         continue;
                     }
-                    self.transmit.notify()?;
+                    self.transmit.notify();
                     return Ok(Progress::Drained);
                 }
                 None if !self.output.writable.is_empty() => {
@@ -75,14 +75,14 @@ impl ActivePort {
                 stats.out_bytes += got as u64;
                 if bytes >= BUDGET_BYTES {
                     self.output_done = Some(done);
-                    self.transmit.notify()?;
+                    self.transmit.notify();
                     return Ok(Progress::Again);
                 }
             }
             stats.out_ops += 1;
-            self.transmit.push(self.output.head, 0)?;
+            self.transmit.push(self.output.head, 0);
         }
-        self.transmit.notify()?;
+        self.transmit.notify();
         Ok(Progress::Again)
     }
 
@@ -93,7 +93,7 @@ impl ActivePort {
         if self.open {
             progress = self.fill(terminal, stats)?;
         }
-        self.receive.notify()?;
+        self.receive.notify();
         Ok(progress)
     }
 
@@ -101,7 +101,7 @@ impl ActivePort {
         let mut buf = [0u8; CHUNK];
         for _ in 0..BUDGET_CHAINS {
             if !self.receive.pop(&mut self.input)? {
-                if self.receive.enable_kicks()? {
+                if self.receive.enable_kicks() {
                     continue;
                 }
                 return Ok(Progress::Drained);
@@ -117,7 +117,7 @@ impl ActivePort {
                 return Ok(Progress::Drained);
             }
             let done = copy_to(self.receive.ram(), &self.input.writable, &buf[..got]);
-            self.receive.push(self.input.head, u32::try_from(done).unwrap_or(0))?;
+            self.receive.push(self.input.head, u32::try_from(done).unwrap_or(0));
             stats.in_ops += 1;
             stats.in_bytes += done as u64;
         }

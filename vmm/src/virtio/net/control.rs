@@ -59,7 +59,7 @@ impl ControlQueue {
         let mut progress = Progress::Again;
         for _ in 0..BUDGET {
             if !self.queue.pop(&mut self.chain).map_err(&fault)? {
-                if self.queue.enable_kicks().map_err(&fault)? {
+                if self.queue.enable_kicks() {
                     continue;
                 }
                 progress = Progress::Drained;
@@ -77,9 +77,9 @@ impl ControlQueue {
             };
             let answer = if done { VIRTIO_NET_OK } else { VIRTIO_NET_ERR };
             copy_to(self.queue.ram(), &self.chain.writable, &[answer as u8]);
-            self.queue.push(self.chain.head, 1).map_err(&fault)?;
+            self.queue.push(self.chain.head, 1);
         }
-        self.queue.notify().map_err(&fault)?;
+        self.queue.notify();
         Ok(progress)
     }
 }

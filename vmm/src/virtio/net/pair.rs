@@ -88,8 +88,8 @@ impl Pair for UserPair {
 
     fn start(&mut self) -> Result<(), DeviceFault> {
         self.running = true;
-        self.receiver.queue().1.ring_self();
-        self.transmitter.queue().1.ring_self();
+        self.receiver.queue().ring_self();
+        self.transmitter.queue().ring_self();
         Ok(())
     }
 

@@ -83,7 +83,7 @@ impl Receiver {
         let fault = DeviceFault::ring(&self.device, self.queue.index);
         while self.ahead.bytes() < wanted {
             if !self.queue.pop(&mut self.chain).map_err(&fault)? {
-                if self.queue.enable_kicks().map_err(&fault)? {
+                if self.queue.enable_kicks() {
                     continue;
                 }
                 return Ok(false);
@@ -116,13 +116,12 @@ impl Receiver {
         }
         self.ahead.write_at(placed, &self.spill[..len - placed]);
         self.carried = None;
-        self.deliver(len, limiter)?;
+        self.deliver(len, limiter);
         Ok(true)
     }
 
     /// Gives the chains that hold a frame of `len` bytes (header included) to the driver.
-    fn deliver(&mut self, len: usize, limiter: &mut Option<Limiter>) -> Result<(), DeviceFault> {
-        let fault = DeviceFault::ring(&self.device, self.queue.index);
+    fn deliver(&mut self, len: usize, limiter: &mut Option<Limiter>) {
         let chains = self.ahead.chains_for(len);
         // virtio 1.3 §5.1.6.4.1: 1 without mergeable buffers, and no flags for a driver that knows none.
         self.ahead.write_at(NUM_BUFFERS, &chains.to_le_bytes());
@@ -136,7 +135,7 @@ impl Receiver {
             };
             let here = left.min(chain.bytes);
             left -= here;
-            self.queue.push(chain.head, u32::try_from(here).unwrap_or(u32::MAX)).map_err(&fault)?;
+            self.queue.push(chain.head, u32::try_from(here).unwrap_or(u32::MAX));
         }
         let bytes = (len - HEADER) as u64;
         self.frames += 1;
@@ -144,7 +143,6 @@ impl Receiver {
         if let Some(limiter) = limiter {
             limiter.charge(bytes);
         }
-        Ok(())
     }
 
     /// Puts chains taken ahead back into the ring; a frame half placed is lost.
@@ -158,8 +156,8 @@ impl Receiver {
 }
 
 impl Direction for Receiver {
-    fn queue(&mut self) -> (&str, &mut VirtQueue) {
-        (&self.device, &mut self.queue)
+    fn queue(&mut self) -> &mut VirtQueue {
+        &mut self.queue
     }
 
     fn step(&mut self, link: &dyn Link, limiter: &mut Option<Limiter>) -> Result<bool, DeviceFault> {
@@ -176,7 +174,7 @@ impl Direction for Receiver {
         }
         let room = self.ahead.bytes();
         match self.ahead.receive(link, &mut self.spill) {
-            Ok(len) if len <= room && (MIN_FRAME..=MAX_FRAME).contains(&len) => self.deliver(len, limiter)?,
+            Ok(len) if len <= room && (MIN_FRAME..=MAX_FRAME).contains(&len) => self.deliver(len, limiter),
             Ok(len) if self.mergeable && (MIN_FRAME..=MAX_FRAME).contains(&len) => {
                 self.carried = Some(Carried { len, placed: room });
             }

@@ -11,8 +11,8 @@ const BUDGET: usize = 256;
 
 /// One direction of a queue pair that this process works.
 pub(super) trait Direction {
-    /// The device's name, for messages, and the queue.
-    fn queue(&mut self) -> (&str, &mut VirtQueue);
+    /// The queue.
+    fn queue(&mut self) -> &mut VirtQueue;
 
     /// One frame; `false` when there is none or no room. Whoever must hear of the next doorbell asks for it.
     ///
@@ -26,8 +26,7 @@ pub(super) trait Direction {
     /// # Errors
     /// The fault ends the VM.
     fn run(&mut self, link: &dyn Link, limiter: &mut Option<Limiter>) -> Result<Progress, DeviceFault> {
-        let (device, queue) = self.queue();
-        queue.disable_kicks().map_err(DeviceFault::ring(device, queue.index))?;
+        self.queue().disable_kicks();
         let mut progress = Progress::Again;
         for _ in 0..BUDGET {
             if !self.step(link, limiter)? {
@@ -35,8 +34,7 @@ pub(super) trait Direction {
                 break;
             }
         }
-        let (device, queue) = self.queue();
-        queue.notify().map_err(DeviceFault::ring(device, queue.index))?;
+        self.queue().notify();
         Ok(progress)
     }
 
@@ -46,7 +44,7 @@ pub(super) trait Direction {
     /// The fault ends the VM.
     fn run_beside(&mut self, link: &dyn Link, limiter: &mut Option<Limiter>) -> Result<(), DeviceFault> {
         if self.run(link, limiter)? == Progress::Again {
-            self.queue().1.ring_self();
+            self.queue().ring_self();
         }
         Ok(())
     }

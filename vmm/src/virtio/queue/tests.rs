@@ -1,5 +1,6 @@
 use super::*;
 use crate::memory::Bytes;
+use crate::memory::GuestAddress;
 use crate::virtio::testing::{Driver, RAM_BYTES, interrupts, ram};
 use proptest::prelude::*;
 use std::collections::VecDeque;
@@ -94,7 +95,7 @@ fn descriptor_offered_again_before_it_was_used_is_named() {
     driver.offer(0);
     assert_eq!(queue.pop(&mut chain), Err(RingFault::InFlight { size: SIZE }));
     // A chain given back makes room for one, a chain put back for another.
-    queue.push(0, 0).unwrap();
+    queue.push(0, 0);
     assert!(queue.pop(&mut chain).unwrap());
     queue.unpop(1);
     assert!(queue.pop(&mut chain).unwrap());
@@ -117,8 +118,8 @@ fn interrupt_comes_when_the_used_index_passes_the_event_index_across_the_wrap() 
         }
         driver.offer(0);
         assert!(queue.pop(&mut chain).unwrap(), "request {n}");
-        queue.push(0, 8).unwrap();
-        queue.notify().unwrap();
+        queue.push(0, 8);
+        queue.notify();
         let rung = fds[0].read().is_ok();
         assert_eq!(rung, n % 1000 == 0, "request {n}");
     }
@@ -131,13 +132,13 @@ fn nothing_given_back_interrupts_nobody() {
     driver.chain(&[(0x8_0000, 8, true)]);
     let (mut queue, vector) = queue(&driver);
     let mut chain = Chain::default();
-    queue.notify().unwrap();
+    queue.notify();
     assert!(queue.pop(&mut chain).unwrap());
-    queue.notify().unwrap();
+    queue.notify();
     assert!(vector.read().is_err());
-    queue.push(chain.head, 8).unwrap();
-    queue.notify().unwrap();
-    queue.notify().unwrap();
+    queue.push(chain.head, 8);
+    queue.notify();
+    queue.notify();
     assert_eq!(vector.read().unwrap(), 1, "once for the push");
 }
 
@@ -147,12 +148,12 @@ fn request_that_arrives_while_kicks_are_asked_for_is_not_lost() {
     let mut driver = Driver::new(&ram, 0, SIZE);
     let mut queue = queue(&driver).0;
     let mut chain = Chain::default();
-    queue.disable_kicks().unwrap();
+    queue.disable_kicks();
     assert!(!queue.pop(&mut chain).unwrap());
     driver.chain(&[(0x8_0000, 8, true)]);
-    assert!(queue.enable_kicks().unwrap(), "it is there already");
+    assert!(queue.enable_kicks(), "it is there already");
     assert!(queue.pop(&mut chain).unwrap());
-    assert!(!queue.enable_kicks().unwrap());
+    assert!(!queue.enable_kicks());
 }
 
 /// What a driver and a device may do next.
@@ -214,7 +215,7 @@ proptest! {
                 Step::Push { which, part } if !taken.is_empty() => {
                     let head = taken.remove(which % taken.len());
                     let before = driver.rings();
-                    queue.push(head, part).unwrap();
+                    queue.push(head, part);
                     prop_assert!(driver.rings() == before, "the device wrote to the driver's rings");
                     given.push((head, part));
                     free.push(head);
@@ -270,7 +271,7 @@ proptest! {
             }
             prop_assert!(held <= SIZE);
             if index % 5 == 0 && held > 0 {
-                queue.push(chain.head, 0).unwrap();
+                queue.push(chain.head, 0);
                 held -= 1;
             }
         }

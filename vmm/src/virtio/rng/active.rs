@@ -29,10 +29,10 @@ impl ActiveRng {
         self.queue.take_kick();
         for _ in 0..BUDGET {
             if !self.queue.pop(&mut self.chain).map_err(&fault)? {
-                if self.queue.enable_kicks().map_err(&fault)? {
+                if self.queue.enable_kicks() {
                     continue;
                 }
-                self.queue.notify().map_err(&fault)?;
+                self.queue.notify();
                 return Ok(Progress::Drained);
             }
             if !self.chain.readable.is_empty() {
@@ -42,11 +42,11 @@ impl ActiveRng {
             let want = usize::try_from(self.chain.writable_len()).unwrap_or(MAX_BYTES).min(MAX_BYTES);
             random(&mut buf[..want]).map_err(DeviceFault::host(&self.device.name, "read random bytes"))?;
             let done = copy_to(self.queue.ram(), &self.chain.writable, &buf[..want]);
-            self.queue.push(self.chain.head, u32::try_from(done).unwrap_or(0)).map_err(&fault)?;
+            self.queue.push(self.chain.head, u32::try_from(done).unwrap_or(0));
             self.stats.in_ops += 1;
             self.stats.in_bytes += done as u64;
         }
-        self.queue.notify().map_err(&fault)?;
+        self.queue.notify();
         Ok(Progress::Again)
     }
 }

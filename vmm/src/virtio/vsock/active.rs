@@ -55,7 +55,7 @@ impl ActiveVsock {
         events.take_kick();
         while self.reset_due {
             if !events.pop(&mut self.chain).map_err(&fault)? {
-                if events.enable_kicks().map_err(&fault)? {
+                if events.enable_kicks() {
                     continue;
                 }
                 break;
@@ -64,12 +64,12 @@ impl ActiveVsock {
                 return Err(fault(self.chain.shape_fault("events are 4 writable bytes")));
             }
             let done = copy_to(events.ram(), &self.chain.writable, &TRANSPORT_RESET);
-            events.push(self.chain.head, u32::try_from(done).unwrap_or(0)).map_err(&fault)?;
+            events.push(self.chain.head, u32::try_from(done).unwrap_or(0));
             self.reset_due = false;
             self.stats.in_ops += 1;
             self.stats.in_bytes += done as u64;
         }
-        events.notify().map_err(&fault)?;
+        events.notify();
         Ok(Progress::Drained)
     }
 }
