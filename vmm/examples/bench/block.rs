@@ -21,7 +21,7 @@ use io_uring::{IoUring, opcode, types};
 use crate::figures::note;
 use crate::{Bench, Outcome};
 
-const RUNS: usize = 5;
+const RUNS: usize = 11;
 const FILE_BYTES: u64 = 256 << 20;
 const READ_BYTES: u64 = 4096;
 const DEPTH: usize = 32;

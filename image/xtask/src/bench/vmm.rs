@@ -278,7 +278,7 @@ const METHOD: &str = "\
   there than on hardware. Memory is read from `/proc/PID/smaps` (PSS of everything but the guest's RAM), CPU time from
   `/proc/PID/task/*/schedstat`, set-up time from the VM's own `stats`.
 - Block: the guest keeps 32 random reads of 4 KiB in flight in a file of 256 MiB for 2 s, then a plain io_uring loop does
-  the same on the same file, five times in turn. The CPU time is that of all threads of the VMM but the vCPU (the guest
+  the same on the same file, eleven times in turn. The CPU time is that of all threads of the VMM but the vCPU (the guest
   spins while it waits, by design), against that of the loop's process but for a thread that spins beside it likewise.
   The VMM's reads leave the file's time of last access alone. The loop's note it, as any program's; \"with O_NOATIME\"
   they do not either, and what is left is what the VMM adds.
