@@ -250,6 +250,9 @@ pub fn processes(child: &Child) -> Vec<u32> {
     std::iter::once(id).chain(children).collect()
 }
 
+/// What a VM may take beyond its guest's RAM, whatever the guest has (docs/design.md §6), KiB.
+pub const OVERHEAD_BUDGET_KIB: u64 = 3 * 1024;
+
 /// Proportional memory of the VM's processes beyond guest memory, KiB.
 pub fn overhead_kib(child: &Child, guest_bytes: u64) -> u64 {
     let mut sum = 0;

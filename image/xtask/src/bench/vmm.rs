@@ -26,7 +26,7 @@ pub struct VmmArgs {
 /// Where the table goes.
 const TABLE: &str = "docs/bench-vmm.md";
 /// Words that pick the nested scenarios which print figures.
-const NESTED: &[&str] = &["boot_of_one_vcpu", "iperf3"];
+const NESTED: &[&str] = &["boot_of_one_vcpu", "four_pinned_vcpus", "iperf3"];
 
 /// What the nested test's lines for us, and its figures in the table, start with.
 const ORIGIN: &str = "nested: ";

@@ -14,7 +14,8 @@ use holdfast_vmm::virtio::balloon::MemoryStats;
 use super::vsock::GUEST_PORT;
 use crate::guest::{Role, say};
 use crate::host::{
-    CONTROL, JAIL, Lines, Outcome, Scenario, config, expect_code, open, overhead_kib, pipe, processes, spawn_with, text,
+    CONTROL, JAIL, Lines, OVERHEAD_BUDGET_KIB, Outcome, Scenario, config, expect_code, open, overhead_kib, pipe,
+    processes, spawn_with, text,
 };
 use crate::sockets::{Talk, connect, serve};
 
@@ -29,8 +30,6 @@ const MEMORY_MIB: u32 = 256;
 /// What the guest touches and frees.
 const USED_MIB: u64 = 96;
 const MIB: u64 = 1 << 20;
-/// `docs/design.md`, budgets.
-const OVERHEAD_BUDGET_KIB: u64 = 3 * 1024;
 /// The guest's kernel collects for two seconds before it reports; emulation is slow.
 const PATIENCE: Duration = Duration::from_secs(60);
 

@@ -11,8 +11,8 @@ use holdfast_vmm::memory::PageSize;
 
 use crate::guest::{Role, say};
 use crate::host::{
-    CONTROL, JAIL, Lines, Outcome, Scenario, cmdline_word, config, disk, expect_code, figure, overhead_kib, pipe,
-    processes, spawn_with, text,
+    CONTROL, JAIL, Lines, OVERHEAD_BUDGET_KIB, Outcome, Scenario, cmdline_word, config, disk, expect_code, figure,
+    overhead_kib, pipe, processes, spawn_with, text,
 };
 
 pub const SCENARIOS: &[Scenario] = &[
@@ -112,6 +112,11 @@ fn four_vcpus() -> Outcome {
     if pinned != 4 {
         return Err(format!("{pinned} of 4 vCPU threads are tied to CPU 0"));
     }
+    let beyond = overhead_kib(&child, u64::from(config.memory_mib) << 20);
+    if beyond > OVERHEAD_BUDGET_KIB {
+        return Err(format!("{beyond} KiB beyond guest RAM, budget {OVERHEAD_BUDGET_KIB}"));
+    }
+    figure("memory beyond guest RAM with 4 vCPUs (PSS)", beyond as f64 / 1024.0, "MiB");
     let mut client = ControlClient::connect(CONTROL).map_err(text)?;
     let stats = client.stats().map_err(text)?;
     client.stop(Duration::ZERO).map_err(text)?;
@@ -120,7 +125,7 @@ fn four_vcpus() -> Outcome {
     if idle.contains(&0) {
         return Err(format!("a vCPU never went idle: {idle:?}"));
     }
-    Ok(format!("halts {idle:?}"))
+    Ok(format!("halts {idle:?}, {beyond} KiB beyond guest RAM"))
 }
 
 /// Counts on every CPU, one after the other, and says where it was.
