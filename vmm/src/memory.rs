@@ -244,25 +244,25 @@ impl<'ram> View<'ram> {
 /// A [`View`] that keeps its RAM mapped.
 #[derive(Debug, Clone)]
 pub struct Area {
-    ram: Arc<GuestRam>,
     at: NonNull<u8>,
     len: usize,
+    /// Held, not looked at: `at` points into it.
+    _ram: Arc<GuestRam>,
 }
 
-// SAFETY: the pointer is into RAM that `ram` keeps mapped, wherever this is; accesses go through `View`.
+// SAFETY: the pointer is into RAM that is kept mapped, wherever this is; accesses go through `View`.
 unsafe impl Send for Area {}
 
 impl Area {
     /// The `len` bytes at `addr`, or `None` when any of them is not RAM of one region.
     pub fn new(ram: &Arc<GuestRam>, addr: u64, len: usize) -> Option<Self> {
         let View { at, len, .. } = View::new(ram, addr, len)?;
-        Some(Self { ram: ram.clone(), at, len })
+        Some(Self { at, len, _ram: ram.clone() })
     }
 
     /// Its content.
     #[inline]
     pub fn view(&self) -> View<'_> {
-        let _: &Arc<GuestRam> = &self.ram;
         View { at: self.at, len: self.len, ram: PhantomData }
     }
 }
@@ -270,21 +270,13 @@ impl Area {
 /// `N` bytes at `addr`, read once, or `None` when they are not RAM of one region.
 #[inline]
 pub fn load<const N: usize>(ram: &GuestRam, addr: u64) -> Option<[u8; N]> {
-    let at = host_pointer(ram, addr, N)?;
-    // SAFETY: all N bytes are mapped while `ram` lives, and a byte array needs no alignment. The guest may write meanwhile,
-    // hence volatile: what is read here is looked at no second time.
-    Some(unsafe { at.cast::<[u8; N]>().read_volatile() })
+    Some(View::new(ram, addr, N)?.load(0))
 }
 
 /// Writes `bytes` at `addr`; `false` when they are not RAM of one region.
 #[inline]
 pub fn store<const N: usize>(ram: &GuestRam, addr: u64, bytes: [u8; N]) -> bool {
-    let Some(at) = host_pointer(ram, addr, N) else {
-        return false;
-    };
-    // SAFETY: as in `load`.
-    unsafe { at.cast::<[u8; N]>().write_volatile(bytes) };
-    true
+    View::new(ram, addr, N).map(|view| view.store(0, bytes)).is_some()
 }
 
 /// An `iovec` for `len` bytes of guest memory at `addr`. The pointer is valid while `ram` lives.

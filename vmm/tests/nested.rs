@@ -72,7 +72,7 @@ fn run() -> Result<Outcome, String> {
         return Ok(Outcome::Skipped("qemu-system-x86_64 is not installed".into()));
     }
     let (vmm, nested) = programs()?;
-    let size = vmm.metadata().map_err(|e| e.to_string())?.len();
+    let size = vmm.metadata().map_err(|e| format!("{}: {e}", vmm.display()))?.len();
     if size > BINARY_BUDGET {
         return Err(format!("the vmm binary is {size} bytes, budget {BINARY_BUDGET}"));
     }

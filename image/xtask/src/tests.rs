@@ -78,8 +78,10 @@ pub fn run(args: &TestArgs) -> Result<ExitCode> {
         command.arg("--test-threads=2").args(args.filter.as_deref());
         let start = Instant::now();
         match programs::build_vmm() {
-            // Jails and guests are tested with the program that images have.
-            Ok(vmm) => drop(command.env("HOLDFAST_VMM", vmm)),
+            Ok(vmm) => {
+                // Jails and guests are tested with the program that images have.
+                command.env("HOLDFAST_VMM", vmm);
+            }
             Err(e) => score.check("image::vmm_builds", Err(e), start),
         }
         cargo_tests(&mut score, "unit", command);

@@ -90,14 +90,13 @@ fn ticks(elapsed: Duration) -> u32 {
 
 impl BusDevice for Power {
     fn read(&self, offset: u64, data: &mut [u8]) -> Result<(), End> {
-        if let Some(first) = offset.checked_sub(TIMER.into()) {
-            // All of it at one moment.
-            let timer = ticks(self.started.elapsed()).to_le_bytes();
-            data.iter_mut().zip(timer.iter().skip(first as usize)).for_each(|(to, from)| *to = *from);
-            return Ok(());
-        }
+        // All of it at one moment.
+        let timer = ticks(self.started.elapsed()).to_le_bytes();
         for (at, byte) in (offset..).zip(data) {
-            *byte = self.byte(at);
+            *byte = match at.checked_sub(TIMER.into()) {
+                Some(place) => timer.get(place as usize).copied().unwrap_or(0),
+                None => self.byte(at),
+            };
         }
         Ok(())
     }

@@ -78,8 +78,8 @@ pub enum RingFault {
     /// §2.7.5.2: more than 4 GiB in one chain.
     #[error("descriptor chain is longer than 4 GiB")]
     TooLong,
-    /// A ring or table address that is not RAM.
-    #[error("the {what} at {addr:#x} is outside guest memory")]
+    /// A ring or table address that is not RAM, or not aligned (§2.7).
+    #[error("the {what} at {addr:#x} is outside guest memory or not aligned")]
     Ring {
         /// Which of the three areas.
         what: &'static str,

@@ -39,7 +39,7 @@ impl VirtQueue {
     /// Takes a queue the driver has set up.
     ///
     /// # Errors
-    /// When an area of it is not RAM.
+    /// When an area of it is not RAM, or not aligned.
     pub fn new(
         index: u16,
         queue: Queue,
@@ -206,7 +206,7 @@ impl VirtQueue {
 
     /// Asks for no doorbells while we poll.
     pub fn disable_kicks(&mut self) {
-        // An event index that is passed by stays so.
+        // With event indices there is nothing to do: the driver rings when it passes ours, which it has.
         if !self.queue.event_idx_enabled() {
             self.used.view().word(0).store(VRING_USED_F_NO_NOTIFY as u16, Ordering::Relaxed);
         }

@@ -184,7 +184,7 @@ pub(super) fn run(args: &VmmArgs) -> Result<ExitCode> {
     }
     if args.native_only {
         missing.push("nested: left out by --native-only".into());
-    } else if let Err(e) = nested(args.runs, &mut figures) {
+    } else if let Err(e) = nested(&vmm, args.runs, &mut figures) {
         missing.push(format!("nested: {e:#}"));
     }
     let text = render(&figures, &missing, &Place::find());
@@ -216,7 +216,7 @@ fn native(vmm: &Path, figures: &mut Figures) -> Result<()> {
 }
 
 /// Linux guests in the emulated machine.
-fn nested(runs: u32, figures: &mut Figures) -> Result<()> {
+fn nested(vmm: &Path, runs: u32, figures: &mut Figures) -> Result<()> {
     for which in [kernel::Kernel::Guest, kernel::Kernel::Host] {
         kernel::build(which, &|line| eprintln!("{line}"))?;
     }
@@ -225,6 +225,8 @@ fn nested(runs: u32, figures: &mut Figures) -> Result<()> {
     for word in NESTED {
         let mut test = cargo(&["test", "--quiet", "--package", "holdfast-vmm", "--test", "nested"]);
         test.env("NESTED_ONLY", word).env("NESTED_HOST", format!("nested.runs={runs}")).env("NESTED_VERBOSE", "1");
+        // The same program as on this machine.
+        test.env("HOLDFAST_VMM", vmm);
         let output = test.output().context("cannot start cargo")?;
         let text = String::from_utf8_lossy(&output.stdout);
         text.lines().filter_map(|line| line.strip_prefix(ORIGIN)).for_each(|line| figures.read(ORIGIN, line));

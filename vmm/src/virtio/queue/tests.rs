@@ -1,6 +1,5 @@
 use super::*;
-use crate::memory::Bytes;
-use crate::memory::GuestAddress;
+use crate::memory::{Bytes, GuestAddress};
 use crate::virtio::testing::{Driver, RAM_BYTES, interrupts, ram};
 use proptest::prelude::*;
 use std::collections::VecDeque;

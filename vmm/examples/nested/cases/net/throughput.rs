@@ -3,8 +3,8 @@
 //!
 //! The wrong way to compare the paths would be a guest for each: emulation slows down and speeds up with the machine below
 //! it. Here one guest has a card for each path, flows go over them in turn, and a ratio is of neighbours. Nor may the host
-//! itself be at the other end: half of what the threads of the path did would be the host's TCP, which an app's host has no
-//! part in.
+//! itself be at the other end: a third to half of what the threads of the path did would be the host's TCP, which an app's
+//! host has no part in.
 
 use std::os::fd::OwnedFd;
 
