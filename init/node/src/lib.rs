@@ -2,28 +2,27 @@
 //!
 //! Principles:
 //! 1. One decision maker. All state lives in [`agent`], on one thread; everything else is told what to do.
-//! 2. Deciding is pure ([`apps`], [`contents`], `slots::step`, `net/plan`), acting is idempotent: after a crash at any point the
+//! 2. Deciding is pure ([`parts::app::decide`], [`parts::content::state`], `slots::step`, `net/plan`), acting is idempotent: after a crash at any point the
 //!    next turn of the loop looks at what is there and goes on.
 //! 3. PID 1 owns processes. A restarted agent finds every VM and service again by asking PID 1.
 //! 4. A fault stays with its object; the same text reaches console, log and info message.
 //! 5. Nothing waits without a deadline.
 //!
 //! Reading order: [`agent`] (the loop), [`boot`] and [`trust`] (what this boot is, keys, vault), [`recovery`] (a vault that this boot
-//! cannot unseal), [`session`] (the controller's side), [`network`], [`ports`] and [`services`], [`contents`] and [`jobs`], [`volumes`], [`apps`] (what to do about each) and [`vms`], [`update`],
+//! cannot unseal), [`session`] (the controller's side), [`network`], [`ports`] and [`services`], [`fetching`], [`parts`], [`update`],
 //! [`reports`], [`vmstats`], [`logs`], [`store`], [`supervisor`], [`seqpacket`], [`machine`], [`debug`] and [`resources`].
 #![forbid(unsafe_code)]
 
 pub mod agent;
-pub mod apps;
 pub mod boot;
-pub mod contents;
 pub mod debug;
-pub mod jobs;
+pub mod fetching;
 pub mod kernel;
 pub mod logs;
 pub mod machine;
 pub mod network;
 pub mod part;
+pub mod parts;
 pub mod ports;
 pub mod recovery;
 pub mod reports;
@@ -35,7 +34,5 @@ pub mod store;
 pub mod supervisor;
 pub mod trust;
 pub mod update;
-pub mod vms;
 pub mod vmstats;
-pub mod volumes;
 pub mod world;

@@ -1,6 +1,6 @@
 //! Lines of units on their way to the controller: device logs and app logs apart, bounded, in order.
 
-use crate::vms::app_of;
+use crate::parts::app::vm::app_of;
 use holdfast_supervise::{LogLine, Stream};
 use std::collections::{BTreeMap, VecDeque};
 use uuid::Uuid;

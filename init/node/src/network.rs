@@ -1,13 +1,13 @@
 //! The networks of the device: `net/plan` decides, `net/reconcile` orders, `net/kernel` acts; here they meet the config, the
 //! leases and the clock.
 
-use crate::apps::Readiness;
 use crate::boot::{Boot, Paths};
 use crate::machine;
+use crate::parts::app::decide::Readiness;
+use crate::parts::app::vm::Nic;
 use crate::ports::{self, PortTest, Using};
 use crate::services::{LeaseEvent, Units};
 use crate::supervisor::Supervisor;
-use crate::vms::Nic;
 use anyhow::{Context, Result};
 use holdfast_format::site::{self, Site};
 use holdfast_model::app::App;

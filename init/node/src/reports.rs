@@ -1,14 +1,16 @@
 //! From everything the agent knows to one `Observed`, of which info and metrics are made.
 
-use crate::apps::{Runtime, Vm};
 use crate::boot::{Boot, Paths};
-use crate::contents::Contents;
 use crate::machine;
 use crate::network::Network;
+use crate::parts::app::decide::{Runtime, Vm};
+use crate::parts::app::vm as vms;
+use crate::parts::content::state::Contents;
+use crate::parts::volume::files as volumes;
 use crate::session::Status;
+use crate::trust;
 use crate::trust::VaultState;
 use crate::update::Update;
-use crate::{trust, vms, volumes};
 use holdfast_identity::Identity;
 use holdfast_model::desired::Desired;
 use holdfast_model::observed::{

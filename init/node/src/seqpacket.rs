@@ -2,8 +2,11 @@
 
 use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
-use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, connect, recv, send, socket};
+use nix::sys::socket::{
+    AddressFamily, Backlog, MsgFlags, SockFlag, SockType, UnixAddr, bind, connect, listen, recv, send, socket,
+};
 use serde::{Serialize, de::DeserializeOwned};
+use std::fs;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
@@ -83,4 +86,21 @@ impl Connection {
         .await
         .with_context(|| format!("{}: no answer within {} s", self.what, deadline.as_secs()))?
     }
+}
+
+/// A listening socket at `path`; one that an earlier run left there is replaced.
+///
+/// # Errors
+/// When the folder is not there.
+pub fn listen_at(path: &Path) -> Result<OwnedFd> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            return Err(e).with_context(|| format!("cannot replace {}", path.display()));
+        }
+        _ => {}
+    }
+    let fd = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK, None)?;
+    bind(fd.as_raw_fd(), &UnixAddr::new(path)?).with_context(|| format!("cannot bind {}", path.display()))?;
+    listen(&fd, Backlog::new(4)?)?;
+    Ok(fd)
 }

@@ -1,9 +1,8 @@
 //! `netsvc` processes as units of PID 1, for the network driver.
 
-use crate::jobs::memfd;
-use crate::seqpacket::Connection;
+use crate::fetching::jobs::memfd;
+use crate::seqpacket::{Connection, listen_at};
 use crate::supervisor::Supervisor;
-use crate::vms::listen_at;
 use holdfast_model::net::Prefix;
 use holdfast_netkernel::{Prepared, Services};
 use holdfast_netsvc::config::{ClientService, ClientState, Lease, NetworkService, Reply, Request};

@@ -1,6 +1,7 @@
 //! Durable state of the agent: small JSON files, replaced atomically, on the encrypted data partition.
 
-use crate::apps::Acted;
+use crate::parts::app::decide::Acted;
+use crate::parts::content::kept::KeptContent;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -37,19 +38,6 @@ pub struct Persisted {
     pub last_reboot: Option<(u64, holdfast_model::observed::RebootRecord)>,
     /// Debugging orders that were followed, by property; see [`crate::debug`].
     pub debug: BTreeMap<String, String>,
-}
-
-/// A content tree that is on disk.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct KeptContent {
-    /// What it was made from: path, digest asked for and generation; another means another fetch.
-    pub asked: String,
-    /// Digest found: SHA-256 hex of the manifest or file.
-    pub sha256: String,
-    /// Bytes of the file.
-    pub size_bytes: u64,
-    /// The image's configuration when it is a container image (JSON of the fetch job's result).
-    pub image: Option<serde_json::Value>,
 }
 
 impl Persisted {

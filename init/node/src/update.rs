@@ -2,8 +2,8 @@
 //! drives them: the config, the clock, the download job.
 
 use crate::boot::{Boot, Paths};
-use crate::contents::{What, plan as plan_fetch};
-use crate::jobs::{self, JobEvent, task_fd};
+use crate::fetching::jobs::{self, JobEvent, task_fd};
+use crate::fetching::source::{What, plan as plan_fetch};
 use crate::supervisor::Supervisor;
 use crate::trust;
 use anyhow::{Context, Result};

@@ -3,8 +3,8 @@
 //! Processor time and memory come from cgroups, packets from taps ([`crate::reports`]); only the VMM knows what went to
 //! which disk. A VM that does not answer costs its own counters and a bounded wait, nothing else.
 
+use crate::parts::app::vm as vms;
 use crate::seqpacket::Connection;
-use crate::vms;
 use holdfast_model::observed::{DiskCounters, Observed};
 use holdfast_vmm::control::{Reply, Request, Stats};
 use std::collections::BTreeMap;
@@ -50,7 +50,7 @@ pub fn fold(observed: &mut Observed, stats: &BTreeMap<Uuid, Stats>) {
     }
 }
 
-/// Which of the app's volumes a VM's disk belongs to, by the name that [`vms::start`] gave it: image and writable layer
+/// Which of the app's volumes a VM's disk belongs to, by the name that [`vms::unit::prepare`] gave it: image and writable layer
 /// are the first volume; the app document is none.
 fn disk_volume(device: &str) -> Option<usize> {
     match device.strip_prefix("disk ")? {
@@ -114,8 +114,8 @@ mod tests {
         observed.apps.push(AppStatus { id: halted, ..AppStatus::default() });
         let socket = |app: Uuid| folder.path().join(format!("{}.sock", vms::unit_of(app)));
         // A VM that hangs: its socket listens, nobody answers.
-        let hung = vms::listen_at(&socket(silent)).unwrap();
-        let mut server = ControlServer::new(vms::listen_at(&socket(Uuid::from_u128(1))).unwrap()).unwrap();
+        let hung = crate::seqpacket::listen_at(&socket(silent)).unwrap();
+        let mut server = ControlServer::new(crate::seqpacket::listen_at(&socket(Uuid::from_u128(1))).unwrap()).unwrap();
         let answer = std::thread::spawn(move || {
             loop {
                 let _ = server.accept();

@@ -2,7 +2,7 @@
 
 use super::fetching::{fetch_unit, image_file};
 use super::{Agent, Leaving};
-use crate::apps::Runtime;
+use crate::parts::app::decide::Runtime;
 use crate::{debug, machine};
 use holdfast_model::desired::{Commands, Desired};
 use holdfast_model::net::RuleAction;

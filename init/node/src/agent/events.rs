@@ -2,10 +2,11 @@
 
 use super::Agent;
 use super::fetching::FETCH_UNITS;
-use crate::apps::Vm;
 use crate::logs::GuestReport;
+use crate::machine;
+use crate::parts::app::decide::Vm;
+use crate::parts::app::vm as vms;
 use crate::session::SessionEvent;
-use crate::{machine, vms};
 use anyhow::Result;
 use holdfast_supervise::{Event, UnitState, UnitStatus};
 use std::fs;

@@ -2,10 +2,10 @@
 
 use super::Agent;
 use crate::boot::Paths;
-use crate::contents::{Fetch, What, plan as plan_fetch};
-use crate::jobs::{self, JobEvent};
+use crate::fetching::jobs::{self, JobEvent};
+use crate::fetching::source::{Fetch, What, plan as plan_fetch};
 use crate::machine;
-use crate::store::KeptContent;
+use crate::parts::content::kept::KeptContent;
 use anyhow::{Context, Result};
 use holdfast_fetch::job::{FailureClass, Outcome, Report, Task};
 use holdfast_model::storage::ImageFormat;

@@ -1,8 +1,8 @@
 //! The base OS, and the ends of boots: ordered reboots, and why the last boot ended.
 
 use super::Agent;
-use crate::apps::Vm;
 use crate::machine;
+use crate::parts::app::decide::Vm;
 use holdfast_model::boot::BootFacts;
 use holdfast_model::observed::{BootReason, RebootRecord};
 use std::time::Duration;

@@ -2,18 +2,19 @@
 
 use super::Agent;
 use super::fetching::image_file;
-use crate::apps::{self, Readiness, Step, Vm, World};
-use crate::vms::{self, Disk, Nic, Plan};
-use crate::{machine, volumes};
-use anyhow::Result;
+use crate::machine;
+use crate::parts::app::decide::{self as apps, Readiness, Step, Vm, World};
+use crate::parts::app::vm::{self as vms, Disk, Nic, Plan};
+use crate::parts::volume::files as volumes;
+use anyhow::{Context, Result};
 use holdfast_model::app::App;
 use holdfast_model::desired::ObjectKind;
 use holdfast_model::observed::AppState;
 use holdfast_model::storage::VolumeOrigin;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use uuid::Uuid;
 
@@ -149,12 +150,16 @@ impl Agent {
             .iter()
             .map(|v| (volumes::file_of(&folder, v.id, v.generation), v.max_size_bytes))
             .collect();
-        vms::make_volumes(plan, &self.paths.seed(), &|file| {
+        make_volumes(plan, &self.paths.seed(), &|file| {
             sizes.get(file).copied().filter(|s| *s > 0).unwrap_or(volumes::DEFAULT_LAYER_BYTES)
         })?;
         let open_tap =
             |nic: &Nic| -> Result<Vec<OwnedFd>> { Ok(holdfast_links::tap::attach(&nic.tap, nic.queue_pairs)?) };
-        vms::start(&mut self.supervisor.borrow_mut(), plan, &self.paths.control(), &open_tap)
+        let (spec, fds) = vms::unit::prepare(plan, &self.paths.control(), &open_tap)?;
+        let fds: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
+        let name = &plan.app.name;
+        self.supervisor.borrow_mut().start(&spec, &fds).with_context(|| format!("app {name}: unit {}", spec.name))?;
+        Ok(())
     }
 
     /// What a start of the app would use, or what is missing.
@@ -230,4 +235,20 @@ impl Agent {
         let nics = self.network.nics(app)?;
         Ok(Plan { app: app.clone(), number: self.store.now.numbers.get(&app.id).copied().unwrap_or(0), disks, nics })
     }
+}
+
+/// Makes (or makes again) the writable layers and blank volumes that the plan names.
+///
+/// # Errors
+/// No space, mostly.
+fn make_volumes(plan: &Plan, seed: &Path, sizes: &dyn Fn(&Path) -> u64) -> Result<()> {
+    for disk in &plan.disks {
+        let file = match disk {
+            Disk::Container { layer, .. } => layer,
+            Disk::Volume { file, .. } => file,
+        };
+        volumes::ensure(file, seed, sizes(file))
+            .with_context(|| format!("app {}: volume {}", plan.app.name, file.display()))?;
+    }
+    Ok(())
 }

@@ -1,0 +1,4 @@
+//! Apps: each runs in its own virtual machine.
+
+pub mod decide;
+pub mod vm;

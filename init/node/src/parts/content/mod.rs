@@ -1,0 +1,4 @@
+//! Contents: images that apps start from.
+
+pub mod kept;
+pub mod state;

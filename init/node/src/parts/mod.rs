@@ -1,0 +1,5 @@
+//! The parts of the agent, one folder for each domain.
+
+pub mod app;
+pub mod content;
+pub mod volume;

@@ -1,0 +1,3 @@
+//! Volumes: the disks of apps.
+
+pub mod files;
