@@ -17,6 +17,7 @@ pub mod agent;
 pub mod boot;
 pub mod debug;
 pub mod fetching;
+pub mod keeper;
 pub mod kernel;
 pub mod logs;
 pub mod machine;
@@ -32,7 +33,10 @@ pub mod services;
 pub mod session;
 pub mod store;
 pub mod supervisor;
+#[cfg(test)]
+mod testing;
 pub mod trust;
+pub mod unsure;
 pub mod update;
 pub mod vmstats;
 pub mod world;

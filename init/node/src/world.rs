@@ -30,3 +30,8 @@ pub trait Files {
     /// Names in a folder; empty when it is missing.
     fn list(&self, path: PathBuf) -> Local<io::Result<Vec<String>>>;
 }
+
+/// Runs what may block on a thread that may; what it returns comes back to the agent's own.
+pub fn blocking<T: Send + 'static>(run: impl FnOnce() -> io::Result<T> + Send + 'static) -> Local<io::Result<T>> {
+    Box::pin(async move { tokio::task::spawn_blocking(run).await.unwrap_or_else(|e| Err(io::Error::other(e))) })
+}

@@ -1,5 +1,7 @@
 //! Volume files: writable layers of container images and blank volumes, both begun as copies of the ext4 seed.
 
+use crate::world::{Local, blocking};
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
@@ -17,24 +19,46 @@ pub fn file_of(directory: &Path, volume: Uuid, generation: i64) -> PathBuf {
     directory.join(format!("{volume}.{generation}.ext4"))
 }
 
-/// Makes sure that the file is there: a sparse copy of the seed, of `size_bytes` (at least the seed's own).
-/// The guest grows the file system to the size. A half-made file never gets the name.
+/// The volume and generation of a file's name, if it is one's.
+#[must_use]
+pub fn key_of(name: &str) -> Option<(Uuid, i64)> {
+    let (volume, generation) = name.strip_suffix(".ext4")?.split_once('.')?;
+    let key = (Uuid::try_parse(volume).ok()?, generation.parse().ok()?);
+    // Only the one way in which names are written: each generation has one file.
+    (file_of(Path::new(""), key.0, key.1) == Path::new(name)).then_some(key)
+}
+
+/// Makes sure that the file exists; see [`make`].
+///
+/// # Errors
+/// As [`make`].
+pub fn ensure(path: &Path, seed: &Path, size_bytes: u64) -> io::Result<()> {
+    if path.exists() { Ok(()) } else { make(path, seed, size_bytes) }
+}
+
+/// Makes the file or replaces the present one: a sparse copy of the seed, of `size_bytes` (at least the seed's own).
+/// The guest grows the file system to the size. A half-made file never gets the name, and what it replaces stays until then.
 ///
 /// # Errors
 /// No space, or a seed that cannot be read.
-pub fn ensure(path: &Path, seed: &Path, size_bytes: u64) -> io::Result<()> {
-    if path.exists() {
-        return Ok(());
-    }
+pub fn make(path: &Path, seed: &Path, size_bytes: u64) -> io::Result<()> {
     let temporary = path.with_extension("new");
+    let made = copy(&temporary, seed, size_bytes).and_then(|()| fs::rename(&temporary, path));
+    if let Err(e) = made {
+        // Its space is what others lack.
+        let _ = fs::remove_file(&temporary);
+        return Err(e);
+    }
+    File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
+}
+
+fn copy(target: &Path, seed: &Path, size_bytes: u64) -> io::Result<()> {
     let mut source = File::open(seed)?;
-    let mut target = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+    let mut target = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(target)?;
     copy_sparse(&mut source, &mut target)?;
     let seed_bytes = source.metadata()?.len();
     target.set_len(size_bytes.max(seed_bytes).next_multiple_of(4096))?;
-    target.sync_all()?;
-    fs::rename(&temporary, path)?;
-    File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
+    target.sync_all()
 }
 
 /// Copies, leaving holes where the source is zero.
@@ -92,6 +116,79 @@ pub fn remove_other_generations(directory: &Path, volume: Uuid, generation: i64)
     Ok(())
 }
 
+/// What lies in the folder.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Listing {
+    /// Volumes, with the bytes that each really takes.
+    pub volumes: BTreeMap<(Uuid, i64), u64>,
+    /// Everything else.
+    pub strays: Vec<String>,
+}
+
+/// The folder of volumes, as operations.
+pub trait VolumeStore {
+    /// Where the file of a generation is or will be.
+    fn file(&self, volume: Uuid, generation: i64) -> PathBuf;
+    /// What the folder holds.
+    fn look(&self) -> Local<io::Result<Listing>>;
+    /// Makes or replaces a volume, see [`make`]; returns the bytes that it takes.
+    fn make(&self, volume: Uuid, generation: i64, size_bytes: u64) -> Local<io::Result<u64>>;
+    /// Removes files by name; one that is missing is no error.
+    fn remove(&self, names: Vec<String>) -> Local<io::Result<()>>;
+}
+
+/// The real folder. Its operations run on threads that may block.
+#[derive(Debug, Clone)]
+pub struct Folder {
+    /// `/data/volumes`.
+    pub path: PathBuf,
+    /// The ext4 seed.
+    pub seed: PathBuf,
+}
+
+impl VolumeStore for Folder {
+    fn file(&self, volume: Uuid, generation: i64) -> PathBuf {
+        file_of(&self.path, volume, generation)
+    }
+
+    fn look(&self) -> Local<io::Result<Listing>> {
+        let path = self.path.clone();
+        blocking(move || list(&path))
+    }
+
+    fn make(&self, volume: Uuid, generation: i64, size_bytes: u64) -> Local<io::Result<u64>> {
+        let (file, seed) = (self.file(volume, generation), self.seed.clone());
+        blocking(move || {
+            make(&file, &seed, size_bytes)?;
+            Ok(used_bytes(&file))
+        })
+    }
+
+    fn remove(&self, names: Vec<String>) -> Local<io::Result<()>> {
+        let path = self.path.clone();
+        blocking(move || names.iter().try_for_each(|name| remove(&path.join(name))))
+    }
+}
+
+fn list(folder: &Path) -> io::Result<Listing> {
+    let mut listing = Listing::default();
+    for entry in fs::read_dir(folder)? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        match key_of(&name) {
+            Some(key) => drop(listing.volumes.insert(key, used_bytes(&folder.join(name)))),
+            None => listing.strays.push(name),
+        }
+    }
+    Ok(listing)
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -125,6 +222,29 @@ mod tests {
         fs::write(&volume, b"data of the app").unwrap();
         ensure(&volume, &seed, 8 << 20).unwrap();
         assert_eq!(fs::read(&volume).unwrap(), b"data of the app", "an existing volume is never made anew");
+    }
+
+    #[test]
+    fn a_folder_is_listed_by_generation_and_what_is_no_volume_apart() {
+        let dir = tempfile::tempdir().unwrap();
+        let (a, b) = (Uuid::from_u128(1), Uuid::from_u128(2));
+        for name in [format!("{a}.0.ext4"), format!("{b}.-3.ext4"), format!("{a}.0.new"), format!("{a}.+1.ext4")] {
+            fs::write(dir.path().join(name), b"x").unwrap();
+        }
+        let Listing { volumes, mut strays } = list(dir.path()).unwrap();
+        strays.sort();
+        assert_eq!(volumes.into_keys().collect::<Vec<_>>(), [(a, 0), (b, -3)]);
+        assert_eq!(strays, [format!("{a}.+1.ext4"), format!("{a}.0.new")]);
+    }
+
+    #[test]
+    fn a_volume_that_cannot_be_replaced_stays_and_leaves_no_half() {
+        let dir = tempfile::tempdir().unwrap();
+        let volume = file_of(dir.path(), Uuid::from_u128(1), 0);
+        fs::write(&volume, b"data of the app").unwrap();
+        assert!(make(&volume, &dir.path().join("no seed"), 4096).is_err());
+        assert_eq!(fs::read(&volume).unwrap(), b"data of the app");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 
     #[test]
