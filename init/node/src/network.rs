@@ -1,4 +1,4 @@
-//! The networks of the device: `net/plan` decides, `net/reconcile` orders, `net/kernel` acts; here they meet the config, the
+//! The networks of the device: `net/plan` decides, `net/engine` orders, `net/kernel` acts; here they meet the config, the
 //! leases and the clock.
 
 use crate::boot::{Boot, Paths};
@@ -9,6 +9,7 @@ use crate::ports::{self, PortTest, Using};
 use crate::services::{LeaseEvent, Units};
 use crate::supervisor::Supervisor;
 use anyhow::{Context, Result};
+use holdfast_engine::{Backoff, Change, Engine, Facts, Graph, State, diff, drive};
 use holdfast_format::site::{self, Site};
 use holdfast_model::app::App;
 use holdfast_model::desired::{Desired, Fault, ObjectKind};
@@ -21,7 +22,6 @@ use holdfast_netsvc::config::{Lease, Reply, Request};
 use holdfast_plan::item::{Service, ServiceKind};
 use holdfast_plan::names;
 use holdfast_plan::{Allocations, Input, ItemKey, LinkFact, NetItem, Plan, TapPlan, last_resort, plan};
-use holdfast_reconcile::{Action, Backoff, Graph, Reconciler, State, diff};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -34,7 +34,7 @@ use uuid::Uuid;
 
 /// All networks.
 pub struct Network {
-    reconciler: Reconciler<NetItem>,
+    engine: Engine<NetItem>,
     driver: NetDriver<Units>,
     monitor: Monitor,
     site: Option<Site>,
@@ -74,7 +74,7 @@ impl Network {
         let run = paths.run.parent().unwrap_or(&paths.run).to_owned();
         let driver = NetDriver::new(Units::new(supervisor, paths.control(), sender), run.join("resolv.conf"))?;
         let network = Self {
-            reconciler: Reconciler::new(Backoff::default()),
+            engine: Engine::new(Backoff::default()),
             driver,
             monitor: Monitor::new().context("network monitor")?,
             site: boot.site.clone(),
@@ -126,8 +126,8 @@ impl Network {
         if !std::mem::take(&mut self.gone) || !self.adopted {
             return;
         }
-        match self.driver.lost(self.reconciler.current()).await {
-            Ok(keys) => keys.iter().for_each(|key| self.reconciler.mark_lost(key)),
+        match self.driver.lost(self.engine.current()).await {
+            Ok(keys) => keys.iter().for_each(|key| self.engine.mark_lost(key)),
             Err(e) => eprintln!("the present network cannot be read: {e}"),
         }
     }
@@ -235,19 +235,19 @@ impl Network {
         }
         if !self.adopted {
             match self.driver.discover(&made.graph).await {
-                Ok(found) => self.reconciler.adopt(found),
+                Ok(found) => self.engine.adopt(found),
                 Err(e) => texts.push(format!("the present network cannot be read: {e}")),
             }
             self.adopted = true;
         }
-        self.held = made.hold_kinds(self.reconciler.current(), running);
+        self.held = made.hold_kinds(self.engine.current(), running);
         let before = self.states.clone();
-        self.reconciler.set_intended(made.graph.clone());
-        let leaving = services_to_stop(&made.graph, self.reconciler.current());
+        self.engine.set_intended(made.graph.clone());
+        let leaving = services_to_stop(&made.graph, self.engine.current());
         self.driver.services.begin_to_stop(&leaving);
-        let report = self.reconciler.run(&mut self.driver, std::time::Instant::now()).await;
+        let report = drive(&mut self.engine, &self.driver, std::time::Instant::now()).await;
         self.retry = report.next_retry;
-        self.states = self.reconciler.states();
+        self.states = self.engine.states();
         for (key, state) in &self.states {
             if let State::Failed { error, .. } = state
                 && before.get(key) != Some(state)
@@ -498,13 +498,13 @@ fn has_management(desired: &Desired) -> bool {
 
 /// The services that the way from `current` to `intended` ends.
 fn services_to_stop(intended: &Graph<NetItem>, current: &Graph<NetItem>) -> Vec<Service> {
-    diff(intended, current, &BTreeMap::new())
-        .into_iter()
-        .filter_map(|action| match action {
-            Action::Delete(NetItem::Service(service)) => Some(service),
-            _ => None,
-        })
-        .collect()
+    let changes = diff(intended, current, &Facts::default()).changes;
+    let ends = changes.into_iter().filter(|(_, change)| matches!(change, Change::Remove | Change::Recreate));
+    ends.filter_map(|(key, _)| match current.get(&key) {
+        Some(NetItem::Service(service)) => Some(service.clone()),
+        _ => None,
+    })
+    .collect()
 }
 
 fn mac_of(interface: &str) -> [u8; 6] {

@@ -55,8 +55,8 @@ pub struct Units {
     supervisor: Rc<RefCell<Supervisor>>,
     control: PathBuf,
     leases: mpsc::Sender<LeaseEvent>,
-    listeners: BTreeMap<String, JoinHandle<()>>,
-    ends: Ends,
+    listeners: RefCell<BTreeMap<String, JoinHandle<()>>>,
+    ends: RefCell<Ends>,
 }
 
 impl std::fmt::Debug for Units {
@@ -69,12 +69,12 @@ impl Units {
     /// With control sockets in `control`; leases of DHCP clients go to `leases`.
     #[must_use]
     pub fn new(supervisor: Rc<RefCell<Supervisor>>, control: PathBuf, leases: mpsc::Sender<LeaseEvent>) -> Self {
-        Self { supervisor, control, leases, listeners: BTreeMap::new(), ends: Ends::default() }
+        Self { supervisor, control, leases, listeners: RefCell::default(), ends: RefCell::default() }
     }
 
     /// Tells these services to end, without waiting: those that hang then do so side by side, and [`Services::stop`] of each waits
     /// for what is left of one [`END`] in all. PID 1 takes the agent for dead when its turn is not over in a minute.
-    pub fn begin_to_stop<'a>(&mut self, services: impl IntoIterator<Item = &'a Service>) {
+    pub fn begin_to_stop<'a>(&self, services: impl IntoIterator<Item = &'a Service>) {
         for service in services {
             // What cannot be told now is told by `stop`, which also says why.
             let _ = self.tell_to_end(service);
@@ -82,13 +82,13 @@ impl Units {
     }
 
     /// Until when its end is waited for; `None` when it does not run.
-    fn tell_to_end(&mut self, service: &Service) -> Result<Option<Instant>, String> {
+    fn tell_to_end(&self, service: &Service) -> Result<Option<Instant>, String> {
         self.forget(&service.name);
         let unit = Self::unit(&service.name)?;
         match self.supervisor.borrow_mut().stop(&unit, None) {
             Err(CallError::Refused(r)) if r.kind == RefusalKind::Unknown => Ok(None),
             Err(e) => Err(format!("service {}: {e}", service.name)),
-            Ok(()) => Ok(Some(self.ends.deadline(&service.name, Instant::now()))),
+            Ok(()) => Ok(Some(self.ends.borrow_mut().deadline(&service.name, Instant::now()))),
         }
     }
 
@@ -109,7 +109,7 @@ impl Units {
     }
 
     /// Follows a DHCP client for as long as it is wanted, through restarts of either side.
-    fn listen(&mut self, service: &Service) {
+    fn listen(&self, service: &Service) {
         let (path, link, leases) = (self.socket(&service.name), service.link.clone(), self.leases.clone());
         let task = tokio::task::spawn_local(async move {
             loop {
@@ -127,20 +127,20 @@ impl Units {
                 sleep(Duration::from_millis(300)).await;
             }
         });
-        if let Some(old) = self.listeners.insert(service.name.clone(), task) {
+        if let Some(old) = self.listeners.borrow_mut().insert(service.name.clone(), task) {
             old.abort();
         }
     }
 
-    fn forget(&mut self, service: &str) {
-        if let Some(task) = self.listeners.remove(service) {
+    fn forget(&self, service: &str) {
+        if let Some(task) = self.listeners.borrow_mut().remove(service) {
             task.abort();
         }
     }
 }
 
 impl Services for Units {
-    async fn start(&mut self, service: &Service, prepared: Prepared) -> Result<(), String> {
+    async fn start(&self, service: &Service, prepared: Prepared) -> Result<(), String> {
         let unit = Self::unit(&service.name)?;
         let text = |e: &dyn std::fmt::Display| format!("service {}: {e}", service.name);
         let control = listen_at(&self.socket(&service.name)).map_err(|e| text(&format!("{e:#}")))?;
@@ -178,7 +178,7 @@ impl Services for Units {
         Ok(())
     }
 
-    async fn update(&mut self, _old: &Service, new: &Service) -> Result<(), String> {
+    async fn update(&self, _old: &Service, new: &Service) -> Result<(), String> {
         let request = match &new.kind {
             ServiceKind::Network { service, .. } => Request::Update { service: service.clone() },
             ServiceKind::DhcpClient(client) => Request::SetHostName { host_name: client.host_name.clone() },
@@ -192,13 +192,13 @@ impl Services for Units {
         }
     }
 
-    async fn stop(&mut self, service: &Service) -> Result<(), String> {
+    async fn stop(&self, service: &Service) -> Result<(), String> {
         let unit = Self::unit(&service.name)?;
         let text = |e: &dyn std::fmt::Display| format!("service {}: {e}", service.name);
         let Some(deadline) = self.tell_to_end(service)? else {
             return Ok(());
         };
-        self.ends.waited_for(&service.name);
+        self.ends.borrow_mut().waited_for(&service.name);
         loop {
             let list = self.supervisor.borrow_mut().list().map_err(|e| text(&e))?;
             let state = list.iter().find(|u| u.name == unit).map(|u| u.state);
@@ -214,7 +214,7 @@ impl Services for Units {
         Ok(())
     }
 
-    async fn running(&mut self) -> Vec<Service> {
+    async fn running(&self) -> Vec<Service> {
         let Ok(list) = self.supervisor.borrow_mut().list() else {
             return Vec::new();
         };
@@ -234,7 +234,9 @@ impl Services for Units {
                 }
             };
             let service = Service { name: name.to_owned(), link: tag.link, kind };
-            if matches!(service.kind, ServiceKind::DhcpClient(_)) && !self.listeners.contains_key(&service.name) {
+            if matches!(service.kind, ServiceKind::DhcpClient(_))
+                && !self.listeners.borrow().contains_key(&service.name)
+            {
                 self.listen(&service);
             }
             found.push(service);
@@ -289,6 +291,6 @@ mod tests {
         let later = begin + END;
         assert_eq!(ends.deadline("b", later), begin + END);
         assert_eq!(ends.deadline("c", later), begin + END);
-        assert_eq!(ends.deadline("a", later), later + END, "another try of the reconciler");
+        assert_eq!(ends.deadline("a", later), later + END, "another try of the engine");
     }
 }

@@ -40,21 +40,21 @@ impl Found {
 
 impl Rtnl {
     /// All addresses of all interfaces.
-    pub async fn addresses(&mut self) -> Result<Vec<Found>, NetlinkError> {
+    pub async fn addresses(&self) -> Result<Vec<Found>, NetlinkError> {
         let answers = self.handle()?.address().get().execute();
         let messages = rtnl::list("list addresses", answers).await?;
         Ok(messages.iter().filter_map(Found::read).collect())
     }
 
     /// Adds an address, with the broadcast address of its prefix; one that is there already is no error.
-    pub async fn add_address(&mut self, link: &Link, prefix: Prefix) -> Result<(), NetlinkError> {
+    pub async fn add_address(&self, link: &Link, prefix: Prefix) -> Result<(), NetlinkError> {
         let mut request = self.handle()?.address().add(link.index, prefix.address, prefix.length).replace();
         request.message_mut().attributes.push(AddressAttribute::Protocol(PROTOCOL.into()));
         rtnl::done(&format!("add {prefix} to {}", link.name), request.execute()).await
     }
 
     /// Removes an address; one that is gone already is no error.
-    pub async fn delete_address(&mut self, link: &Link, prefix: Prefix) -> Result<(), NetlinkError> {
+    pub async fn delete_address(&self, link: &Link, prefix: Prefix) -> Result<(), NetlinkError> {
         let message = match prefix.address {
             IpAddr::V4(a) => {
                 AddressMessageBuilder::<Ipv4Addr>::new().index(link.index).address(a, prefix.length).build()

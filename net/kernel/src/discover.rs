@@ -5,20 +5,21 @@ use crate::link::Link;
 use crate::netlink::Netlink;
 use crate::rtnl::Rtnl;
 use crate::sysctl;
+use holdfast_engine::Graph;
 use holdfast_model::net::Prefix;
 use holdfast_plan::LinkFact;
 use holdfast_plan::firewall::{Family, Table};
 use holdfast_plan::item::{Address, Bridge, BridgePort, Hop, ItemKey, NetItem, Port, Resolver, Route, Tap, Vlan};
 use holdfast_plan::rules::TABLE;
-use holdfast_reconcile::Graph;
+
 use std::net::IpAddr;
 use std::path::Path;
 
 /// Items that exist now. Those with no mark of their own (physical ports, kernel variables, the resolver) are looked for
 /// where `intended` names them.
 pub async fn discover(
-    rtnl: &mut Rtnl,
-    nft: &mut Netlink,
+    rtnl: &Rtnl,
+    nft: &Netlink,
     resolver: &Path,
     intended: &Graph<NetItem>,
 ) -> Result<Graph<NetItem>, NetlinkError> {
@@ -70,7 +71,7 @@ pub async fn discover(
         }
     }
     for (key, item) in intended.iter() {
-        match (key, item) {
+        match (key, &**item) {
             (ItemKey::Sysctl(path), NetItem::Sysctl(wanted)) => {
                 let is_so = sysctl::read(path).is_ok_and(|v| v == wanted.value);
                 if is_so || sysctl::is_absent(path) {
@@ -90,7 +91,7 @@ pub async fn discover(
 }
 
 /// The physical Ethernet interfaces that are present, with their PCI addresses where sysfs tells them.
-pub async fn physical_links(rtnl: &mut Rtnl) -> Result<Vec<LinkFact>, NetlinkError> {
+pub async fn physical_links(rtnl: &Rtnl) -> Result<Vec<LinkFact>, NetlinkError> {
     let links = rtnl.links().await?;
     let physical = links.into_iter().filter(|l| l.ethernet && l.kind.is_empty());
     Ok(physical.map(|l| LinkFact { pci: pci_address(&l.name), name: l.name, mac: l.mac }).collect())

@@ -1,4 +1,4 @@
-//! The reconciler driver for all network items.
+//! The engine's driver for all network items.
 
 use crate::error::NetlinkError;
 use crate::netlink::Netlink;
@@ -6,8 +6,8 @@ use crate::route::KernelRoute;
 use crate::rtnl::Rtnl;
 use crate::sockets::{Prepared, prepare};
 use crate::{discover, sysctl, tap};
+use holdfast_engine::{Action, Driver, Graph};
 use holdfast_plan::item::{Hop, ItemKey, NetItem, Route, Service};
-use holdfast_reconcile::{Driver, Graph};
 use std::future::Future;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -34,20 +34,20 @@ pub enum DriverError {
 
 /// Runs `netsvc` processes. The agent implements it through the supervisor of PID 1.
 ///
-/// All methods are idempotent and return within a deadline.
+/// All methods are idempotent and return within a deadline of their own. Several may be under way at once.
 pub trait Services {
     /// Starts a service with its sockets and configuration (descriptor numbers: [`crate::sockets`]).
-    fn start(&mut self, service: &Service, prepared: Prepared) -> impl Future<Output = Result<(), String>>;
+    fn start(&self, service: &Service, prepared: Prepared) -> impl Future<Output = Result<(), String>>;
 
     /// Gives a running service new tables (`Request::Update` on its control socket).
-    fn update(&mut self, old: &Service, new: &Service) -> impl Future<Output = Result<(), String>>;
+    fn update(&self, old: &Service, new: &Service) -> impl Future<Output = Result<(), String>>;
 
     /// Stops a service; one that does not run is no error.
-    fn stop(&mut self, service: &Service) -> impl Future<Output = Result<(), String>>;
+    fn stop(&self, service: &Service) -> impl Future<Output = Result<(), String>>;
 
     /// Services that run now, for example from before a restart of the agent. What is given back differently than it is
     /// intended gets an update or is started anew.
-    fn running(&mut self) -> impl Future<Output = Vec<Service>>;
+    fn running(&self) -> impl Future<Output = Vec<Service>>;
 }
 
 /// Drives all network items.
@@ -67,16 +67,16 @@ impl<S: Services> NetDriver<S> {
         Ok(Self { rtnl: Rtnl::new()?, nft: Netlink::netfilter()?, resolver: resolver.into(), services })
     }
 
-    /// What exists now of what this program makes: to be adopted by a fresh reconciler.
-    pub async fn discover(&mut self, intended: &Graph<NetItem>) -> Result<Graph<NetItem>, NetlinkError> {
-        let mut graph = discover::discover(&mut self.rtnl, &mut self.nft, &self.resolver, intended).await?;
+    /// What exists now of what this program makes: to be adopted by a fresh engine.
+    pub async fn discover(&self, intended: &Graph<NetItem>) -> Result<Graph<NetItem>, NetlinkError> {
+        let mut graph = discover::discover(&self.rtnl, &self.nft, &self.resolver, intended).await?;
         graph.extend(self.services.running().await.into_iter().map(NetItem::Service));
         Ok(graph)
     }
 
-    /// Items that are believed to exist and do not: to be told to the reconciler (`mark_lost`) after a change that the
+    /// Items that are believed to exist and do not: to be told to the engine (`mark_lost`) after a change that the
     /// [`crate::Monitor`] saw. Looks at what is there now, so an event that is late does no harm.
-    pub async fn lost(&mut self, believed: &Graph<NetItem>) -> Result<Vec<ItemKey>, NetlinkError> {
+    pub async fn lost(&self, believed: &Graph<NetItem>) -> Result<Vec<ItemKey>, NetlinkError> {
         let found = self.discover(believed).await?;
         let missing = believed
             .iter()
@@ -85,11 +85,11 @@ impl<S: Services> NetDriver<S> {
     }
 
     /// The rtnetlink connection, for reading links and counters.
-    pub fn netlink(&mut self) -> &mut Rtnl {
-        &mut self.rtnl
+    pub fn netlink(&self) -> &Rtnl {
+        &self.rtnl
     }
 
-    async fn finish_link(&mut self, name: &str, mtu: u32) -> Result<(), NetlinkError> {
+    async fn finish_link(&self, name: &str, mtu: u32) -> Result<(), NetlinkError> {
         let link = self.rtnl.link(name).await?;
         if !link.ours {
             self.rtnl.mark_ours(&link).await?;
@@ -99,7 +99,7 @@ impl<S: Services> NetDriver<S> {
     }
 
     /// True when an interface of that name and kind is there; a conflict when it is of another kind.
-    async fn has_link(&mut self, name: &str, kind: &str) -> Result<bool, NetlinkError> {
+    async fn has_link(&self, name: &str, kind: &str) -> Result<bool, NetlinkError> {
         match self.rtnl.find_link(name).await? {
             None => Ok(false),
             Some(l) if l.kind == kind => Ok(true),
@@ -110,14 +110,14 @@ impl<S: Services> NetDriver<S> {
         }
     }
 
-    async fn remove_link(&mut self, name: &str) -> Result<(), NetlinkError> {
+    async fn remove_link(&self, name: &str) -> Result<(), NetlinkError> {
         match self.rtnl.find_link(name).await? {
             Some(link) => self.rtnl.delete_link(&link).await,
             None => Ok(()),
         }
     }
 
-    async fn kernel_route(&mut self, route: &Route) -> Result<KernelRoute, NetlinkError> {
+    async fn kernel_route(&self, route: &Route) -> Result<KernelRoute, NetlinkError> {
         let mut kernel = KernelRoute {
             table: route.table,
             destination: route.destination,
@@ -144,7 +144,7 @@ impl<S: Services> NetDriver<S> {
     }
 
     /// Makes or changes: for most items the same steps.
-    async fn ensure(&mut self, item: &NetItem) -> Result<(), DriverError> {
+    async fn ensure(&self, item: &NetItem) -> Result<(), DriverError> {
         match item {
             NetItem::Port(i) => {
                 let link = self.rtnl.link(&i.name).await?;
@@ -167,7 +167,7 @@ impl<S: Services> NetDriver<S> {
                 self.finish_link(&i.name, i.mtu).await?;
             }
             NetItem::Tap(i) => {
-                tap::create(&mut self.rtnl, &i.name, i.owner_uid, i.multi_queue).await?;
+                tap::create(&self.rtnl, &i.name, i.owner_uid, i.multi_queue).await?;
                 self.finish_link(&i.name, i.mtu).await?;
             }
             NetItem::BridgePort(i) => {
@@ -198,16 +198,30 @@ impl<S: Services> NetDriver<S> {
 impl<S: Services> Driver<NetItem> for NetDriver<S> {
     type Error = DriverError;
 
-    async fn create(&mut self, item: &NetItem) -> Result<(), DriverError> {
+    async fn run(&self, actions: &[Action<NetItem>]) -> Vec<Result<(), DriverError>> {
+        let mut results = Vec::with_capacity(actions.len());
+        for action in actions {
+            results.push(match action {
+                Action::Create(item) => self.create(item).await,
+                Action::Modify { old, new } => self.modify(old, new).await,
+                Action::Delete(item) => self.delete(item).await,
+            });
+        }
+        results
+    }
+}
+
+impl<S: Services> NetDriver<S> {
+    async fn create(&self, item: &NetItem) -> Result<(), DriverError> {
         if let NetItem::Service(service) = item {
-            let prepared = prepare(&mut self.rtnl, service).await?;
+            let prepared = prepare(&self.rtnl, service).await?;
             let started = self.services.start(service, prepared).await;
             return started.map_err(DriverError::Service);
         }
         self.ensure(item).await
     }
 
-    async fn modify(&mut self, old: &NetItem, new: &NetItem) -> Result<(), DriverError> {
+    async fn modify(&self, old: &NetItem, new: &NetItem) -> Result<(), DriverError> {
         if let (NetItem::Service(old), NetItem::Service(new)) = (old, new) {
             let updated = self.services.update(old, new).await;
             return updated.map_err(DriverError::Service);
@@ -215,7 +229,7 @@ impl<S: Services> Driver<NetItem> for NetDriver<S> {
         self.ensure(new).await
     }
 
-    async fn delete(&mut self, item: &NetItem) -> Result<(), DriverError> {
+    async fn delete(&self, item: &NetItem) -> Result<(), DriverError> {
         match item {
             NetItem::Port(i) => {
                 if let Some(link) = self.rtnl.find_link(&i.name).await? {

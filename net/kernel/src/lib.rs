@@ -10,7 +10,7 @@
 //!    directly.
 //! 5. `unsafe` lives in [`sys`] and nowhere else.
 //!
-//! Reading order: [`driver`] (one reconciler driver for all items), [`discover`], [`rtnl`] (the connection), [`link`],
+//! Reading order: [`driver`] (one driver for all items), [`discover`], [`rtnl`] (the connection), [`link`],
 //! [`tap`], [`address`], [`route`], [`nft`], [`sysctl`], [`sockets`] (what `netsvc` inherits), [`monitor`], [`netlink`]
 //! (messages of nf_tables), [`error`], [`sys`] (system calls).
 #![deny(unsafe_code)]

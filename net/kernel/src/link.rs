@@ -138,19 +138,19 @@ fn change(link: &Link) -> LinkMessageBuilder<LinkUnspec> {
 
 impl Rtnl {
     /// All interfaces.
-    pub async fn links(&mut self) -> Result<Vec<Link>, NetlinkError> {
+    pub async fn links(&self) -> Result<Vec<Link>, NetlinkError> {
         let answers = self.handle()?.link().get().execute();
         let links = rtnl::list("list interfaces", answers).await?;
         Ok(links.into_iter().map(Link::from).collect())
     }
 
     /// The interface of that name, if there is one.
-    pub async fn find_link(&mut self, name: &str) -> Result<Option<Link>, NetlinkError> {
+    pub async fn find_link(&self, name: &str) -> Result<Option<Link>, NetlinkError> {
         Ok(self.links().await?.into_iter().find(|l| l.name == name))
     }
 
     /// The interface of that name; the error says which there are.
-    pub async fn link(&mut self, name: &str) -> Result<Link, NetlinkError> {
+    pub async fn link(&self, name: &str) -> Result<Link, NetlinkError> {
         let links = self.links().await?;
         if let Some(link) = links.iter().find(|l| l.name == name) {
             return Ok(link.clone());
@@ -163,20 +163,20 @@ impl Rtnl {
     }
 
     /// Makes a bridge without spanning tree. Its own MAC is fixed.
-    pub async fn add_bridge(&mut self, name: &str, mac: Mac) -> Result<(), NetlinkError> {
+    pub async fn add_bridge(&self, name: &str, mac: Mac) -> Result<(), NetlinkError> {
         // Multicast snooping off: with isolated ports there is nothing to prune, and it needs a querier.
         let bridge = LinkMessageBuilder::<LinkBridge>::new(name).address(mac.to_vec()).mcast_snooping(false);
         self.add_link(&format!("make bridge {name}"), bridge.build()).await
     }
 
     /// Makes a VLAN interface over another.
-    pub async fn add_vlan(&mut self, name: &str, parent: u32, id: u16) -> Result<(), NetlinkError> {
+    pub async fn add_vlan(&self, name: &str, parent: u32, id: u16) -> Result<(), NetlinkError> {
         self.add_link(&format!("make vlan {name}"), LinkVlan::new(name, parent, id).build()).await
     }
 
     /// Makes a pair of joined interfaces, one end in another namespace (tests and cables between namespaces).
     pub async fn add_veth(
-        &mut self,
+        &self,
         name: &str,
         peer: &str,
         peer_mac: Option<Mac>,
@@ -194,12 +194,12 @@ impl Rtnl {
     }
 
     /// Marks the interface as made by us.
-    pub async fn mark_ours(&mut self, link: &Link) -> Result<(), NetlinkError> {
+    pub async fn mark_ours(&self, link: &Link) -> Result<(), NetlinkError> {
         self.change_link("mark", link, change(link).alias(ALIAS).build()).await
     }
 
     /// Brings the interface up or down, when it is not so already.
-    pub async fn set_up(&mut self, link: &Link, up: bool) -> Result<(), NetlinkError> {
+    pub async fn set_up(&self, link: &Link, up: bool) -> Result<(), NetlinkError> {
         if link.up == up {
             return Ok(());
         }
@@ -208,7 +208,7 @@ impl Rtnl {
     }
 
     /// Sets the MTU in bytes, when it is not so already.
-    pub async fn set_mtu(&mut self, link: &Link, mtu: u32) -> Result<(), NetlinkError> {
+    pub async fn set_mtu(&self, link: &Link, mtu: u32) -> Result<(), NetlinkError> {
         if link.mtu == mtu {
             return Ok(());
         }
@@ -216,7 +216,7 @@ impl Rtnl {
     }
 
     /// Sets the MAC, when it is not so already.
-    pub async fn set_mac(&mut self, link: &Link, mac: Mac) -> Result<(), NetlinkError> {
+    pub async fn set_mac(&self, link: &Link, mac: Mac) -> Result<(), NetlinkError> {
         if link.mac == mac {
             return Ok(());
         }
@@ -224,7 +224,7 @@ impl Rtnl {
     }
 
     /// Puts the interface into a bridge (`Some`) or takes it out.
-    pub async fn set_master(&mut self, link: &Link, master: Option<u32>) -> Result<(), NetlinkError> {
+    pub async fn set_master(&self, link: &Link, master: Option<u32>) -> Result<(), NetlinkError> {
         if link.master == master {
             return Ok(());
         }
@@ -232,22 +232,22 @@ impl Rtnl {
     }
 
     /// Isolates a bridge port from other isolated ports.
-    pub async fn set_isolated(&mut self, link: &Link, isolated: bool) -> Result<(), NetlinkError> {
+    pub async fn set_isolated(&self, link: &Link, isolated: bool) -> Result<(), NetlinkError> {
         self.change_link("isolate", link, LinkBridgePort::new(link.index).isolated(isolated).build()).await
     }
 
     /// Removes an interface; one that is gone already is no error.
-    pub async fn delete_link(&mut self, link: &Link) -> Result<(), NetlinkError> {
+    pub async fn delete_link(&self, link: &Link) -> Result<(), NetlinkError> {
         let request = self.handle()?.link().del(link.index).execute();
         tolerate(rtnl::done(&format!("remove {}", link.name), request).await, &[libc::ENODEV])
     }
 
-    async fn add_link(&mut self, what: &str, message: LinkMessage) -> Result<(), NetlinkError> {
+    async fn add_link(&self, what: &str, message: LinkMessage) -> Result<(), NetlinkError> {
         let request = self.handle()?.link().add(message).execute();
         rtnl::done(what, request).await
     }
 
-    async fn change_link(&mut self, what: &str, link: &Link, message: LinkMessage) -> Result<(), NetlinkError> {
+    async fn change_link(&self, what: &str, link: &Link, message: LinkMessage) -> Result<(), NetlinkError> {
         let request = self.handle()?.link().change(message).execute();
         rtnl::done(&format!("{what} {}", link.name), request).await
     }

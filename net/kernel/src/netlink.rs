@@ -5,6 +5,7 @@
 
 use crate::error::NetlinkError;
 use crate::sys;
+use std::cell::Cell;
 use std::io;
 use std::os::fd::OwnedFd;
 
@@ -141,7 +142,7 @@ pub fn messages(data: &[u8]) -> impl Iterator<Item = Answer> {
 #[derive(Debug)]
 pub struct Netlink {
     fd: OwnedFd,
-    sequence: u32,
+    sequence: Cell<u32>,
 }
 
 /// Seconds to wait for an answer; the kernel gives it at once or never.
@@ -162,12 +163,15 @@ impl Netlink {
             let _ = sys::set_option(&fd, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, 2 << 20);
             Ok(fd)
         };
-        Ok(Self { fd: open().map_err(|source| NetlinkError::Socket { what: "open".into(), source })?, sequence: 0 })
+        Ok(Self {
+            fd: open().map_err(|source| NetlinkError::Socket { what: "open".into(), source })?,
+            sequence: Cell::new(0),
+        })
     }
 
-    fn next_sequence(&mut self) -> u32 {
-        self.sequence = self.sequence.wrapping_add(1);
-        self.sequence
+    fn next_sequence(&self) -> u32 {
+        self.sequence.set(self.sequence.get().wrapping_add(1));
+        self.sequence.get()
     }
 
     fn receive(&self, what: &str, wait: bool) -> Result<Vec<u8>, NetlinkError> {
@@ -186,7 +190,7 @@ impl Netlink {
     }
 
     /// Sends a dump request and collects its answers.
-    pub fn dump(&mut self, what: &str, message: Message) -> Result<Vec<Answer>, NetlinkError> {
+    pub fn dump(&self, what: &str, message: Message) -> Result<Vec<Answer>, NetlinkError> {
         let mut message = message;
         let flags = u16::from_ne_bytes([message.bytes[6], message.bytes[7]]) | libc::NLM_F_DUMP as u16;
         message.bytes[6..8].copy_from_slice(&flags.to_ne_bytes());
@@ -211,12 +215,7 @@ impl Netlink {
     }
 
     /// Sends messages between begin and end of an nfnetlink transaction: all happen or none.
-    pub fn transaction(
-        &mut self,
-        what: &str,
-        subsystem: u16,
-        items: Vec<(String, Message)>,
-    ) -> Result<(), NetlinkError> {
+    pub fn transaction(&self, what: &str, subsystem: u16, items: Vec<(String, Message)>) -> Result<(), NetlinkError> {
         // struct nfgenmsg: family, version, resource id (the subsystem) in network order.
         let mut header = [0_u8; 4];
         header[2..4].copy_from_slice(&subsystem.to_be_bytes());
@@ -232,7 +231,7 @@ impl Netlink {
             names.push(name);
             bytes.extend(message.finish(self.next_sequence()));
         }
-        let last = self.sequence;
+        let last = self.sequence.get();
         bytes.extend(Message::new(0x11, 0, &header).finish(self.next_sequence()));
         self.send(what, &bytes)?;
         // The kernel has answered by now: an error for each message that failed, or for the first when the commit did,

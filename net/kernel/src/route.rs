@@ -138,20 +138,20 @@ fn fill_rule(message: &mut RuleMessage, rule: &PolicyRule) {
 
 impl Rtnl {
     /// All IPv4 and IPv6 routes of all tables.
-    pub async fn routes(&mut self) -> Result<Vec<KernelRoute>, NetlinkError> {
+    pub async fn routes(&self) -> Result<Vec<KernelRoute>, NetlinkError> {
         let answers = self.handle()?.route().get(RouteMessage::default()).execute();
         let messages = rtnl::list("list routes", answers).await?;
         Ok(messages.iter().filter_map(KernelRoute::read).collect())
     }
 
     /// Adds or replaces a route.
-    pub async fn add_route(&mut self, route: &KernelRoute) -> Result<(), NetlinkError> {
+    pub async fn add_route(&self, route: &KernelRoute) -> Result<(), NetlinkError> {
         let request = self.handle()?.route().add(route.message()).replace().execute();
         rtnl::done(&format!("add route {}", route.destination), request).await
     }
 
     /// Removes a route; one that is gone already is no error.
-    pub async fn delete_route(&mut self, route: &KernelRoute) -> Result<(), NetlinkError> {
+    pub async fn delete_route(&self, route: &KernelRoute) -> Result<(), NetlinkError> {
         let mut message = route.message();
         // Whatever scope it has: the kernel compares unless this is given.
         message.header.scope = RouteScope::NoWhere;
@@ -161,14 +161,14 @@ impl Rtnl {
     }
 
     /// Routing rules made by this program.
-    pub async fn rules(&mut self) -> Result<Vec<PolicyRule>, NetlinkError> {
+    pub async fn rules(&self) -> Result<Vec<PolicyRule>, NetlinkError> {
         let answers = self.handle()?.rule().get(IpVersion::V4).execute();
         let messages = rtnl::list("list routing rules", answers).await?;
         Ok(messages.iter().filter_map(read_rule).collect())
     }
 
     /// Adds a rule; one that is there already is no error.
-    pub async fn add_rule(&mut self, rule: &PolicyRule) -> Result<(), NetlinkError> {
+    pub async fn add_rule(&self, rule: &PolicyRule) -> Result<(), NetlinkError> {
         let mut request = self.handle()?.rule().add();
         fill_rule(request.message_mut(), rule);
         let added = rtnl::done(&format!("add routing rule {}", rule.priority), request.execute()).await;
@@ -176,7 +176,7 @@ impl Rtnl {
     }
 
     /// Removes a rule; one that is gone already is no error.
-    pub async fn delete_rule(&mut self, rule: &PolicyRule) -> Result<(), NetlinkError> {
+    pub async fn delete_rule(&self, rule: &PolicyRule) -> Result<(), NetlinkError> {
         let mut message = RuleMessage::default();
         fill_rule(&mut message, rule);
         let request = self.handle()?.rule().del(message).execute();

@@ -5,6 +5,7 @@ use crate::netlink::kernel_text;
 use futures_util::{Stream, TryStreamExt};
 use rtnetlink::Handle;
 use rtnetlink::sys::AsyncSocket;
+use std::cell::RefCell;
 use std::io;
 use std::time::Duration;
 use tokio::task::JoinHandle;
@@ -17,9 +18,18 @@ const ANSWER: Duration = Duration::from_secs(5);
 ///
 /// Its methods are in [`crate::link`], [`crate::address`] and [`crate::route`].
 #[derive(Debug)]
-pub struct Rtnl {
+pub struct Rtnl(RefCell<Connection>);
+
+#[derive(Debug)]
+struct Connection {
     handle: Handle,
-    connection: JoinHandle<()>,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
 }
 
 impl Rtnl {
@@ -28,6 +38,21 @@ impl Rtnl {
     /// # Errors
     /// Outside of a runtime, or when there is no socket.
     pub fn new() -> Result<Self, NetlinkError> {
+        Connection::open().map(|c| Self(RefCell::new(c)))
+    }
+
+    /// The way to ask. A connection that has failed is replaced.
+    pub(crate) fn handle(&self) -> Result<Handle, NetlinkError> {
+        let mut connection = self.0.borrow_mut();
+        if connection.task.is_finished() {
+            *connection = Connection::open()?;
+        }
+        Ok(connection.handle.clone())
+    }
+}
+
+impl Connection {
+    fn open() -> Result<Self, NetlinkError> {
         let open = || -> io::Result<Self> {
             let runtime = tokio::runtime::Handle::try_current().map_err(io::Error::other)?;
             let (mut connection, handle, _multicast) = rtnetlink::new_connection()?;
@@ -35,17 +60,9 @@ impl Rtnl {
             // Kernel texts for errors, without the request echoed back.
             socket.set_ext_ack(true)?;
             socket.set_cap_ack(true)?;
-            Ok(Self { handle, connection: runtime.spawn(connection) })
+            Ok(Self { handle, task: runtime.spawn(connection) })
         };
         open().map_err(|source| NetlinkError::Socket { what: "open".into(), source })
-    }
-
-    /// The way to ask. A connection that has failed is made anew.
-    pub(crate) fn handle(&mut self) -> Result<&Handle, NetlinkError> {
-        if self.connection.is_finished() {
-            *self = Self::new()?;
-        }
-        Ok(&self.handle)
     }
 }
 
@@ -99,18 +116,18 @@ mod tests {
     fn it_works_on_one_thread_beside_local_tasks() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
         tokio::task::LocalSet::new().block_on(&runtime, async {
-            let mut rtnl = Rtnl::new().expect("rtnetlink");
+            let rtnl = Rtnl::new().expect("rtnetlink");
             let local = tokio::task::spawn_local(async move { rtnl.find_link("lo").await });
             assert!(local.await.expect("task").expect("list").is_some());
         });
     }
 
     #[tokio::test]
-    async fn a_connection_that_ended_is_made_anew() {
-        let mut rtnl = Rtnl::new().expect("rtnetlink");
+    async fn a_connection_that_ended_is_replaced() {
+        let rtnl = Rtnl::new().expect("rtnetlink");
         assert!(rtnl.find_link("lo").await.expect("list").is_some());
-        rtnl.connection.abort();
-        while !rtnl.connection.is_finished() {
+        rtnl.0.borrow().task.abort();
+        while !rtnl.0.borrow().task.is_finished() {
             tokio::task::yield_now().await;
         }
         assert!(rtnl.find_link("lo").await.expect("list").is_some());
@@ -118,7 +135,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_refusal_names_the_object_and_carries_number_and_kernel_text() {
-        let mut rtnl = Rtnl::new().expect("rtnetlink");
+        let rtnl = Rtnl::new().expect("rtnetlink");
         let lo = rtnl.link("lo").await.expect("lo");
         // Refused by its value with root, for want of privilege without.
         let error = rtnl.set_mtu(&lo, u32::MAX).await.expect_err("no such mtu");

@@ -38,7 +38,7 @@ impl Plate {
 }
 
 /// Opens the sockets of a service, in the network namespace of the calling thread.
-pub async fn prepare(rtnl: &mut Rtnl, service: &Service) -> Result<Prepared, NetlinkError> {
+pub async fn prepare(rtnl: &Rtnl, service: &Service) -> Result<Prepared, NetlinkError> {
     let link = rtnl.link(&service.link).await?;
     let mut plate = Plate(Vec::new());
     let failed = |e: io::Error| NetlinkError::io(format!("sockets of service {}", service.name), e);

@@ -9,7 +9,7 @@ use holdfast_links::tap::{self, TapError};
 ///
 /// # Errors
 /// Another interface has the name, also a tap of the other kind: that one has to go first. The kernel's refusal.
-pub async fn create(rtnl: &mut Rtnl, name: &str, uid: u32, multi_queue: bool) -> Result<(), NetlinkError> {
+pub async fn create(rtnl: &Rtnl, name: &str, uid: u32, multi_queue: bool) -> Result<(), NetlinkError> {
     let what = || format!("tap {name} for uid {uid} with {}", queues(multi_queue));
     if let Some(link) = rtnl.find_link(name).await? {
         if link.kind != "tun" || link.tun_owner != Some(uid) {

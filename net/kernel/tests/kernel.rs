@@ -1,6 +1,7 @@
 //! The actuators against the real kernel, each test in a network namespace of its own thread, and against the `nft` and
 //! `ip` programs as independent witnesses. Without root (or a witness) a test says so and does nothing.
 
+use holdfast_engine::{Backoff, Engine, Graph, drive};
 use holdfast_links::tap::{attach, mtu};
 use holdfast_model::net::Prefix;
 use holdfast_netkernel::route::KernelRoute;
@@ -10,7 +11,6 @@ use holdfast_netkernel::{
 use holdfast_plan::firewall::*;
 use holdfast_plan::item::{Bridge, BridgePort, NetItem, PolicyRule, Service, Tap};
 use holdfast_plan::rules::TABLE;
-use holdfast_reconcile::{Backoff, Graph, Reconciler};
 use std::net::Ipv4Addr;
 use std::process::Command;
 use std::time::Instant;
@@ -43,7 +43,7 @@ fn prefix(text: &str) -> Prefix {
     text.parse().expect("prefix")
 }
 
-async fn dummy(rtnl: &mut Rtnl, name: &str) {
+async fn dummy(rtnl: &Rtnl, name: &str) {
     rtnl.add_veth(name, &format!("{name}p"), None, None).await.expect("veth");
     for n in [name.to_owned(), format!("{name}p")] {
         let link = rtnl.link(&n).await.expect("link");
@@ -56,13 +56,13 @@ async fn links_are_made_read_back_and_removed() {
     if !namespace() {
         return;
     }
-    let mut n = Rtnl::new().expect("netlink");
+    let n = Rtnl::new().expect("netlink");
     let mac = [2, 0, 0, 0, 0, 9];
     n.add_bridge("br-t", mac).await.expect("bridge");
-    tap::create(&mut n, "tap-t", 2003, false).await.expect("tap");
-    tap::create(&mut n, "tap-t", 2003, false).await.expect("again is no error");
-    assert!(tap::create(&mut n, "tap-t", 2004, false).await.is_err());
-    dummy(&mut n, "v0").await;
+    tap::create(&n, "tap-t", 2003, false).await.expect("tap");
+    tap::create(&n, "tap-t", 2003, false).await.expect("again is no error");
+    assert!(tap::create(&n, "tap-t", 2004, false).await.is_err());
+    dummy(&n, "v0").await;
     let v0 = n.link("v0").await.expect("v0");
     // Not every machine that runs the tests has VLANs.
     let vlan = n.add_vlan("v0.7", v0.index, 7).await;
@@ -107,27 +107,27 @@ async fn taps_of_both_kinds_are_made_and_told_apart() {
     if !namespace() {
         return;
     }
-    let mut n = Rtnl::new().expect("netlink");
-    let mut nft = Netlink::netfilter().expect("netlink");
+    let n = Rtnl::new().expect("netlink");
+    let nft = Netlink::netfilter().expect("netlink");
     for (name, multi_queue, most) in [("tap-1", false, 1), ("tap-4", true, 4)] {
         for _ in 0..2 {
-            tap::create(&mut n, name, 2003, multi_queue).await.expect("a second time is no error");
+            tap::create(&n, name, 2003, multi_queue).await.expect("a second time is no error");
         }
         let link = n.link(name).await.expect("tap");
         assert_eq!((link.tun_owner, link.tun_multi_queue), (Some(2003), multi_queue), "{name}");
         let queues = attach(name, most).expect("attach");
         assert_eq!(queues.len(), usize::from(most));
-        tap::create(&mut n, name, 2003, multi_queue).await.expect("a VM is not disturbed");
+        tap::create(&n, name, 2003, multi_queue).await.expect("a VM is not disturbed");
         n.mark_ours(&link).await.expect("mark");
         if let Some(text) = witness("ip", &["-d", "link", "show", name]) {
             assert_eq!(text.contains("multi_queue numqueues 4"), multi_queue, "{text}");
         }
     }
-    let error = tap::create(&mut n, "tap-1", 2003, true).await.expect_err("other kind").to_string();
+    let error = tap::create(&n, "tap-1", 2003, true).await.expect_err("other kind").to_string();
     assert!(error.contains("tap tap-1") && error.contains("one with one queue has the name"), "{error}");
-    let error = tap::create(&mut n, "tap-4", 2003, false).await.expect_err("other kind").to_string();
+    let error = tap::create(&n, "tap-4", 2003, false).await.expect_err("other kind").to_string();
     assert!(error.contains("tap tap-4") && error.contains("one with several queues has the name"), "{error}");
-    let found = discover::discover(&mut n, &mut nft, "/nonexistent".as_ref(), &Graph::new()).await.expect("discover");
+    let found = discover::discover(&n, &nft, "/nonexistent".as_ref(), &Graph::new()).await.expect("discover");
     for (name, multi_queue) in [("tap-1", false), ("tap-4", true)] {
         let Some(NetItem::Tap(tap)) = found.get(&NetItem::link_key(name)) else { panic!("{name}: not in {found:?}") };
         assert_eq!(tap.multi_queue, multi_queue, "{name}");
@@ -138,19 +138,19 @@ async fn taps_of_both_kinds_are_made_and_told_apart() {
 struct NoServices;
 
 impl Services for NoServices {
-    async fn start(&mut self, service: &Service, _: Prepared) -> Result<(), String> {
+    async fn start(&self, service: &Service, _: Prepared) -> Result<(), String> {
         Err(format!("{} is not to be started", service.name))
     }
 
-    async fn update(&mut self, _: &Service, new: &Service) -> Result<(), String> {
+    async fn update(&self, _: &Service, new: &Service) -> Result<(), String> {
         Err(format!("{} is not to be changed", new.name))
     }
 
-    async fn stop(&mut self, service: &Service) -> Result<(), String> {
+    async fn stop(&self, service: &Service) -> Result<(), String> {
         Err(format!("{} is not to be stopped", service.name))
     }
 
-    async fn running(&mut self) -> Vec<Service> {
+    async fn running(&self) -> Vec<Service> {
         Vec::new()
     }
 }
@@ -170,22 +170,22 @@ fn bridged_tap(multi_queue: bool) -> Graph<NetItem> {
 }
 
 #[tokio::test]
-async fn a_tap_changes_its_kind_by_being_made_anew_also_after_a_restart_of_the_agent() {
+async fn a_tap_changes_its_kind_by_recreation_also_after_a_restart_of_the_agent() {
     if !namespace() {
         return;
     }
     let folder = tempfile::tempdir().expect("folder");
-    let mut driver = NetDriver::new(NoServices, folder.path().join("resolv.conf")).expect("driver");
-    let mut n = Rtnl::new().expect("netlink");
+    let driver = NetDriver::new(NoServices, folder.path().join("resolv.conf")).expect("driver");
+    let n = Rtnl::new().expect("netlink");
     let mut before = 0;
     for queues in [1, 4, 4, 1] {
-        // A fresh reconciler each time, as after a restart: what is there is found in the kernel.
-        let mut reconciler = Reconciler::new(Backoff::default());
+        // A fresh engine each time, as after a restart: what is there is found in the kernel.
+        let mut engine = Engine::new(Backoff::default());
         let intended = bridged_tap(queues > 1);
-        reconciler.adopt(driver.discover(&intended).await.expect("discover"));
-        reconciler.set_intended(intended);
-        let report = reconciler.run(&mut driver, Instant::now()).await;
-        assert!(report.failed == 0 && reconciler.is_settled(), "{queues}: {:?}", reconciler.states());
+        engine.adopt(driver.discover(&intended).await.expect("discover"));
+        engine.set_intended(intended);
+        let report = drive(&mut engine, &driver, Instant::now()).await;
+        assert!(report.failed == 0 && engine.is_settled(), "{queues}: {:?}", engine.states());
 
         let bridge = n.link("br-t").await.expect("bridge");
         let tap = n.link("tap-t").await.expect("tap");
@@ -202,8 +202,8 @@ async fn addresses_routes_rules_and_variables_are_idempotent_and_read_back() {
     if !namespace() {
         return;
     }
-    let mut n = Rtnl::new().expect("netlink");
-    dummy(&mut n, "v0").await;
+    let n = Rtnl::new().expect("netlink");
+    dummy(&n, "v0").await;
     let link = n.link("v0").await.expect("v0");
     let own = prefix("10.9.0.2/24");
     for _ in 0..2 {
@@ -367,7 +367,7 @@ fn nft_reads_back_the_rules_we_wrote() {
     if !namespace() {
         return;
     }
-    let mut nft = Netlink::netfilter().expect("netlink");
+    let nft = Netlink::netfilter().expect("netlink");
     for _ in 0..2 {
         nft.replace_table(&table()).expect("replace");
     }
@@ -385,7 +385,7 @@ fn nft_reads_back_the_frame_rules_we_wrote() {
     if !namespace() {
         return;
     }
-    let mut nft = Netlink::netfilter().expect("netlink");
+    let nft = Netlink::netfilter().expect("netlink");
     let mac = [2, 0, 0, 0, 0, 1];
     let ip = Ipv4Addr::new(10, 1, 0, 2);
     let rules = vec![
@@ -428,7 +428,7 @@ fn a_bad_table_leaves_the_old_one_and_names_the_rule() {
     if !namespace() {
         return;
     }
-    let mut nft = Netlink::netfilter().expect("netlink");
+    let nft = Netlink::netfilter().expect("netlink");
     nft.replace_table(&table()).expect("replace");
     let mut bad = table();
     bad.chains[1].rules.push(Rule::new(vec![], Verdict::Jump("nowhere".into())));
@@ -444,7 +444,7 @@ fn a_table_of_thousands_of_rules_is_one_transaction() {
     if !namespace() {
         return;
     }
-    let mut nft = Netlink::netfilter().expect("netlink");
+    let nft = Netlink::netfilter().expect("netlink");
     let mut big = table();
     let rule = big.chains[1].rules[0].clone();
     big.chains[1].rules = vec![rule; 4000];
@@ -460,8 +460,8 @@ async fn monitor_tells_of_links_and_addresses() {
         return;
     }
     let mut monitor = Monitor::new().expect("monitor");
-    let mut n = Rtnl::new().expect("netlink");
-    dummy(&mut n, "v0").await;
+    let n = Rtnl::new().expect("netlink");
+    dummy(&n, "v0").await;
     let link = n.link("v0").await.expect("v0");
     n.add_address(&link, prefix("10.9.0.2/24")).await.expect("address");
     // Leaving a bridge is not being gone.

@@ -1,7 +1,7 @@
 //! Virtual cables: what joins a VM's network card with a network, seen from the VM's end.
 //!
 //! Principles:
-//! 1. A cable's two sides are separate: the network side is planned and made by the reconciler; here is only the VM's side.
+//! 1. A cable's two sides are separate: the network side is planned in `net/plan` and created by `net/kernel`; here is only the VM's side.
 //! 2. The VMM gets descriptors, never names or privileges: [`tap::attach`] runs in its parent, or before its jail closes.
 //! 3. A cable outlives the VM and this process: attaching again after a crash gives the same network.
 //! 4. Frames go straight between the kernel and the memory they are kept in ([`Buffer`]): no copy of ours, no allocation.

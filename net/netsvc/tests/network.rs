@@ -4,6 +4,7 @@
 mod common;
 
 use common::*;
+use holdfast_engine::{Backoff, Engine, Graph, Report, State, drive};
 use holdfast_model::Uuid;
 use holdfast_model::app::App;
 use holdfast_model::desired::Desired;
@@ -12,7 +13,6 @@ use holdfast_netkernel::NetDriver;
 use holdfast_netsvc::config::{Assignment, Lease, NetworkService, Reply, Request};
 use holdfast_plan::item::{Service, ServiceKind};
 use holdfast_plan::{Allocations, Input, ItemKey, LinkFact, NetItem, Plan, last_resort, plan};
-use holdfast_reconcile::{Backoff, Reconciler, Report, State};
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, UdpSocket};
@@ -120,7 +120,7 @@ fn outside_service() -> Service {
 
 struct Device {
     driver: NetDriver<Processes>,
-    reconciler: Reconciler<NetItem>,
+    engine: Engine<NetItem>,
     leases: BTreeMap<String, Lease>,
     allocations: Allocations,
     runtime: tokio::runtime::Runtime,
@@ -137,10 +137,9 @@ impl Device {
         });
         assert_eq!(plan.faults, []);
         self.allocations = plan.allocations.clone();
-        self.reconciler.set_intended(plan.graph.clone());
-        let run = self.reconciler.run(&mut self.driver, Instant::now());
-        let report = self.runtime.block_on(run);
-        for (key, state) in self.reconciler.states() {
+        self.engine.set_intended(plan.graph.clone());
+        let report = self.runtime.block_on(drive(&mut self.engine, &self.driver, Instant::now()));
+        for (key, state) in self.engine.states() {
             assert_eq!(state, State::Created, "{key}");
         }
         (plan, report)
@@ -161,7 +160,7 @@ fn two_apps_live_change_and_go_without_a_trace() {
         address("up0", "192.0.2.1/24");
         route("10.1.0.0/24", DEVICE, "up0");
     });
-    let mut out_processes = Processes::new();
+    let out_processes = Processes::new();
     let service = outside_service();
     let prepared = sockets(&outside, &service);
     out_processes.launch(&service, prepared);
@@ -174,7 +173,7 @@ fn two_apps_live_change_and_go_without_a_trace() {
     let driver = runtime.block_on(async { NetDriver::new(Processes::new(), resolver).expect("driver") });
     let mut d = Device {
         driver,
-        reconciler: Reconciler::new(Backoff::default()),
+        engine: Engine::new(Backoff::default()),
         leases: BTreeMap::new(),
         allocations: Allocations::default(),
         runtime,
@@ -198,7 +197,7 @@ fn two_apps_live_change_and_go_without_a_trace() {
     assert_eq!((plan.taps[0].address, plan.taps[1].address), (Some(ip_a), Some(ip_b)));
 
     // App a takes its address from the network's DHCP by our client.
-    let mut app_processes = Processes::new();
+    let app_processes = Processes::new();
     let client = Service {
         name: "a".into(),
         link: "eth0".into(),
@@ -263,17 +262,17 @@ fn two_apps_live_change_and_go_without_a_trace() {
 
     // A change: b may do all now; its connections work while a's keep going.
     let (mut long, _) = a.run(|| open((ROUTER, 7000), WORKS)).expect("connection");
-    let services = d.driver.services.started.clone();
+    let services = d.driver.services.started.borrow().clone();
     d.apply(&desired(vec![app(11, "a", web.clone()), app(12, "b", vec![rule(RuleAction::Allow)])]));
     assert_eq!(seen_as(&b, (ROUTER, 7000), WORKS), Some(DEVICE.into()));
     assert_eq!(seen_as(&b, (ip_a, 80), WORKS), Some(ip_b.into()));
     assert_eq!(seen_as(&a, (ip_b, 80), WORKS), Some(ip_a.into()));
     // Hairpin: the neighbour by the address of the uplink.
     assert!(seen_as(&b, (DEVICE, 8080), WORKS).is_some());
-    assert_eq!(d.driver.services.started, services, "no service was restarted");
+    assert_eq!(*d.driver.services.started.borrow(), services, "no service was restarted");
 
     // The agent restarts: it finds everything and replaces nothing but the rules by the same rules.
-    d.reconciler = Reconciler::new(Backoff::default());
+    d.engine = Engine::new(Backoff::default());
     let wanted = desired(vec![app(11, "a", web.clone()), app(12, "b", vec![rule(RuleAction::Allow)])]);
     let intended = holdfast_plan::plan(&Input {
         desired: &wanted,
@@ -286,25 +285,25 @@ fn two_apps_live_change_and_go_without_a_trace() {
     let found = d.runtime.block_on(d.driver.discover(&intended)).expect("discover");
     for (key, item) in intended.iter() {
         let there = found.get(key);
-        assert!(there == Some(item) || matches!(item, NetItem::Nftables(_)), "{key}: {there:?}");
+        assert!(there == Some(&**item) || matches!(**item, NetItem::Nftables(_)), "{key}: {there:?}");
     }
-    d.reconciler.adopt(found);
+    d.engine.adopt(found);
     let (_, report) = d.apply(&wanted);
     assert_eq!((report.done, report.failed), (2, 0));
     long.write_all(b"still here").expect("write");
     let mut back = [0; 10];
     long.read_exact(&mut back).expect("the connection lives");
-    assert_eq!(d.driver.services.started, services);
+    assert_eq!(*d.driver.services.started.borrow(), services);
 
     // Somebody removes the bridge: it is noticed, and made anew with all that stood on it.
     let bridge = plan.instances[0].bridge.clone();
-    assert_eq!(d.runtime.block_on(d.driver.lost(d.reconciler.current())).expect("look"), []);
+    assert_eq!(d.runtime.block_on(d.driver.lost(d.engine.current())).expect("look"), []);
     let link = d.runtime.block_on(d.driver.netlink().link(&bridge)).expect("bridge");
     d.runtime.block_on(d.driver.netlink().delete_link(&link)).expect("delete");
-    let lost = d.runtime.block_on(d.driver.lost(d.reconciler.current())).expect("look");
+    let lost = d.runtime.block_on(d.driver.lost(d.engine.current())).expect("look");
     assert!(lost.contains(&ItemKey::Link(bridge)), "{lost:?}");
     for key in &lost {
-        d.reconciler.mark_lost(key);
+        d.engine.mark_lost(key);
     }
     d.apply(&wanted);
     assert_eq!(resolve(&a, GATEWAY, "b.edge", false), Some((0, vec![ip_b])));
@@ -344,10 +343,10 @@ fn two_apps_live_change_and_go_without_a_trace() {
     assert_eq!(seen_as(&outside, (DEVICE, 8080), DROPPED), None, "the port map is gone");
 
     // The end: nothing is left but the port.
-    d.reconciler.set_intended(holdfast_reconcile::Graph::new());
-    d.runtime.block_on(d.reconciler.run(&mut d.driver, Instant::now()));
-    assert!(d.reconciler.is_settled(), "{:?}", d.reconciler.states());
-    let empty = holdfast_reconcile::Graph::new();
+    d.engine.set_intended(Graph::new());
+    d.runtime.block_on(drive(&mut d.engine, &d.driver, Instant::now()));
+    assert!(d.engine.is_settled(), "{:?}", d.engine.states());
+    let empty = Graph::new();
     let left = d.runtime.block_on(d.driver.discover(&empty)).expect("discover");
     assert!(left.is_empty(), "{left:?}");
     assert_eq!(d.runtime.block_on(d.driver.netlink().links()).expect("links").len(), before);

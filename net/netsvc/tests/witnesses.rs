@@ -46,7 +46,7 @@ fn serve(server: &Namespace) -> Processes {
             },
         },
     };
-    let mut processes = Processes::new();
+    let processes = Processes::new();
     let prepared = sockets(server, &service);
     processes.launch(&service, prepared);
     processes
@@ -170,7 +170,7 @@ fn our_client_gets_and_renews_a_lease_from_dnsmasq() {
         link: "c0".into(),
         kind: ServiceKind::DhcpClient(ClientService { interface: "c0".into(), host_name: "edge-1".into() }),
     };
-    let mut processes = Processes::new();
+    let processes = Processes::new();
     let prepared = sockets(&client, &service);
     processes.launch(&service, prepared);
     let lease = wait_for_lease(&processes, "dhcp-c0");

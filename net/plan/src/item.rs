@@ -1,10 +1,11 @@
-//! What the network of a device is made of, as items of a reconciler graph.
+//! What the network of a device is made of, as items of a graph.
 
 use crate::firewall::{Family, Table};
 use crate::rules::TABLE;
+use holdfast_engine::{Item, Need, Transition};
 use holdfast_model::net::{Mac, Prefix, mac_text};
 use holdfast_netsvc::config::{ClientService, NetworkService};
-use holdfast_reconcile::{Item, Transition};
+use std::convert::Infallible;
 use std::fmt;
 use std::net::IpAddr;
 
@@ -269,6 +270,9 @@ impl NetItem {
 
 impl Item for NetItem {
     type Key = ItemKey;
+    type Condition = Infallible;
+    type Batch = Infallible;
+    type Owner = Infallible;
 
     fn key(&self) -> ItemKey {
         match self {
@@ -293,8 +297,8 @@ impl Item for NetItem {
         }
     }
 
-    fn dependencies(&self) -> Vec<ItemKey> {
-        match self {
+    fn needs(&self) -> Vec<Need<ItemKey, Infallible>> {
+        let keys = match self {
             Self::Port(_) | Self::Bridge(_) | Self::Tap(_) | Self::Nftables(_) | Self::Resolver(_) => Vec::new(),
             Self::Vlan(i) => vec![Self::link_key(&i.parent)],
             // No frame flows before the firewall is there, nor after it is gone.
@@ -321,7 +325,8 @@ impl Item for NetItem {
                 }
                 needs
             }
-        }
+        };
+        keys.into_iter().map(Need::exists).collect()
     }
 
     fn transition(&self, new: &Self) -> Transition {

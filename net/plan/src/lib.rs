@@ -1,5 +1,5 @@
 //! The network planner: what the device's network shall be, as a graph of items, from what the controller wants and what is
-//! observed. A pure function; `net/kernel` and the reconciler make it so.
+//! observed. A pure function; `net/engine` and `net/kernel` make it so.
 //!
 //! Principles:
 //! 1. Same input, same graph: names, MACs, tables and addresses are derived or kept, never counted.
@@ -25,10 +25,10 @@ pub use instances::{InstancePlan, TapPlan, queue_pairs};
 pub use item::{ItemKey, NetItem};
 pub use ports::{PortPlan, last_resort, link_of};
 
+use holdfast_engine::Graph;
 use holdfast_model::desired::{Desired, Fault};
 use holdfast_model::net::Mac;
 use holdfast_netsvc::config::Lease;
-use holdfast_reconcile::Graph;
 use std::collections::{BTreeMap, BTreeSet};
 use uuid::Uuid;
 

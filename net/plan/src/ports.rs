@@ -2,10 +2,10 @@
 
 use crate::item::{Address, Hop, NetItem, Port as PortItem, Resolver, Route, Service, ServiceKind, Sysctl};
 use crate::{Input, names};
+use holdfast_engine::Graph;
 use holdfast_model::desired::{Desired, Fault, ObjectKind};
 use holdfast_model::net::{Adapter, Addressing, Network, Port, PortUsage, Prefix};
 use holdfast_netsvc::config::{ClientService, Lease};
-use holdfast_reconcile::Graph;
 use std::net::{IpAddr, Ipv4Addr};
 use uuid::Uuid;
 

@@ -1,10 +1,10 @@
 use super::*;
 use crate::firewall::{Match, Table, Verdict};
 use crate::item::{Hop, ServiceKind};
+use holdfast_engine::{Change, Facts, diff};
 use holdfast_model::app::App;
 use holdfast_model::desired::ObjectKind;
 use holdfast_model::net::{self, AppInterface, InstanceKind, NetworkInstance, Protocol, RuleAction};
-use holdfast_reconcile::{Action, Item, diff};
 use std::net::Ipv4Addr;
 
 fn uuid(n: u128) -> Uuid {
@@ -126,9 +126,9 @@ fn every_dependency_of_every_item_is_planned() {
     for with_lease in [false, true] {
         let p = make(&desired(), with_lease, &Allocations::default());
         assert_eq!(p.faults, []);
-        for (key, item) in p.graph.iter() {
-            for d in item.dependencies() {
-                assert!(p.graph.contains(&d), "{key} needs {d}");
+        for (key, _) in p.graph.iter() {
+            for need in p.graph.needs(key) {
+                assert!(p.graph.contains(&need.key), "{key} needs {need}");
             }
         }
     }
@@ -209,29 +209,18 @@ fn a_tap_is_for_several_queues_when_its_app_has_several_vcpus() {
 }
 
 #[test]
-fn a_tap_of_another_kind_is_made_anew_with_all_that_stands_on_it_and_nothing_else() {
+fn a_tap_of_another_kind_is_recreated_with_all_that_stands_on_it_and_nothing_else() {
     let [one, four] = [1, 4].map(with_vcpus);
     let tap = names::tap(uuid(11), 0);
     let (link, port) = (ItemKey::Link(tap.clone()), ItemKey::BridgePort(tap.clone()));
     let variable = ItemKey::Sysctl(format!("net/ipv6/conf/{tap}/disable_ipv6"));
     for (from, to) in [(&one, &four), (&four, &one)] {
-        let actions = diff(&to.graph, &from.graph, &BTreeMap::new());
-        let place = |gone: bool, key: &ItemKey| {
-            let fits = |a: &Action<NetItem>| match a {
-                Action::Delete(item) => gone && item.key() == *key,
-                Action::Create(item) => !gone && item.key() == *key,
-                Action::Modify { .. } => false,
-            };
-            actions.iter().position(fits).unwrap_or_else(|| panic!("{key}, gone {gone}: not in {actions:?}"))
-        };
-        assert!(place(true, &port) < place(true, &link), "taken out of the bridge first");
-        assert!(place(true, &link) < place(false, &link));
-        assert!(place(false, &link) < place(false, &port));
-        assert!(place(false, &link) < place(false, &variable));
-        assert_eq!(actions.len(), 6, "{actions:?}");
+        let changes = diff(&to.graph, &from.graph, &Facts::default()).changes;
+        let expected = [&link, &port, &variable].map(|key| (key.clone(), Change::Recreate));
+        assert_eq!(changes, expected.into());
     }
     // More queues of the same kind are the VMM's affair.
-    assert_eq!(diff(&with_vcpus(2).graph, &four.graph, &BTreeMap::new()), []);
+    assert!(diff(&with_vcpus(2).graph, &four.graph, &Facts::default()).changes.is_empty());
 }
 
 #[test]
@@ -241,7 +230,7 @@ fn a_running_vm_holds_the_kind_of_its_tap_until_it_is_gone() {
     assert_eq!(held.hold_kinds(&before.graph, &[uuid(11), uuid(12)].into()), [uuid(11)].into());
     assert!(is_multi_queue(&held, 11) && !is_multi_queue(&held, 12));
     assert_eq!(held.taps[0].queue_pairs, 1, "the next start is planned for");
-    assert_eq!(diff(&held.graph, &before.graph, &BTreeMap::new()), []);
+    assert!(diff(&held.graph, &before.graph, &Facts::default()).changes.is_empty());
     for running in [[].into(), [uuid(12)].into()] {
         let mut free = with_vcpus(1);
         assert_eq!(free.hold_kinds(&before.graph, &running), [].into());

@@ -99,19 +99,19 @@ fn removal(family: Family, name: &str) -> Vec<(String, Message)> {
 
 impl Netlink {
     /// Replaces a table with all its chains and rules at once. Connections keep their tracking.
-    pub fn replace_table(&mut self, table: &Table) -> Result<(), NetlinkError> {
+    pub fn replace_table(&self, table: &Table) -> Result<(), NetlinkError> {
         let what = format!("replace nftables table {}", table.name);
         self.transaction(&what, SUBSYSTEM, replacement(table))
     }
 
     /// Removes a table; one that is gone already is no error.
-    pub fn delete_table(&mut self, family: Family, name: &str) -> Result<(), NetlinkError> {
+    pub fn delete_table(&self, family: Family, name: &str) -> Result<(), NetlinkError> {
         let what = format!("remove nftables table {name}");
         self.transaction(&what, SUBSYSTEM, removal(family, name))
     }
 
     /// Names of the tables of a family.
-    pub fn tables(&mut self, family: Family) -> Result<Vec<String>, NetlinkError> {
+    pub fn tables(&self, family: Family) -> Result<Vec<String>, NetlinkError> {
         let answers = self.dump("list nftables tables", message(GETTABLE, 0, family))?;
         Ok(answers
             .iter()

@@ -5,6 +5,7 @@ use holdfast_netkernel::{Prepared, Rtnl, Services, prepare, sys, tap};
 use holdfast_netsvc::config::{Reply, Request};
 use holdfast_netsvc::control::Client;
 use holdfast_plan::item::{Service, ServiceKind};
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Write};
@@ -74,7 +75,7 @@ pub fn runtime() -> tokio::runtime::Runtime {
 
 pub fn up(name: &str) {
     runtime().block_on(async {
-        let mut n = Rtnl::new().expect("netlink");
+        let n = Rtnl::new().expect("netlink");
         let link = n.link(name).await.expect("link");
         n.set_up(&link, true).await.expect("up");
     });
@@ -83,7 +84,7 @@ pub fn up(name: &str) {
 /// A pair of joined interfaces, one end in another namespace.
 pub fn veth(name: &str, peer: &str, peer_mac: [u8; 6], peer_namespace: &Namespace) {
     runtime().block_on(async {
-        let mut n = Rtnl::new().expect("netlink");
+        let n = Rtnl::new().expect("netlink");
         n.add_veth(name, peer, Some(peer_mac), Some(peer_namespace.fd())).await.expect("veth");
     });
 }
@@ -92,8 +93,8 @@ pub fn veth(name: &str, peer: &str, peer_mac: [u8; 6], peer_namespace: &Namespac
 pub fn sockets(ns: &Namespace, service: &Service) -> Prepared {
     ns.run(|| {
         runtime().block_on(async {
-            let mut n = Rtnl::new().expect("netlink");
-            prepare(&mut n, service).await.expect("sockets")
+            let n = Rtnl::new().expect("netlink");
+            prepare(&n, service).await.expect("sockets")
         })
     })
 }
@@ -101,7 +102,7 @@ pub fn sockets(ns: &Namespace, service: &Service) -> Prepared {
 /// Address (with prefix length) on an interface.
 pub fn address(name: &str, prefix: &str) {
     runtime().block_on(async {
-        let mut n = Rtnl::new().expect("netlink");
+        let n = Rtnl::new().expect("netlink");
         let link = n.link(name).await.expect("link");
         n.add_address(&link, prefix.parse().expect("prefix")).await.expect("address");
     });
@@ -110,7 +111,7 @@ pub fn address(name: &str, prefix: &str) {
 /// Route over a router on an interface.
 pub fn route(destination: &str, router: Ipv4Addr, name: &str) {
     runtime().block_on(async {
-        let mut n = Rtnl::new().expect("netlink");
+        let n = Rtnl::new().expect("netlink");
         let link = n.link(name).await.expect("link");
         let route = holdfast_netkernel::route::KernelRoute {
             table: 254,
@@ -142,9 +143,9 @@ impl Cable {
         let host = device.run(|| attach(tap_name));
         let guest = app.run(|| {
             runtime().block_on(async {
-                let mut n = Rtnl::new().expect("netlink");
+                let n = Rtnl::new().expect("netlink");
                 if n.find_link("eth0").await.expect("links").is_none() {
-                    tap::create(&mut n, "eth0", 0, false).await.expect("tap");
+                    tap::create(&n, "eth0", 0, false).await.expect("tap");
                 }
                 let link = n.link("eth0").await.expect("link");
                 n.set_mac(&link, mac).await.expect("mac");
@@ -188,13 +189,17 @@ impl Drop for Cable {
 /// Runs `netsvc` as child processes of the test, as PID 1 would as units.
 pub struct Processes {
     directory: tempfile::TempDir,
-    children: BTreeMap<String, (Child, Service)>,
-    pub started: Vec<String>,
+    children: RefCell<BTreeMap<String, (Child, Service)>>,
+    pub started: RefCell<Vec<String>>,
 }
 
 impl Processes {
     pub fn new() -> Self {
-        Self { directory: tempfile::tempdir().expect("directory"), children: BTreeMap::new(), started: Vec::new() }
+        Self {
+            directory: tempfile::tempdir().expect("directory"),
+            children: RefCell::default(),
+            started: RefCell::default(),
+        }
     }
 
     pub fn socket(&self, name: &str) -> PathBuf {
@@ -205,7 +210,7 @@ impl Processes {
         Client::connect(&self.socket(name), WORKS).expect("control")
     }
 
-    pub fn launch(&mut self, service: &Service, prepared: Prepared) {
+    pub fn launch(&self, service: &Service, prepared: Prepared) {
         let listener = sys::seqpacket_listener(&self.socket(&service.name)).expect("listener");
         let mut config = tempfile::tempfile().expect("file");
         let text = serde_json::to_vec(&prepared.config).expect("json");
@@ -233,58 +238,61 @@ impl Processes {
             });
         }
         let child = command.spawn().expect("netsvc");
-        self.started.push(service.name.clone());
-        self.children.insert(service.name.clone(), (child, service.clone()));
+        self.started.borrow_mut().push(service.name.clone());
+        self.children.borrow_mut().insert(service.name.clone(), (child, service.clone()));
     }
 
-    pub fn end(&mut self, name: &str) {
-        if let Some((mut child, _)) = self.children.remove(name) {
+    pub fn end(&self, name: &str) {
+        let child = self.children.borrow_mut().remove(name);
+        if let Some((mut child, _)) = child {
             child.kill().expect("kill");
             child.wait().expect("wait");
         }
     }
 
-    pub fn is_alive(&mut self, name: &str) -> bool {
-        let child = self.children.get_mut(name);
+    pub fn is_alive(&self, name: &str) -> bool {
+        let mut children = self.children.borrow_mut();
+        let child = children.get_mut(name);
         child.is_some_and(|(c, _)| c.try_wait().expect("wait").is_none())
     }
 }
 
 impl Drop for Processes {
     fn drop(&mut self) {
-        for name in self.children.keys().cloned().collect::<Vec<_>>() {
+        let names: Vec<String> = self.children.borrow().keys().cloned().collect();
+        for name in names {
             self.end(&name);
         }
     }
 }
 
 impl Services for Processes {
-    async fn start(&mut self, service: &Service, prepared: Prepared) -> Result<(), String> {
+    async fn start(&self, service: &Service, prepared: Prepared) -> Result<(), String> {
         self.end(&service.name);
         self.launch(service, prepared);
         Ok(())
     }
 
-    async fn update(&mut self, _old: &Service, new: &Service) -> Result<(), String> {
+    async fn update(&self, _old: &Service, new: &Service) -> Result<(), String> {
         let request = match &new.kind {
             ServiceKind::Network { service, .. } => Request::Update { service: service.clone() },
             ServiceKind::DhcpClient(c) => Request::SetHostName { host_name: c.host_name.clone() },
         };
         let reply = self.control(&new.name).request(&request);
         reply.map_err(|e| e.to_string())?;
-        if let Some((_, s)) = self.children.get_mut(&new.name) {
+        if let Some((_, s)) = self.children.borrow_mut().get_mut(&new.name) {
             *s = new.clone();
         }
         Ok(())
     }
 
-    async fn stop(&mut self, service: &Service) -> Result<(), String> {
+    async fn stop(&self, service: &Service) -> Result<(), String> {
         self.end(&service.name);
         Ok(())
     }
 
-    async fn running(&mut self) -> Vec<Service> {
-        self.children.values().map(|(_, s)| s.clone()).collect()
+    async fn running(&self) -> Vec<Service> {
+        self.children.borrow().values().map(|(_, s)| s.clone()).collect()
     }
 }
 
