@@ -1,6 +1,17 @@
 //! What the part keeps in its file.
 
+use holdfast_fetch::job::ImageConfig;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use uuid::Uuid;
+
+/// The part's file.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Kept {
+    /// Contents that are complete, by id.
+    pub contents: BTreeMap<Uuid, KeptContent>,
+}
 
 /// A content tree that is on disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -13,4 +24,12 @@ pub struct KeptContent {
     pub size_bytes: u64,
     /// The image's configuration when it is a container image (JSON of the fetch job's result).
     pub image: Option<serde_json::Value>,
+}
+
+impl KeptContent {
+    /// How to run it; `None` when it is no container image, or one that this version cannot read.
+    #[must_use]
+    pub fn configuration(&self) -> Option<ImageConfig> {
+        serde_json::from_value(self.image.clone()?).ok()
+    }
 }

@@ -69,7 +69,9 @@ impl Contents {
                 status: ContentStatus { id: tree.id, name: tree.name.clone(), ..ContentStatus::default() },
                 ..Content::default()
             };
-            if let Some(k) = kept.get(&tree.id).filter(|k| k.asked == text && is_there(k)) {
+            // One whose configuration this version cannot read is fetched again.
+            let readable = |k: &KeptContent| k.image.is_none() || k.configuration().is_some();
+            if let Some(k) = kept.get(&tree.id).filter(|k| k.asked == text && is_there(k) && readable(k)) {
                 entry.complete(k);
             }
         }
@@ -87,7 +89,7 @@ impl Content {
         self.status.sha256.clone_from(&kept.sha256);
         self.status.size_bytes = kept.size_bytes;
         self.status.error.clear();
-        self.image = kept.image.clone().and_then(|v| serde_json::from_value(v).ok());
+        self.image = kept.configuration();
     }
 
     /// True when a fetch should start now.

@@ -1,0 +1,210 @@
+//! The part's turn on a bench, over a folder in memory and jobs that report what a test lets them.
+
+use super::images::partial_name;
+use super::jobs::Reported;
+use super::*;
+use crate::fetching::Reports;
+use crate::testing::Bench;
+use crate::world::Local;
+use holdfast_fetch::job::{ImageConfig, Outcome, Phase, Report};
+use holdfast_model::desired::Fault;
+use holdfast_model::storage::{Datastore, DatastoreKind};
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::future::{pending, ready};
+use std::io;
+use std::path::Path;
+
+#[derive(Default)]
+struct World {
+    names: RefCell<BTreeSet<String>>,
+    began: RefCell<Vec<UnitName>>,
+    stopped: RefCell<Vec<UnitName>>,
+    removed: RefCell<Vec<UnitName>>,
+    /// What the next jobs report, each ending with the end of its list.
+    reports: RefCell<VecDeque<Vec<Report>>>,
+}
+
+struct Script(RefCell<VecDeque<Report>>, bool);
+
+impl Reports for Script {
+    fn next(&self) -> Local<Option<Report>> {
+        match self.0.borrow_mut().pop_front() {
+            None if self.1 => Box::pin(pending()),
+            report => Box::pin(ready(report)),
+        }
+    }
+}
+
+impl Fetching for World {
+    fn start(&self, order: Order) -> Local<Result<Rc<dyn Reports>, String>> {
+        self.began.borrow_mut().push(order.unit);
+        let list = self.reports.borrow_mut().pop_front();
+        // Without a script it goes on for ever.
+        let script = Script(RefCell::new(list.clone().unwrap_or_default().into()), list.is_none());
+        Box::pin(ready(Ok(Rc::new(script) as Rc<dyn Reports>)))
+    }
+    fn stop(&self, unit: UnitName) -> Local<Result<(), String>> {
+        self.stopped.borrow_mut().push(unit);
+        Box::pin(ready(Ok(())))
+    }
+    fn remove(&self, unit: UnitName) -> Local<Result<(), String>> {
+        self.removed.borrow_mut().push(unit);
+        Box::pin(ready(Ok(())))
+    }
+}
+
+impl ImageStore for World {
+    fn file(&self, sha256: &str) -> PathBuf {
+        Path::new("/data/images").join(name_of(sha256))
+    }
+    fn partial(&self, content: Uuid) -> PathBuf {
+        Path::new("/data/images").join(partial_name(content))
+    }
+    fn spool(&self) -> PathBuf {
+        "/data/images/spool".into()
+    }
+    fn look(&self) -> Local<io::Result<Vec<String>>> {
+        Box::pin(ready(Ok(self.names.borrow().iter().cloned().collect())))
+    }
+    fn keep(&self, _: Uuid, sha256: String) -> Local<io::Result<()>> {
+        self.names.borrow_mut().insert(name_of(&sha256));
+        Box::pin(ready(Ok(())))
+    }
+    fn remove(&self, names: Vec<String>) -> Local<io::Result<()>> {
+        self.names.borrow_mut().retain(|n| !names.contains(n));
+        Box::pin(ready(Ok(())))
+    }
+}
+
+fn id(n: u128) -> Uuid {
+    Uuid::from_u128(n)
+}
+
+fn desired(contents: &[(u128, &str)]) -> Desired {
+    let tree = |(n, path): &(u128, &str)| ContentTree {
+        id: id(*n),
+        name: format!("c{n}"),
+        datastores: vec![id(99)],
+        path: (*path).into(),
+        format: ImageFormat::Container,
+        sha256: String::new(),
+        max_size_bytes: 0,
+        generation: 0,
+    };
+    let store = Datastore {
+        id: id(99),
+        kind: DatastoreKind::ContainerRegistry,
+        host: "reg".into(),
+        path: String::new(),
+        user: String::new(),
+        password: String::new(),
+        ca_pem: vec![],
+    };
+    let mut desired =
+        Desired { contents: contents.iter().map(tree).collect(), datastores: vec![store], ..Desired::default() };
+    desired.properties.download_retry_seconds = 600;
+    desired
+}
+
+fn done(sha256: &str) -> Report {
+    let config = ImageConfig { cmd: vec!["/web".into()], ..ImageConfig::default() };
+    Report::Done(Outcome::Oci { manifest_sha256: sha256.into(), size_bytes: 7, config })
+}
+
+fn part(world: &Rc<World>, kept: Kept) -> ContentPart {
+    ContentPart::over(Means { fetching: world.clone(), images: world.clone(), roots_pem: vec![] }, kept)
+}
+
+fn kept(bench: &Bench) -> Kept {
+    serde_json::from_slice(&bench.files[Path::new(FILE)]).unwrap()
+}
+
+fn unit(id: Uuid, state: UnitState) -> UnitStatus {
+    UnitStatus { name: unit_of(id), state, since_ms: 0, restarts: 0, exit: None, spec: None }
+}
+
+#[test]
+fn an_image_is_fetched_kept_and_recalled_by_the_next_agent() {
+    let world = Rc::new(World::default());
+    let progress = Report::Progress { phase: Phase::Downloading, bytes: 1, total: 2 };
+    world.reports.borrow_mut().push_back(vec![progress, done("aa")]);
+    let (mut first, mut bench) = (part(&world, Kept::default()), Bench::default());
+    bench.config(&mut first, desired(&[(1, "web:1")]));
+    let image = bench.facts.get::<Images>().unwrap().0[&id(1)].clone();
+    assert_eq!((image.state, image.file), (LoadState::Loaded, "/data/images/aa.erofs".into()));
+    assert_eq!(bench.said("content c1: complete, sha256 aa"), 1);
+
+    let (mut second, mut again) = (part(&world, kept(&bench)), Bench::default());
+    again.config(&mut second, desired(&[(1, "web:1")]));
+    assert_eq!(again.facts.get::<Images>().unwrap().0[&id(1)].image.as_ref().unwrap().cmd, ["/web"]);
+    assert_eq!(world.began.borrow().len(), 1, "nothing is fetched again");
+}
+
+#[test]
+fn a_job_that_dies_is_tried_again_and_its_half_removed() {
+    let world = Rc::new(World::default());
+    world.reports.borrow_mut().push_back(vec![]);
+    world.reports.borrow_mut().push_back(vec![done("aa")]);
+    let (mut part, mut bench) = (part(&world, Kept::default()), Bench::default());
+    bench.config(&mut part, desired(&[(1, "web:1")]));
+    let mut observed = Observed::default();
+    part.observe(&mut observed);
+    assert!(observed.contents[0].error.contains("content c1: the download job ended without a result"));
+    bench.at(&mut part, 9);
+    assert_eq!(world.began.borrow().len(), 1);
+    bench.at(&mut part, 10);
+    assert_eq!(bench.facts.get::<Images>().unwrap().0[&id(1)].state, LoadState::Loaded);
+}
+
+#[test]
+fn a_change_while_a_job_runs_ends_it_and_its_outcome_counts_for_nothing() {
+    let world = Rc::new(World::default());
+    let (mut part, mut bench) = (part(&world, Kept::default()), Bench::default());
+    bench.config(&mut part, desired(&[(1, "web:1")]));
+    assert_eq!(world.began.borrow().len(), 1);
+    bench.config(&mut part, desired(&[(1, "web:2")]));
+    assert_eq!(*world.stopped.borrow(), [unit_of(id(1))]);
+    let late = Reported((id(1), 1), Rc::new(Script(RefCell::default(), true)), Some(done("old")));
+    bench.event(&mut part, &Event::News(Rc::new(late)));
+    assert!(world.names.borrow().is_empty(), "the image of the former tag is not kept");
+    bench.at(&mut part, 2);
+    assert_eq!(world.began.borrow().len(), 2, "once the former job has ended");
+}
+
+#[test]
+fn a_content_with_a_fault_keeps_its_image_and_one_that_is_deleted_does_not() {
+    let world = Rc::new(World::default());
+    world.reports.borrow_mut().extend([vec![done("aa")], vec![done("bb")]]);
+    let (mut part, mut bench) = (part(&world, Kept::default()), Bench::default());
+    bench.config(&mut part, desired(&[(1, "web:1"), (2, "db:1")]));
+    let mut broken = desired(&[]);
+    let text = "datastore: typo".to_owned();
+    broken.faults.push(Fault { kind: ObjectKind::Content, id: id(1).to_string(), name: "c1".into(), text });
+    bench.config(&mut part, broken);
+    assert_eq!(*world.names.borrow(), [name_of("aa")].into());
+    bench.config(&mut part, desired(&[(1, "web:1")]));
+    assert_eq!(bench.facts.get::<Images>().unwrap().0[&id(1)].state, LoadState::Loaded);
+    assert_eq!(world.began.borrow().len(), 2, "the repaired one is not fetched again");
+}
+
+#[test]
+fn nothing_is_removed_before_a_config_is_known() {
+    let world = Rc::new(World::default());
+    world.names.borrow_mut().insert(name_of("aa"));
+    let (mut part, mut bench) = (part(&world, Kept::default()), Bench::default());
+    bench.settle(&mut part);
+    assert_eq!(world.names.borrow().len(), 1);
+    bench.config(&mut part, desired(&[]));
+    assert!(world.names.borrow().is_empty());
+}
+
+#[test]
+fn ended_jobs_leave_the_table_and_those_of_a_former_agent_are_ended() {
+    let world = Rc::new(World::default());
+    let (mut part, mut bench) = (part(&world, Kept::default()), Bench::default());
+    bench.event(&mut part, &Event::Units([unit(id(1), UnitState::Running { pid: 5 })].into()));
+    assert_eq!(*world.stopped.borrow(), [unit_of(id(1))]);
+    bench.event(&mut part, &Event::Unit(Rc::new(unit(id(1), UnitState::Ended))));
+    assert_eq!(*world.removed.borrow(), [unit_of(id(1))]);
+}
