@@ -19,10 +19,10 @@ pub struct Desired {
     pub properties: Properties,
     /// Physical ports and what may be done with them.
     pub ports: Vec<net::Port>,
-    /// IP endpoints over ports.
+    /// VLANs, bonds and radios over ports.
+    pub links: Vec<net::Link>,
+    /// IP endpoints over ports and links.
     pub adapters: Vec<net::Adapter>,
-    /// IP parameter sets.
-    pub networks: Vec<net::Network>,
     /// Virtual networks for apps.
     pub instances: Vec<net::NetworkInstance>,
     /// Image servers.

@@ -13,7 +13,7 @@ use holdfast_engine::{Backoff, Change, Engine, Facts, Graph, State, diff, drive}
 use holdfast_format::site::{self, Site};
 use holdfast_model::app::App;
 use holdfast_model::desired::{Desired, Fault, ObjectKind};
-use holdfast_model::net::{Addressing, InstanceKind, Prefix};
+use holdfast_model::net::{Adapter, Addressing4, Addressing6, InstanceKind, Prefix, Static};
 use holdfast_model::observed::{AppInterfaceStatus, AppState, InstanceStatus, PortStatus};
 use holdfast_netkernel::discover::physical_links;
 use holdfast_netkernel::monitor::Event;
@@ -270,8 +270,8 @@ impl Network {
             (true, Using::Configured) => desired.clone(),
             (true, Using::Fallback) => ports::with_fallback(desired, &self.first_boot(links), links),
             (false, _) => {
-                let Desired { ports, adapters, networks, .. } = self.first_boot(links);
-                Desired { ports, adapters, networks, ..desired.clone() }
+                let Desired { ports, links, adapters, .. } = self.first_boot(links);
+                Desired { ports, links, adapters, ..desired.clone() }
             }
         }
     }
@@ -285,17 +285,10 @@ impl Network {
         if let Some(site::Addressing::Static { address, prefix_len, gateway, dns }) =
             self.site.as_ref().map(|s| &s.network.addressing)
         {
-            let address = IpAddr::V4(*address);
-            for network in &mut first.networks {
-                network.addressing = Addressing::Static {
-                    subnet: Prefix { address, length: *prefix_len },
-                    gateway: gateway.map(IpAddr::V4),
-                    dns: dns.clone(),
-                    domain: String::new(),
-                };
-            }
             for adapter in &mut first.adapters {
-                adapter.address = Some(address);
+                let fixed = Static { address: *address, prefix_length: *prefix_len, gateway: *gateway };
+                (adapter.v4, adapter.v6) = (Addressing4::Static(fixed), Addressing6::None);
+                adapter.dns.clone_from(dns);
             }
         }
         first
@@ -493,7 +486,7 @@ impl Network {
 
 /// The config has a port to the controller.
 fn has_management(desired: &Desired) -> bool {
-    desired.adapters.iter().any(|a| a.management && a.network.is_some())
+    desired.adapters.iter().any(Adapter::reaches_controller)
 }
 
 /// The services that the way from `current` to `intended` ends.

@@ -12,7 +12,7 @@
 //! Failures of the remote side (503, connection refused) are no reason to leave anything.
 
 use holdfast_model::desired::Desired;
-use holdfast_model::net::{Adapter, Network, Port, PortUsage};
+use holdfast_model::net::{Adapter, Link, Port, PortUsage};
 use holdfast_plan::{LinkFact, link_of};
 use sha2::{Digest, Sha256};
 use std::time::Duration;
@@ -30,8 +30,8 @@ const FAILURES: u32 = 2;
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Config {
     ports: Vec<Port>,
+    links: Vec<Link>,
     adapters: Vec<Adapter>,
-    networks: Vec<Network>,
     hash: String,
 }
 
@@ -39,15 +39,15 @@ impl Config {
     /// Of this config.
     #[must_use]
     pub fn of(desired: &Desired) -> Self {
-        let Desired { ports, adapters, networks, .. } = desired.clone();
-        let text = serde_json::to_vec(&(&ports, &adapters, &networks)).unwrap_or_default();
-        Self { ports, adapters, networks, hash: hex::encode(&Sha256::digest(text)[..16]) }
+        let Desired { ports, links, adapters, .. } = desired.clone();
+        let text = serde_json::to_vec(&(&ports, &links, &adapters)).unwrap_or_default();
+        Self { ports, links, adapters, hash: hex::encode(&Sha256::digest(text)[..16]) }
     }
 
     /// Whether it is the one in `desired`.
     #[must_use]
     pub fn is_of(&self, desired: &Desired) -> bool {
-        self.ports == desired.ports && self.adapters == desired.adapters && self.networks == desired.networks
+        self.ports == desired.ports && self.links == desired.links && self.adapters == desired.adapters
     }
 
     /// Names it in the agent's state.
@@ -148,7 +148,6 @@ impl PortTest {
 #[must_use]
 pub fn with_fallback(desired: &Desired, fallback: &Desired, links: &[LinkFact]) -> Desired {
     let mut made = desired.clone();
-    made.networks.extend(fallback.networks.iter().cloned());
     for (port, adapter) in fallback.ports.iter().zip(&fallback.adapters) {
         let configured = desired.ports.iter().find(|p| link_of(p, links).as_deref() == Some(port.interface.as_str()));
         let Some(configured) = configured else {
@@ -159,11 +158,13 @@ pub fn with_fallback(desired: &Desired, fallback: &Desired, links: &[LinkFact]) 
         if matches!(configured.usage, PortUsage::Disabled | PortUsage::Dedicated | PortUsage::None) {
             continue;
         }
-        match made.adapters.iter_mut().find(|a| a.lower == configured.label) {
+        match made.adapters.iter_mut().find(|a| a.on == configured.label) {
             Some(own) => {
-                (own.network, own.address, own.management) = (adapter.network, adapter.address, true);
+                let Adapter { network, v4, v6, dns, domain, mtu, .. } = adapter.clone();
+                let Adapter { name, on, cost, labels, .. } = own.clone();
+                *own = Adapter { name, on, network, v4, v6, dns, domain, mtu, cost, management: true, labels };
             }
-            None => made.adapters.push(Adapter { lower: configured.label.clone(), ..adapter.clone() }),
+            None => made.adapters.push(Adapter { on: configured.label.clone(), ..adapter.clone() }),
         }
     }
     made
@@ -172,7 +173,7 @@ pub fn with_fallback(desired: &Desired, fallback: &Desired, links: &[LinkFact]) 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use holdfast_model::net::{Addressing, Prefix};
+    use holdfast_model::net::{Addressing4, Addressing6, Static};
     use holdfast_plan::last_resort;
     use uuid::Uuid;
 
@@ -249,7 +250,6 @@ mod tests {
     #[test]
     fn names_and_labels_of_the_config_stay_and_what_is_kept_from_the_host_stays_so() {
         let network = Uuid::from_u128(1);
-        let subnet = Prefix { address: "10.0.0.0".parse().unwrap(), length: 24 };
         let port = |label: &str, interface: &str, usage| Port {
             label: label.into(),
             physical_label: label.into(),
@@ -265,28 +265,26 @@ mod tests {
             ],
             adapters: vec![Adapter {
                 name: "uplink".into(),
-                lower: "up".into(),
+                on: "up".into(),
                 network: Some(network),
-                address: Some("10.0.0.9".parse().unwrap()),
+                v4: Addressing4::Static(Static { address: [10, 0, 0, 9].into(), prefix_length: 24, gateway: None }),
+                v6: Addressing6::None,
+                dns: Vec::new(),
+                domain: String::new(),
+                mtu: None,
                 cost: 7,
                 management: true,
                 labels: vec!["wan".into()],
-            }],
-            networks: vec![Network {
-                id: network,
-                addressing: Addressing::Static { subnet, gateway: None, dns: vec![], domain: String::new() },
-                mtu: None,
             }],
             ..Desired::default()
         };
         let links = ["eth0", "eth1", "eth2", "eth3"].map(link);
         let fallback = last_resort(&links);
         let made = with_fallback(&desired, &fallback, &links);
-        let view: Vec<_> = made.adapters.iter().map(|a| (a.name.as_str(), a.lower.as_str(), a.management)).collect();
+        let view: Vec<_> = made.adapters.iter().map(|a| (a.name.as_str(), a.on.as_str(), a.management)).collect();
         assert_eq!(view, [("uplink", "up", true), ("eth1", "apps", true), ("eth3", "eth3", true)]);
-        assert!(made.adapters.iter().all(|a| a.network == fallback.adapters[0].network && a.address.is_none()));
+        assert!(made.adapters.iter().all(|a| a.network == fallback.adapters[0].network && a.v4 == Addressing4::Dhcp));
         assert_eq!((made.adapters[0].cost, made.adapters[0].labels.as_slice()), (7, ["wan".to_owned()].as_slice()));
-        assert!(made.networks.iter().any(|n| Some(n.id) == fallback.adapters[0].network));
         assert!(Config::of(&desired).is_of(&desired) && !Config::of(&desired).is_of(&made));
         assert_ne!(Config::of(&desired).hash(), Config::of(&made).hash());
     }

@@ -8,7 +8,9 @@ use holdfast_engine::{Backoff, Engine, Graph, Report, State, drive};
 use holdfast_model::Uuid;
 use holdfast_model::app::App;
 use holdfast_model::desired::Desired;
-use holdfast_model::net::{AppInterface, InstanceKind, NetworkInstance, Protocol, RateUnit, Rule, RuleAction};
+use holdfast_model::net::{
+    Addresses, AppInterface, InstanceKind, NetworkInstance, Protocol, RateUnit, Rule, RuleAction, Subnet,
+};
 use holdfast_netkernel::NetDriver;
 use holdfast_netsvc::config::{Assignment, Lease, NetworkService, Reply, Request};
 use holdfast_plan::item::{Service, ServiceKind};
@@ -56,7 +58,7 @@ fn app(n: u128, name: &str, rules: Vec<Rule>) -> App {
         interfaces: vec![AppInterface {
             name: "eth0".into(),
             instance: Uuid::from_u128(1),
-            address: None,
+            fixed: Addresses::default(),
             mac: None,
             rules,
         }],
@@ -76,10 +78,9 @@ fn desired(apps: Vec<App>) -> Desired {
         name: "net".into(),
         kind: InstanceKind::Local,
         activate: true,
-        port: "eth0".into(),
-        subnet: Some("10.1.0.0/24".parse().expect("prefix")),
-        gateway: None,
-        dhcp_range: None,
+        uplinks: vec!["eth0".into()],
+        v4: Some(Subnet { network: Ipv4Addr::new(10, 1, 0, 0), prefix_length: 24, gateway: None, range: None }),
+        v6: None,
         dns: Vec::new(),
         domain: "edge".into(),
         names: vec![("printer".into(), vec![Ipv4Addr::new(198, 51, 100, 9).into()])],

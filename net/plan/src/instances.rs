@@ -156,11 +156,12 @@ fn one(
     ports: &[PortPlan],
     subnets: &mut Vec<(Prefix, String)>,
 ) -> Result<(InstancePlan, Option<Local>), String> {
-    let candidates: Vec<&PortPlan> = ports.iter().filter(|p| p.answers_to(&instance.port)).collect();
+    let candidates: Vec<&PortPlan> =
+        ports.iter().filter(|p| instance.uplinks.iter().any(|label| p.answers_to(label))).collect();
     // Ports come by cost; one that has an address now is better than a cheaper one that has none.
     let uplink = candidates.iter().find(|p| p.address_v4().is_some()).or(candidates.first()).copied();
-    if uplink.is_none() && !instance.port.is_empty() {
-        return Err(format!("port {:?} is not an adapter or label of this device", instance.port));
+    if uplink.is_none() && !instance.uplinks.is_empty() {
+        return Err(format!("port {:?} is not an adapter or label of this device", instance.uplinks.join(", ")));
     }
     let mut plan = InstancePlan {
         id: instance.id,
@@ -191,10 +192,11 @@ fn one(
 }
 
 fn check_local(instance: &NetworkInstance, subnets: &[(Prefix, String)]) -> Result<Local, String> {
-    let subnet = instance.subnet.ok_or("has no subnet")?;
-    let IpAddr::V4(network) = subnet.address else {
-        return Err(format!("subnet {subnet} is not IPv4, which is all that is supported"));
-    };
+    if let Some(v6) = instance.v6 {
+        return Err(format!("subnet {} is not IPv4, which is all that is supported", v6.prefix()));
+    }
+    let wanted = instance.v4.ok_or("has no subnet")?;
+    let (network, subnet) = (wanted.network, wanted.prefix());
     if !(8..=30).contains(&subnet.length) {
         return Err(format!("subnet {subnet} must have a prefix length of 8 to 30"));
     }
@@ -206,11 +208,11 @@ fn check_local(instance: &NetworkInstance, subnets: &[(Prefix, String)]) -> Resu
     let mut space =
         Space { network, prefix_length: subnet.length, gateway: Ipv4Addr::UNSPECIFIED, range: (network, network) };
     let (first, last) = space.hosts();
-    space.gateway = instance.gateway.unwrap_or(first);
+    space.gateway = wanted.gateway.unwrap_or(first);
     if !(first..=last).contains(&space.gateway) {
         return Err(format!("gateway {} is not a host address of {subnet}", space.gateway));
     }
-    space.range = instance.dhcp_range.unwrap_or((first, last));
+    space.range = wanted.range.unwrap_or((first, last));
     let (a, b) = space.range;
     if a > b || !(first..=last).contains(&a) || !(first..=last).contains(&b) {
         return Err(format!("DHCP range {a} - {b} does not lie in {subnet}"));
@@ -233,7 +235,7 @@ fn interfaces(
         .filter(|(_, _, f)| f.instance == plan.id)
         .collect();
     let wishes: Vec<Wish> =
-        members.iter().map(|(app, index, f)| Wish { key: key(app.id, *index), fixed: f.address }).collect();
+        members.iter().map(|(app, index, f)| Wish { key: key(app.id, *index), fixed: f.fixed.v4 }).collect();
     let nothing = BTreeMap::new();
     let kept = input.allocations.instances.get(&plan.id).unwrap_or(&nothing);
     let given = local.map(|l| allocate(&l.space, kept, &wishes)).unwrap_or_default();

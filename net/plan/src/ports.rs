@@ -4,7 +4,7 @@ use crate::item::{Address, Hop, NetItem, Port as PortItem, Resolver, Route, Serv
 use crate::{Input, names};
 use holdfast_engine::Graph;
 use holdfast_model::desired::{Desired, Fault, ObjectKind};
-use holdfast_model::net::{Adapter, Addressing, Network, Port, PortUsage, Prefix};
+use holdfast_model::net::{Adapter, Addressing4, Addressing6, Port, PortUsage, Prefix};
 use holdfast_netsvc::config::{ClientService, Lease};
 use std::net::{IpAddr, Ipv4Addr};
 use uuid::Uuid;
@@ -97,9 +97,11 @@ pub(crate) fn plan(input: &Input, graph: &mut Graph<NetItem>, faults: &mut Vec<F
 
 fn one(input: &Input, adapter: &Adapter, planned: &[PortPlan]) -> Result<Option<PortPlan>, String> {
     let desired = input.desired;
-    let port = desired.ports.iter().find(|p| p.label == adapter.lower);
-    let port =
-        port.ok_or_else(|| format!("needs port {:?}, which is not among the ports of the model", adapter.lower))?;
+    if let Some(link) = desired.links.iter().find(|link| link.label == adapter.on) {
+        return Err(format!("stands on {} ({}), which this version does not support", link.label, link.kind));
+    }
+    let port = desired.ports.iter().find(|p| p.label == adapter.on);
+    let port = port.ok_or_else(|| format!("needs port {:?}, which is not among the ports of the model", adapter.on))?;
     if matches!(port.usage, PortUsage::Disabled | PortUsage::Dedicated | PortUsage::None) {
         return Ok(None);
     }
@@ -107,13 +109,6 @@ fn one(input: &Input, adapter: &Adapter, planned: &[PortPlan]) -> Result<Option<
     if let Some(other) = planned.iter().find(|p| p.interface == interface) {
         return Err(format!("interface {interface} already belongs to adapter {}", other.name));
     }
-    let network = match adapter.network {
-        None => None,
-        Some(id) => {
-            let found = desired.networks.iter().find(|n| n.id == id);
-            Some(found.ok_or_else(|| format!("needs network {id}, which is not configured"))?)
-        }
-    };
     let mut plan = PortPlan {
         name: adapter.name.clone(),
         interface: interface.clone(),
@@ -123,34 +118,27 @@ fn one(input: &Input, adapter: &Adapter, planned: &[PortPlan]) -> Result<Option<
         dhcp: false,
         addresses: Vec::new(),
         gateway: None,
-        dns: Vec::new(),
-        domain: String::new(),
-        mtu: network.and_then(|n| n.mtu).map_or(DEFAULT_MTU, u32::from),
-        layer2: false,
+        dns: adapter.dns.clone(),
+        domain: adapter.domain.clone(),
+        mtu: adapter.mtu.map_or(DEFAULT_MTU, u32::from),
+        layer2: !adapter.has_ip(),
     };
-    match network.map(|n| &n.addressing) {
-        None | Some(Addressing::None) => plan.layer2 = true,
-        Some(Addressing::Dhcp) => {
+    match adapter.v4 {
+        Addressing4::None => {}
+        Addressing4::Dhcp => {
             plan.dhcp = true;
             if let Some(lease) = input.leases.get(&interface) {
-                apply_lease(&mut plan, lease, network.and_then(|n| n.mtu).is_none());
+                apply_lease(&mut plan, lease, adapter.mtu.is_none());
             }
         }
-        Some(Addressing::Static { subnet, gateway, dns, domain }) => {
-            let address = adapter.address.ok_or("has static addressing but no address")?;
-            if !subnet.contains(address) {
-                return Err(format!("address {address} is not in its subnet {subnet}"));
-            }
-            plan.addresses.push(Prefix { address, length: subnet.length });
-            if let Some(g) = gateway {
-                if !subnet.contains(*g) {
-                    return Err(format!("gateway {g} is not in the subnet {subnet}"));
-                }
-                plan.gateway = Some(*g);
-            }
-            plan.dns.clone_from(dns);
-            plan.domain.clone_from(domain);
+        Addressing4::Static(fixed) => {
+            plan.addresses.push(fixed.prefix());
+            plan.gateway = fixed.router();
         }
+    }
+    if let Addressing6::Static(fixed) = adapter.v6 {
+        plan.addresses.push(fixed.prefix());
+        plan.gateway = plan.gateway.or(fixed.router());
     }
     Ok(Some(plan))
 }
@@ -158,8 +146,15 @@ fn one(input: &Input, adapter: &Adapter, planned: &[PortPlan]) -> Result<Option<
 fn apply_lease(plan: &mut PortPlan, lease: &Lease, take_mtu: bool) {
     plan.addresses.push(Prefix { address: lease.address.into(), length: lease.prefix_length });
     plan.gateway = lease.routers.first().map(|r| IpAddr::V4(*r));
-    plan.dns = lease.dns.iter().map(|d| IpAddr::V4(*d)).collect();
-    plan.domain.clone_from(&lease.domain);
+    // What is configured comes first.
+    for server in lease.dns.iter().map(|d| IpAddr::V4(*d)) {
+        if !plan.dns.contains(&server) {
+            plan.dns.push(server);
+        }
+    }
+    if plan.domain.is_empty() {
+        plan.domain.clone_from(&lease.domain);
+    }
     // A server may make packets smaller, not larger than the port was configured or made for.
     if let Some(mtu) = lease.mtu.filter(|_| take_mtu) {
         plan.mtu = u32::from(mtu).clamp(576, DEFAULT_MTU);
@@ -243,10 +238,7 @@ fn items(p: &PortPlan, rank: usize, lease: Option<&Lease>, host_name: &str, grap
 #[must_use]
 pub fn last_resort(links: &[crate::LinkFact]) -> Desired {
     let network = Uuid::from_u128(0x4c61_7374_2052_4573_8f72_7400_0000_0001);
-    let mut desired = Desired {
-        networks: vec![Network { id: network, addressing: Addressing::Dhcp, mtu: None }],
-        ..Desired::default()
-    };
+    let mut desired = Desired::default();
     for link in links {
         desired.ports.push(Port {
             label: link.name.clone(),
@@ -257,9 +249,13 @@ pub fn last_resort(links: &[crate::LinkFact]) -> Desired {
         });
         desired.adapters.push(Adapter {
             name: link.name.clone(),
-            lower: link.name.clone(),
+            on: link.name.clone(),
             network: Some(network),
-            address: None,
+            v4: Addressing4::Dhcp,
+            v6: Addressing6::Auto,
+            dns: Vec::new(),
+            domain: String::new(),
+            mtu: None,
             cost: 0,
             management: true,
             labels: Vec::new(),

@@ -4,8 +4,8 @@ use crate::item::{Hop, ServiceKind};
 use holdfast_engine::{Change, Facts, diff};
 use holdfast_model::app::App;
 use holdfast_model::desired::ObjectKind;
-use holdfast_model::net::{self, AppInterface, InstanceKind, NetworkInstance, Protocol, RuleAction};
-use std::net::Ipv4Addr;
+use holdfast_model::net::{self, Addresses, AppInterface, InstanceKind, NetworkInstance, Protocol, RuleAction, Subnet};
+use std::net::{IpAddr, Ipv4Addr};
 
 fn uuid(n: u128) -> Uuid {
     Uuid::from_u128(n)
@@ -37,7 +37,7 @@ fn app(n: u128, instance: Uuid, rules: Vec<net::Rule>) -> App {
         vcpus: 1,
         memory_bytes: 1 << 27,
         volumes: Vec::new(),
-        interfaces: vec![AppInterface { name: "eth0".into(), instance, address: None, mac: None, rules }],
+        interfaces: vec![AppInterface { name: "eth0".into(), instance, fixed: Addresses::default(), mac: None, rules }],
         user_data: String::new(),
         restart_counter: 0,
         purge_counter: 0,
@@ -47,16 +47,17 @@ fn app(n: u128, instance: Uuid, rules: Vec<net::Rule>) -> App {
 }
 
 fn instance(n: u128, subnet: &str) -> NetworkInstance {
+    let prefix: net::Prefix = subnet.parse().expect("prefix");
+    let IpAddr::V4(network) = prefix.address else { panic!("{subnet}") };
     NetworkInstance {
         id: uuid(n),
         version: "1".into(),
         name: format!("net{n}"),
         kind: InstanceKind::Local,
         activate: true,
-        port: "uplink".into(),
-        subnet: Some(subnet.parse().expect("prefix")),
-        gateway: None,
-        dhcp_range: None,
+        uplinks: vec!["uplink".into()],
+        v4: Some(Subnet { network, prefix_length: prefix.length, gateway: None, range: None }),
+        v6: None,
         dns: Vec::new(),
         domain: String::new(),
         names: Vec::new(),
@@ -177,9 +178,8 @@ fn queue_pairs_follow_the_vcpus_and_are_shared_by_the_cards() {
 fn a_seventeenth_card_of_an_app_is_a_fault_and_the_others_stand() {
     let mut d = desired();
     let one = d.apps[0].interfaces[0].clone();
-    d.apps[0].interfaces = (0..17)
-        .map(|n| AppInterface { name: format!("eth{n}"), address: None, rules: Vec::new(), ..one.clone() })
-        .collect();
+    d.apps[0].interfaces =
+        (0..17).map(|n| AppInterface { name: format!("eth{n}"), rules: Vec::new(), ..one.clone() }).collect();
     let plan = make(&d, true, &Allocations::default());
     assert_eq!(plan.taps.iter().filter(|tap| tap.app == d.apps[0].id).count(), 16);
     let [fault] = plan.faults.as_slice() else { panic!("one fault: {:?}", plan.faults) };
@@ -255,9 +255,9 @@ fn faults_stay_with_their_object_and_the_rest_is_planned() {
     let mut d = desired();
     d.instances.push(instance(2, "10.1.0.128/25"));
     d.instances.push(instance(3, "192.0.2.0/24"));
-    d.instances.push(NetworkInstance { port: "eth9".into(), ..instance(4, "10.4.0.0/24") });
+    d.instances.push(NetworkInstance { uplinks: vec!["eth9".into()], ..instance(4, "10.4.0.0/24") });
     d.instances.push(instance(5, "10.5.0.0/24"));
-    d.adapters.push(net::Adapter { name: "wan".into(), lower: "nothing".into(), ..d.adapters[0].clone() });
+    d.adapters.push(net::Adapter { name: "wan".into(), on: "nothing".into(), ..d.adapters[0].clone() });
     d.apps.push(app(13, uuid(2), vec![]));
     d.apps.push(app(14, uuid(5), vec![port_map(8080, 80)]));
     let mut named = rule(7, RuleAction::Allow);
@@ -336,7 +336,7 @@ fn same_input_gives_the_same_plan() {
 #[test]
 fn air_gapped_network_has_no_way_out() {
     let mut d = desired();
-    d.instances[0].port = String::new();
+    d.instances[0].uplinks.clear();
     d.apps[0].interfaces[0].rules.pop();
     let p = make(&d, true, &Allocations::default());
     assert_eq!(p.faults, []);

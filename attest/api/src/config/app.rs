@@ -9,8 +9,7 @@ use crate::proto::config::{
 use base64::{Engine, engine::general_purpose::STANDARD};
 use holdfast_model::app::{App, VolumeRef};
 use holdfast_model::desired::{Desired, ObjectKind};
-use holdfast_model::net::{AppInterface, Mac};
-use std::net::IpAddr;
+use holdfast_model::net::{Addresses, AppInterface, Mac, Prefix};
 
 /// Most interfaces, and most disks, of one app.
 const MAX_DEVICES: usize = 16;
@@ -119,18 +118,22 @@ fn interface(wire: &NetworkAdapter, desired: &Desired) -> Result<AppInterface, S
     let id = uuid("network instance", &wire.network_id)?;
     let instance = desired.instances.iter().find(|instance| instance.id == id);
     let instance = instance.ok_or_else(|| format!("network instance {id}: not in the config or it has a fault"))?;
-    let address = match optional_address("address", &wire.addr)? {
-        None => None,
-        Some(IpAddr::V4(v4)) if instance.subnet.is_none_or(|subnet| subnet.contains(v4.into())) => Some(v4),
-        Some(other) => {
-            let subnet = instance.subnet.map_or_else(|| "IPv4".to_owned(), |subnet| subnet.to_string());
-            return Err(format!("address: expected one of {subnet}, found {other}"));
+    let fixed = match optional_address("address", &wire.addr)? {
+        None => Addresses::default(),
+        Some(ip) => {
+            let subnets: Vec<Prefix> =
+                instance.v4.map(|s| s.prefix()).into_iter().chain(instance.v6.map(|s| s.prefix())).collect();
+            if !subnets.is_empty() && !subnets.iter().any(|subnet| subnet.contains(ip)) {
+                let subnets: Vec<String> = subnets.iter().map(Prefix::to_string).collect();
+                return Err(format!("address: expected one of {}, found {ip}", subnets.join(" or ")));
+            }
+            ip.into()
         }
     };
     Ok(AppInterface {
         name: wire.name.clone(),
         instance: id,
-        address,
+        fixed,
         mac: if wire.mac_address.is_empty() { None } else { Some(mac(&wire.mac_address)?) },
         rules: rules::rules(&wire.acls)?,
     })

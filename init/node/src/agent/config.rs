@@ -154,7 +154,7 @@ mod tests {
         let interface = net::AppInterface {
             name: "eth0".into(),
             instance,
-            address: None,
+            fixed: Default::default(),
             mac: None,
             rules: vec![rule(RuleAction::Allow), rule(RuleAction::PortMap { app_port: 80 })],
         };
