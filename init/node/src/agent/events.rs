@@ -4,7 +4,7 @@ use super::Agent;
 use super::fetching::FETCH_UNITS;
 use crate::logs::GuestReport;
 use crate::machine;
-use crate::parts::app::decide::Vm;
+use crate::parts::app::decide::{Ending, Vm};
 use crate::parts::app::vm as vms;
 use crate::session::SessionEvent;
 use anyhow::Result;
@@ -62,7 +62,8 @@ impl Agent {
                         (Some(exit), None) if !exit.is_success() => format!("its VM ended: {exit}"),
                         _ => String::new(),
                     };
-                    runtime.ended(now, fault.clone());
+                    let how = if fault.is_empty() { Ending::Clean } else { Ending::Fault(fault.clone()) };
+                    runtime.ended(now, how);
                     let name = self.names.get(&app).cloned().unwrap_or_else(|| app.to_string());
                     let text =
                         if fault.is_empty() { format!("app {name}: ended") } else { format!("app {name}: {fault}") };

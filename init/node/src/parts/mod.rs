@@ -2,4 +2,6 @@
 
 pub mod app;
 pub mod content;
+pub mod device;
+pub mod network;
 pub mod volume;

@@ -1,8 +1,8 @@
 //! What to do about each app: a pure function of what is wanted, what is there, and the time.
 //!
 //! ```text
-//!  Absent --Start--> Running --Stop--> Stopping --> Ended --+--Start again (restart, purge, backoff)
-//!                       \---------by itself---------^       +--Forget (deleted, halted)
+//!  Absent --Start--> Starting --> Running --Stop--> Stopping --> Ended --+--Start again (restart, purge, backoff)
+//!                                    \---------by itself---------^       +--Forget (deleted)
 //! ```
 
 use holdfast_model::{app::App, observed::AppState};
@@ -13,6 +13,8 @@ use std::time::Duration;
 const FIRST_RETRY: Duration = Duration::from_secs(5);
 /// A run this long forgets the failures before it.
 const GOOD_RUN: Duration = Duration::from_secs(300);
+/// So often a guest may restart itself without a good run between before it has to wait as after a failure.
+const FREE_REBOOTS: u32 = 3;
 
 /// What survives a reboot of the device.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,6 +31,13 @@ pub enum Vm {
     /// Never started, or forgotten.
     #[default]
     Absent,
+    /// PID 1 was asked for it.
+    Starting {
+        /// Since when.
+        since: Duration,
+        /// Hash of the configuration it is started with.
+        tag: String,
+    },
     /// Its process lives.
     Running {
         /// Since when, by the monotonic clock.
@@ -42,9 +51,20 @@ pub enum Vm {
     Ended {
         /// When.
         at: Duration,
-        /// How, in words; empty after a clean end.
-        fault: String,
+        /// How.
+        how: Ending,
     },
+}
+
+/// How a VM ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ending {
+    /// In order: the guest powered off, or the stop that was ordered is done.
+    Clean,
+    /// The guest restarts itself. This is no failure.
+    Reboot,
+    /// In words.
+    Fault(String),
 }
 
 /// What `node` remembers of an app between two decisions.
@@ -56,6 +76,8 @@ pub struct Runtime {
     pub acted: Option<Acted>,
     /// Ends in a row without a good run between.
     pub failures: u32,
+    /// Restarts by the guest itself in a row without a good run between.
+    pub reboots: u32,
     /// Starts since the device booted.
     pub starts: u32,
     /// The present stop was ordered, so its end is not a failure.
@@ -130,7 +152,7 @@ pub fn decide(app: Option<&App>, runtime: &Runtime, world: &World) -> Verdict {
     let Some(app) = app else {
         return match runtime.vm {
             Vm::Running { .. } => verdict(AppState::Halting, Step::Stop),
-            Vm::Stopping => verdict(AppState::Halting, Step::Wait),
+            Vm::Starting { .. } | Vm::Stopping => verdict(AppState::Halting, Step::Wait),
             Vm::Absent | Vm::Ended { .. } => verdict(AppState::Halted, Step::Forget),
         };
     };
@@ -143,6 +165,7 @@ pub fn decide(app: Option<&App>, runtime: &Runtime, world: &World) -> Verdict {
     let restart = wanted.restart != acted.restart;
 
     match &runtime.vm {
+        Vm::Starting { .. } => verdict(AppState::Booting, Step::Wait),
         Vm::Stopping => {
             let state = if purge && app.activate {
                 AppState::Purging
@@ -157,13 +180,14 @@ pub fn decide(app: Option<&App>, runtime: &Runtime, world: &World) -> Verdict {
         Vm::Running { .. } if purge => verdict(AppState::Purging, Step::Stop),
         Vm::Running { .. } if restart => verdict(AppState::Restarting, Step::Stop),
         Vm::Running { tag, .. } => {
-            let error = if *tag == world.tag || !matches!(world.readiness, Readiness::Ready) {
-                String::new()
-            } else {
-                format!(
+            let error = match &world.readiness {
+                // It runs on, and yet what is wanted cannot be had: the fault is said beside RUNNING.
+                Readiness::Failed(text) => text.clone(),
+                Readiness::Ready if *tag != world.tag => format!(
                     "app {}: its resources, disks or interfaces changed: expected a restart or purge counter to change too; the change takes effect with the next start",
                     app.name
-                )
+                ),
+                Readiness::Ready | Readiness::Coming(_) => String::new(),
             };
             Verdict { state: AppState::Running, error, step: Step::Wait }
         }
@@ -177,6 +201,19 @@ pub fn decide(app: Option<&App>, runtime: &Runtime, world: &World) -> Verdict {
             idle(app, runtime, world)
         }
     }
+}
+
+/// Decides for an app that the config has with a fault, so that it is not known what it is to be: one that runs goes on, one that
+/// does not is not started.
+#[must_use]
+pub fn decide_unsure(fault: &str, runtime: &Runtime) -> Verdict {
+    let state = match runtime.vm {
+        Vm::Starting { .. } => AppState::Booting,
+        Vm::Running { .. } => AppState::Running,
+        Vm::Stopping => AppState::Halting,
+        Vm::Absent | Vm::Ended { .. } => AppState::Error,
+    };
+    Verdict { state, error: fault.to_owned(), step: Step::Wait }
 }
 
 /// An app whose VM does not run and for which no counter is due.
@@ -201,11 +238,17 @@ fn idle(app: &App, runtime: &Runtime, world: &World) -> Verdict {
         return waiting(&runtime.start_fault, due, world);
     }
     match &runtime.vm {
-        Vm::Ended { at, fault } if !runtime.ordered => {
-            let due = *at + retry_after(runtime.failures, world.boot_retry);
-            let text = if fault.is_empty() { "the app ended by itself" } else { fault };
-            waiting(&format!("app {}: {text}", app.name), due, world)
-        }
+        Vm::Ended { at, how } if !runtime.ordered => match how {
+            Ending::Reboot => {
+                let text = format!("app {}: its guest restarts again and again", app.name);
+                waiting(&text, *at + reboot_after(runtime.reboots, world.boot_retry), world)
+            }
+            Ending::Clean | Ending::Fault(_) => {
+                let text = if let Ending::Fault(text) = how { text } else { "the app ended by itself" };
+                let due = *at + retry_after(runtime.failures, world.boot_retry);
+                waiting(&format!("app {}: {text}", app.name), due, world)
+            }
+        },
         _ => {
             if runtime.starts == 0 && world.now < Duration::from_secs(app.start_delay_seconds.into()) {
                 return verdict(AppState::StartDelayed, Step::Wait);
@@ -225,6 +268,13 @@ fn waiting(text: &str, due: Duration, world: &World) -> Verdict {
     Verdict { state: AppState::Error, error: format!("{text}; it is started again within {left} s"), step: Step::Wait }
 }
 
+fn reboot_after(reboots: u32, longest: Duration) -> Duration {
+    match reboots.saturating_sub(FREE_REBOOTS) {
+        0 => Duration::ZERO,
+        excess => retry_after(excess, longest),
+    }
+}
+
 fn retry_after(failures: u32, longest: Duration) -> Duration {
     FIRST_RETRY.saturating_mul(1 << failures.saturating_sub(1).min(10)).min(longest.max(FIRST_RETRY))
 }
@@ -233,7 +283,14 @@ impl Runtime {
     /// Its VM is there, so what it holds may not be taken from under it.
     #[must_use]
     pub fn has_vm(&self) -> bool {
-        matches!(self.vm, Vm::Running { .. } | Vm::Stopping)
+        matches!(self.vm, Vm::Starting { .. } | Vm::Running { .. } | Vm::Stopping)
+    }
+
+    /// Notes that PID 1 was asked for the VM.
+    pub fn starting(&mut self, now: Duration, tag: String) {
+        self.vm = Vm::Starting { since: now, tag };
+        self.ordered = false;
+        self.start_fault.clear();
     }
 
     /// Notes that the VM runs.
@@ -246,6 +303,7 @@ impl Runtime {
 
     /// Notes that the VM could not be started.
     pub fn start_failed(&mut self, now: Duration, text: String) {
+        self.vm = Vm::Absent;
         self.failures += 1;
         self.start_fault = text;
         self.start_fault_at = now;
@@ -255,23 +313,28 @@ impl Runtime {
     pub fn restart_ordered(&mut self) {
         self.ordered = true;
         self.failures = 0;
+        self.reboots = 0;
         self.start_fault.clear();
     }
 
-    /// Notes that the VM ended; `fault` is empty after a clean end.
-    pub fn ended(&mut self, now: Duration, fault: String) {
+    /// Notes that the VM ended.
+    pub fn ended(&mut self, now: Duration, how: Ending) {
         if let Vm::Running { since, .. } = self.vm
             && now.saturating_sub(since) > GOOD_RUN
         {
             self.failures = 0;
+            self.reboots = 0;
         }
         self.ordered = matches!(self.vm, Vm::Stopping);
         if self.ordered {
             self.failures = 0;
+            self.reboots = 0;
+        } else if how == Ending::Reboot {
+            self.reboots += 1;
         } else {
             self.failures += 1;
         }
-        self.vm = Vm::Ended { at: now, fault };
+        self.vm = Vm::Ended { at: now, how };
     }
 }
 
@@ -349,7 +412,7 @@ mod tests {
         assert_eq!(decide(Some(&a), &r, &world(1)), verdict(AppState::Restarting, Step::Stop));
         r.vm = Vm::Stopping;
         assert_eq!(decide(Some(&a), &r, &world(1)), verdict(AppState::Restarting, Step::Wait));
-        r.ended(Duration::from_secs(2), String::new());
+        r.ended(Duration::from_secs(2), Ending::Clean);
         assert_eq!(decide(Some(&a), &r, &world(2)).step, Step::NoteCounters);
         r.acted = Some(Acted { restart: 1, purge: 0 });
         assert_eq!(decide(Some(&a), &r, &world(2)).step, Step::Start, "an ordered end is not waited after");
@@ -366,13 +429,13 @@ mod tests {
     #[test]
     fn an_app_that_ends_by_itself_is_started_again_later_and_later() {
         let mut r = running();
-        r.ended(Duration::from_secs(10), "exit code 3".into());
+        r.ended(Duration::from_secs(10), Ending::Fault("exit code 3".into()));
         let v = decide(Some(&app()), &r, &world(11));
         assert_eq!(v.state, AppState::Error);
         assert!(v.error.contains("exit code 3"), "{}", v.error);
         assert_eq!(decide(Some(&app()), &r, &world(15)).step, Step::Start);
         r.started(Duration::from_secs(15), "t".into());
-        r.ended(Duration::from_secs(16), "exit code 3".into());
+        r.ended(Duration::from_secs(16), Ending::Fault("exit code 3".into()));
         assert_eq!(decide(Some(&app()), &r, &world(22)).step, Step::Wait);
         assert_eq!(decide(Some(&app()), &r, &world(26)).step, Step::Start);
     }
@@ -390,7 +453,7 @@ mod tests {
     fn a_good_run_forgets_old_failures() {
         let mut r = running();
         r.failures = 9;
-        r.ended(Duration::from_secs(1000), "exit code 3".into());
+        r.ended(Duration::from_secs(1000), Ending::Fault("exit code 3".into()));
         assert_eq!(r.failures, 1);
     }
 
@@ -412,7 +475,7 @@ mod tests {
         assert_eq!(decide(None, &r, &world(1)).step, Step::Stop);
         r.vm = Vm::Stopping;
         assert_eq!(decide(None, &r, &world(1)).step, Step::Wait);
-        r.ended(Duration::from_secs(2), String::new());
+        r.ended(Duration::from_secs(2), Ending::Clean);
         assert_eq!(decide(None, &r, &world(2)).step, Step::Forget);
     }
 
@@ -431,5 +494,50 @@ mod tests {
         a.start_delay_seconds = 60;
         assert_eq!(decide(Some(&a), &seen(), &world(10)).state, AppState::StartDelayed);
         assert_eq!(decide(Some(&a), &seen(), &world(61)).step, Step::Start);
+    }
+
+    #[test]
+    fn a_fault_of_what_a_running_app_needs_is_said_beside_running() {
+        let mut w = world(1);
+        w.readiness = Readiness::Failed("app web: port 8080 is taken".into());
+        let v = decide(Some(&app()), &running(), &w);
+        assert_eq!((v.state, v.error.as_str(), v.step), (AppState::Running, "app web: port 8080 is taken", Step::Wait));
+    }
+
+    #[test]
+    fn an_app_with_a_fault_runs_on_and_is_not_started() {
+        let v = decide_unsure("typo", &running());
+        assert_eq!((v.state, v.error.as_str(), v.step), (AppState::Running, "typo", Step::Wait));
+        let v = decide_unsure("typo", &seen());
+        assert_eq!((v.state, v.error.as_str(), v.step), (AppState::Error, "typo", Step::Wait));
+    }
+
+    #[test]
+    fn a_guest_that_restarts_itself_is_started_at_once_but_not_for_ever() {
+        let mut r = running();
+        for n in 1..=FREE_REBOOTS {
+            r.ended(Duration::from_secs(10), Ending::Reboot);
+            assert_eq!(decide(Some(&app()), &r, &world(10)), verdict(AppState::Booting, Step::Start), "restart {n}");
+            r.started(Duration::from_secs(10), "t".into());
+        }
+        r.ended(Duration::from_secs(10), Ending::Reboot);
+        let v = decide(Some(&app()), &r, &world(10));
+        assert!(v.step == Step::Wait && v.error.contains("again and again"), "{v:?}");
+        assert_eq!(decide(Some(&app()), &r, &world(15)).step, Step::Start);
+        assert_eq!(r.failures, 0, "no failure");
+        r.started(Duration::from_secs(15), "t".into());
+        r.ended(Duration::from_secs(1000), Ending::Reboot);
+        assert_eq!(decide(Some(&app()), &r, &world(1000)).step, Step::Start, "after a good run");
+    }
+
+    #[test]
+    fn a_vm_that_is_being_started_is_waited_for() {
+        let mut r = seen();
+        r.starting(Duration::from_secs(1), "t".into());
+        assert_eq!(decide(Some(&app()), &r, &world(1)), verdict(AppState::Booting, Step::Wait));
+        assert_eq!(decide(None, &r, &world(1)), verdict(AppState::Halting, Step::Wait));
+        r.start_failed(Duration::from_secs(2), "no tap".into());
+        assert_eq!(decide(Some(&app()), &r, &world(2)).step, Step::Wait);
+        assert_eq!(decide(None, &r, &world(2)).step, Step::Forget);
     }
 }

@@ -1,0 +1,3 @@
+//! The device itself.
+
+pub mod facts;

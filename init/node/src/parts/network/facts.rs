@@ -1,0 +1,15 @@
+//! What the network part tells others.
+
+use crate::parts::app::decide::Readiness;
+use crate::parts::app::vm::Nic;
+use holdfast_model::observed::AppInterfaceStatus;
+use std::collections::BTreeMap;
+use uuid::Uuid;
+
+/// The NICs of each app of the config, or what they wait for.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Nics(pub BTreeMap<Uuid, Result<Vec<Nic>, Readiness>>);
+
+/// The NICs of each app as they are reported.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct AppInterfaces(pub BTreeMap<Uuid, Vec<AppInterfaceStatus>>);
