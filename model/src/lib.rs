@@ -6,14 +6,14 @@
 //! 3. A fault belongs to an object: [`desired::Fault`] names it, says what was expected, found and what happens next.
 //! 4. Units live in names (`memory_bytes`, `interval_seconds`) or types.
 //!
-//! Reading order: [`desired`], [`net`], [`storage`], [`app`], [`slot`], [`base_os`], [`properties`], [`observed`], [`resources`], [`boot`], [`guest`].
+//! Reading order: [`desired`], [`net`], [`storage`], [`app`], [`slot`], [`base_os`], [`properties`], [`observed`], [`resources`], [`boot`], [`contract`].
 #![forbid(unsafe_code)]
 
 pub mod app;
 pub mod base_os;
 pub mod boot;
+pub mod contract;
 pub mod desired;
-pub mod guest;
 pub mod net;
 pub mod observed;
 pub mod properties;

@@ -179,7 +179,7 @@ struct Vmm {
 
 impl Vmm {
     fn new(file: File, depth: u16) -> Result<Self> {
-        let ram = memory::allocate(32, memory::PageSize::Transparent, false)?;
+        let ram = memory::allocate(32, holdfast_model::contract::vm::PageSize::Transparent, false)?;
         let block = Block::new(BlockOptions { id: "bench".into(), read_only: true, ..BlockOptions::default() }, file)?;
         let vector = Arc::new(EventFd::new(libc::EFD_NONBLOCK)?);
         let interrupts = Arc::new(Interrupts::new(vec![vector.clone()], 1, None));

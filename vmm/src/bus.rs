@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use crate::exit::End;
+use holdfast_model::contract::end::End;
 
 /// Something that answers accesses of vCPU threads.
 pub trait BusDevice: Send + Sync {

@@ -11,18 +11,17 @@
 //! 4. **A device is inactive or activated**, never something in between ([`virtio::Device`], [`virtio::ActiveDevice`]).
 //! 5. **Exits cost.** Doorbells are ioeventfds, interrupts are irqfds, MSI routes are written when a vector is unmasked.
 //!
-//! Modules in reading order: [`config`] (what a VM is made of), [`vm`] (builds and runs it), [`memory`], [`boot`]
+//! Modules in reading order: [`config`] (checks what a VM is made of), [`vm`] (builds and runs it), [`memory`], [`boot`]
 //! (kernel, CPU state, ACPI), [`vcpu`], [`bus`], [`pci`], [`irq`], [`virtio`] (the device contract, then one folder per
 //! device), [`rate`] (token buckets), [`event_loop`], [`terminal`] (the host's side of consoles), [`platform`] (power,
 //! serial port), [`control`] (the socket to the agent), [`jail`], [`signal`] (SIGTERM is the power button), [`random`],
-//! [`resources`] (opens or adopts every file), [`exit`] (exit codes).
+//! [`resources`] (opens or adopts every file). What the agent and a VM say to each other is [`holdfast_model::contract::vm`].
 
 pub mod boot;
 pub mod bus;
 pub mod config;
 pub mod control;
 pub mod event_loop;
-pub mod exit;
 pub mod irq;
 pub mod jail;
 pub mod memory;
@@ -37,6 +36,4 @@ pub mod vcpu;
 pub mod virtio;
 pub mod vm;
 
-pub use config::{VmConfig, default_cmdline};
 pub use control::ControlClient;
-pub use exit::ExitClass;

@@ -8,14 +8,15 @@ use std::os::fd::FromRawFd;
 use std::process::ExitCode;
 
 use cli::{Command, Source};
-use holdfast_vmm::config::{MAX_CONFIG_BYTES, VmConfig};
-use holdfast_vmm::exit::{End, ExitClass};
+use holdfast_model::contract::Document as _;
+use holdfast_model::contract::end::{End, ExitClass};
+use holdfast_model::contract::vm::VmConfig;
 
 fn main() -> ExitCode {
     let end = match cli::parse(std::env::args_os().skip(1).collect()) {
         Ok(Command::Help) => return print(cli::HELP),
         Ok(Command::Version) => return print(concat!("vmm ", env!("CARGO_PKG_VERSION"), "\n")),
-        Ok(Command::DefaultCmdline) => return print(&(holdfast_vmm::default_cmdline() + "\n")),
+        Ok(Command::DefaultCmdline) => return print(&(holdfast_model::contract::vm::default_cmdline() + "\n")),
         Ok(Command::Check(source)) => match read(source) {
             Ok(config) => return print(&format!("{}: good\n", config.name)),
             Err(end) => end,
@@ -70,8 +71,8 @@ fn read(source: Source) -> Result<VmConfig, End> {
     // A memfd is often passed with its offset at the end; a pipe has none.
     let _ = file.rewind();
     let mut text = Vec::new();
-    file.take(MAX_CONFIG_BYTES as u64 + 1).read_to_end(&mut text).map_err(|e| resource(&name, e))?;
-    VmConfig::from_json(&text).map_err(|e| End::new(ExitClass::Config, e.to_string()))
+    file.take(VmConfig::MAX_BYTES as u64 + 1).read_to_end(&mut text).map_err(|e| resource(&name, e))?;
+    holdfast_vmm::config::parse(&text).map_err(|e| End::new(ExitClass::Config, e.to_string()))
 }
 
 fn finish(name: &str, end: &End) -> ExitCode {

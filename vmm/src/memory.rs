@@ -17,7 +17,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU16;
 
-use serde::{Deserialize, Serialize};
+use holdfast_model::contract::vm::PageSize;
 use thiserror::Error;
 use vm_memory::mmap::MmapRegionBuilder;
 pub use vm_memory::{Address, ByteValued, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, VolatileSlice};
@@ -39,54 +39,33 @@ pub const IDENTITY_MAP: u64 = 0xFFFB_C000;
 /// Where KVM keeps its TSS on Intel.
 pub const KVM_TSS: u64 = 0xFFFB_D000;
 
-/// Pages that guest memory is made of.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum PageSize {
-    /// Huge pages where the kernel has them at hand, ordinary ones elsewhere.
-    #[default]
-    #[serde(rename = "thp")]
-    Transparent,
-    /// Ordinary pages only.
-    #[serde(rename = "none")]
-    Ordinary,
-    /// 2 MiB pages from the host's reserve.
-    #[serde(rename = "2M")]
-    Huge2M,
-    /// 1 GiB pages from the host's reserve.
-    #[serde(rename = "1G")]
-    Huge1G,
-}
-
-impl PageSize {
-    /// Guest memory is a multiple of this many MiB.
-    pub fn unit_mib(self) -> u32 {
-        match self {
-            PageSize::Transparent | PageSize::Ordinary => 1,
-            PageSize::Huge2M => 2,
-            PageSize::Huge1G => 1024,
-        }
-    }
-
-    /// Where the host's administrator reserves such pages.
-    fn reserve(self) -> Option<&'static str> {
-        match self {
-            PageSize::Transparent | PageSize::Ordinary => None,
-            PageSize::Huge2M => Some("/proc/sys/vm/nr_hugepages"),
-            PageSize::Huge1G => Some("/sys/kernel/mm/hugepages/hugepages-1048576kB/nr_hugepages"),
-        }
-    }
-
-    fn mmap_flags(self) -> libc::c_int {
-        match self {
-            // Not reserved: a VM may be given more than the host has free, and is charged as it touches pages.
-            PageSize::Transparent | PageSize::Ordinary => libc::MAP_NORESERVE,
-            // Reserved: a lack of huge pages is found here, not by a SIGBUS in the running guest.
-            PageSize::Huge2M => libc::MAP_HUGETLB | libc::MAP_HUGE_2MB,
-            PageSize::Huge1G => libc::MAP_HUGETLB | libc::MAP_HUGE_1GB,
-        }
+/// Guest memory of such pages is a multiple of this many MiB.
+pub fn unit_mib(pages: PageSize) -> u32 {
+    match pages {
+        PageSize::Transparent | PageSize::Ordinary => 1,
+        PageSize::Huge2M => 2,
+        PageSize::Huge1G => 1024,
     }
 }
 
+/// Where the host's administrator reserves such pages.
+fn reserve(pages: PageSize) -> Option<&'static str> {
+    match pages {
+        PageSize::Transparent | PageSize::Ordinary => None,
+        PageSize::Huge2M => Some("/proc/sys/vm/nr_hugepages"),
+        PageSize::Huge1G => Some("/sys/kernel/mm/hugepages/hugepages-1048576kB/nr_hugepages"),
+    }
+}
+
+fn mmap_flags(pages: PageSize) -> libc::c_int {
+    match pages {
+        // Not reserved: a VM may be given more than the host has free, and is charged as it touches pages.
+        PageSize::Transparent | PageSize::Ordinary => libc::MAP_NORESERVE,
+        // Reserved: a lack of huge pages is found here, not by a SIGBUS in the running guest.
+        PageSize::Huge2M => libc::MAP_HUGETLB | libc::MAP_HUGE_2MB,
+        PageSize::Huge1G => libc::MAP_HUGETLB | libc::MAP_HUGE_1GB,
+    }
+}
 /// Guest memory could not be made.
 #[derive(Debug, Error)]
 pub enum MemoryError {
@@ -140,12 +119,12 @@ pub fn allocate(size_mib: u32, pages: PageSize, prefault: bool) -> Result<Arc<Gu
         let len = usize::try_from(len).map_err(|e| refused("reserved")(io::Error::other(e)))?;
         let mapping = MmapRegionBuilder::new(len)
             .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
-            .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | pages.mmap_flags())
+            .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | mmap_flags(pages))
             .build()
-            .map_err(|e| match (pages.reserve(), io::Error::other(e)) {
+            .map_err(|e| match (reserve(pages), io::Error::other(e)) {
                 (None, source) => refused("reserved")(source),
                 (Some(file), source) => {
-                    let unit_mib = pages.unit_mib();
+                    let unit_mib = unit_mib(pages);
                     MemoryError::NoHugePages { pages: size_mib / unit_mib, unit_mib, file, source }
                 }
             })?;

@@ -9,7 +9,7 @@
 
 use std::time::{Duration, Instant};
 
-use serde::{Deserialize, Serialize};
+use holdfast_model::contract::vm::Limits;
 
 /// Largest rate and burst: a tebibyte a second is beyond every device, and products of it with a time stay exact.
 pub const MAX_RATE: u64 = 1 << 40;
@@ -17,24 +17,6 @@ pub const MAX_RATE: u64 = 1 << 40;
 const DEFAULT_BURST: u64 = 10;
 /// Tokens are counted in billionths, so that a nanosecond at one token a second is one.
 const UNIT: i128 = 1_000_000_000;
-
-/// Limits of one device or of one direction of it. A rate that is absent is no limit.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Limits {
-    /// Bytes in a second, 1..=[`MAX_RATE`].
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub bytes_per_second: Option<u64>,
-    /// Bytes at once after a rest, 1..=[`MAX_RATE`]; a tenth of a second's worth when absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub burst_bytes: Option<u64>,
-    /// Operations (requests or frames) in a second, 1..=[`MAX_RATE`].
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub ops_per_second: Option<u64>,
-    /// Operations at once after a rest, 1..=[`MAX_RATE`]; a tenth of a second's worth when absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub burst_ops: Option<u64>,
-}
 
 /// A limit that cannot be used: which field, what it is, what is expected.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,31 +29,28 @@ pub struct LimitFault {
     pub expected: String,
 }
 
-impl Limits {
-    /// The first fault, if there is one.
-    pub fn fault(&self) -> Option<LimitFault> {
-        let pairs = [
-            ("bytes_per_second", self.bytes_per_second, "burst_bytes", self.burst_bytes),
-            ("ops_per_second", self.ops_per_second, "burst_ops", self.burst_ops),
-        ];
-        for (rate_field, rate, burst_field, burst) in pairs {
-            for (field, value) in [(rate_field, rate), (burst_field, burst)] {
-                if let Some(value) = value
-                    && !(1..=MAX_RATE).contains(&value)
-                {
-                    let expected = format!("1 to {MAX_RATE}");
-                    return Some(LimitFault { field, found: value.to_string(), expected });
-                }
-            }
-            if rate.is_none() && burst.is_some() {
-                let expected = format!("to come with {rate_field}");
-                return Some(LimitFault { field: burst_field, found: "alone".into(), expected });
+/// The first fault in `limits`.
+pub fn limit_fault(limits: &Limits) -> Option<LimitFault> {
+    let pairs = [
+        ("bytes_per_second", limits.bytes_per_second, "burst_bytes", limits.burst_bytes),
+        ("ops_per_second", limits.ops_per_second, "burst_ops", limits.burst_ops),
+    ];
+    for (rate_field, rate, burst_field, burst) in pairs {
+        for (field, value) in [(rate_field, rate), (burst_field, burst)] {
+            if let Some(value) = value
+                && !(1..=MAX_RATE).contains(&value)
+            {
+                let expected = format!("1 to {MAX_RATE}");
+                return Some(LimitFault { field, found: value.to_string(), expected });
             }
         }
-        None
+        if rate.is_none() && burst.is_some() {
+            let expected = format!("to come with {rate_field}");
+            return Some(LimitFault { field: burst_field, found: "alone".into(), expected });
+        }
     }
+    None
 }
-
 /// Buckets for bytes and for operations. Work must find room in both.
 #[derive(Debug, Clone)]
 pub struct Limiter {
@@ -229,9 +208,9 @@ mod tests {
             ("burst_ops", Limits { burst_ops: Some(1), ..bytes(1, 1) }),
         ];
         for (field, limits) in cases {
-            assert_eq!(limits.fault().map(|f| f.field), Some(field));
+            assert_eq!(limit_fault(&limits).map(|f| f.field), Some(field));
         }
-        assert_eq!(bytes(1, MAX_RATE).fault(), None);
+        assert_eq!(limit_fault(&bytes(1, MAX_RATE)), None);
     }
 
     proptest! {

@@ -12,10 +12,10 @@ use holdfast_links::tap::{self, TapError};
 use holdfast_links::{Link, PathLink, Tap, UnixLink};
 use thiserror::Error;
 
-use crate::config::{DiskConfig, FileRef, LinkRef, NetConfig, TapRef, UnixRef, VhostRef, VmConfig};
 use crate::control;
-use crate::exit::ExitClass;
 use crate::virtio::block::lock;
+use holdfast_model::contract::end::ExitClass;
+use holdfast_model::contract::vm::{DiskConfig, FileRef, LinkRef, NetConfig, TapRef, UnixRef, VhostRef, VmConfig};
 
 /// A file of the configuration cannot be used.
 #[derive(Debug, Error)]
@@ -321,8 +321,8 @@ mod tests {
     use super::*;
 
     fn config(change: impl Fn(&mut VmConfig)) -> VmConfig {
-        let text = br#"{"name": "t", "vcpus": 1, "memory_mib": 64, "kernel": {"path": "/dev/null"}, "kvm": {"path": "/dev/null"}}"#;
-        let mut config = VmConfig::from_json(text).unwrap();
+        let text = br#"{"version": 1, "name": "t", "vcpus": 1, "memory_mib": 64, "kernel": {"path": "/dev/null"}, "kvm": {"path": "/dev/null"}}"#;
+        let mut config = crate::config::parse(text).unwrap();
         change(&mut config);
         config
     }
@@ -336,11 +336,11 @@ mod tests {
             (&["kvm", "/nonexistent/kvm", "virtualisation"], |c| c.kvm = FileRef::Path("/nonexistent/kvm".into())),
             (&["vsock", "/nonexistent/vhost-vsock", "open", "kernel needs vhost-vsock"], |c| {
                 let vhost = FileRef::Path("/nonexistent/vhost-vsock".into());
-                c.vsock = Some(crate::config::VsockConfig { cid: 3, vhost });
+                c.vsock = Some(holdfast_model::contract::vm::VsockConfig { cid: 3, vhost });
             }),
             (&["net0", "inherited fd 9998"], |c| {
                 let mac = "02:00:00:00:00:01".parse().unwrap();
-                c.nets = vec![crate::config::NetConfig::new(mac, TapRef::Fd(9998))];
+                c.nets = vec![holdfast_model::contract::vm::NetConfig::new(mac, TapRef::Fd(9998))];
             }),
         ];
         for (words, change) in cases {

@@ -17,10 +17,9 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::boot::kernel::Entry;
 use crate::boot::{self, acpi, cpu};
 use crate::bus::Bus;
-use crate::config::{MAX_DEVICES, NetConfig, Timer, VmConfig, check_host_cpus};
+use crate::config::{MAX_DEVICES, check_host_cpus};
 use crate::control::ControlServer;
 use crate::event_loop::{EndSlot, EventLoop, LoopHandle};
-use crate::exit::{End, ExitClass};
 use crate::irq::{IrqError, KvmRouter, Pin};
 use crate::jail::{self, seccomp};
 use crate::memory::Address;
@@ -41,6 +40,8 @@ use crate::virtio::net::{Lane, Net, NetOptions, vhost::VhostNet};
 use crate::virtio::rng::Rng;
 use crate::virtio::vsock::{Vsock, vhost::VhostVsock};
 use crate::virtio::{self, Device};
+use holdfast_model::contract::end::{End, ExitClass};
+use holdfast_model::contract::vm::{NetConfig, Timer, VmConfig};
 
 const _: () = assert!(MAX_DEVICES + 5 <= SLOTS, "host bridge, console, rng, vsock and balloon need slots too");
 

@@ -57,7 +57,7 @@ impl Directory {
     /// Runs a VM of a good configuration with `fields` in place of, or beside, its own.
     fn run(&self, fields: &serde_json::Value) -> Output {
         let mut config = serde_json::json!({
-            "name": "bad", "vcpus": 1, "memory_mib": 64,
+            "version": 1, "name": "bad", "vcpus": 1, "memory_mib": 64,
             "kernel": {"path": "kernel"}, "kvm": {"path": "/dev/null"}
         });
         for (name, value) in fields.as_object().unwrap() {

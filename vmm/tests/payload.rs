@@ -11,11 +11,11 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use holdfast_model::contract::vm::RunState;
 use holdfast_payload::pattern::{SECTOR, fill_sector, is_sector};
 use holdfast_payload::tap::Cable;
 use holdfast_payload::{Machine, Setup, machine, process};
 use holdfast_vmm::ControlClient;
-use holdfast_vmm::control::RunState;
 use serde_json::json;
 
 /// Budget of the design: memory of a VM beyond what its guest touches.

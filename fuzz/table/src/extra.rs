@@ -1,8 +1,9 @@
 //! Parsers of untrusted bytes that need no entry of their own: one public function, called here.
 
 use holdfast_format::{release::Release, verity};
+use holdfast_model::contract;
 use holdfast_netsvc::dhcp::{Message, packet};
-use holdfast_node::{logs::GuestReport, vms};
+use holdfast_node::{logs::GuestReport, parts::app::vm};
 use holdfast_supervise::UnitName;
 use holdfast_test_controller::x509::Cert;
 
@@ -29,9 +30,9 @@ pub fn fuzz_names(data: &[u8]) {
     let name = text(data);
     if let Ok(unit) = UnitName::new(name.clone()) {
         assert_eq!(unit.as_str(), name);
-        let _ = vms::app_of(&unit);
+        let _ = vm::app_of(&unit);
     }
-    let host = vms::host_name(&name);
+    let host = vm::host_name(&name);
     assert!((1..=63).contains(&host.len()) && !host.starts_with('-') && !host.ends_with('-'), "{host}");
 }
 
@@ -44,15 +45,15 @@ pub fn fuzz_guest_report(data: &[u8]) {
 
 /// A report line of the sandboxed `fetch`, and the job it is given.
 pub fn fuzz_fetch_report(data: &[u8]) {
-    let _ = serde_json::from_slice::<holdfast_fetch::job::Report>(data);
-    let _ = serde_json::from_slice::<holdfast_fetch::job::Job>(data);
+    let _ = serde_json::from_slice::<contract::fetch::Report>(data);
+    let _ = contract::read::<contract::fetch::Job>(data);
 }
 
 /// What `netsvc` and the agent say to each other.
 pub fn fuzz_netsvc_control(data: &[u8]) {
-    let _ = serde_json::from_slice::<holdfast_netsvc::config::Request>(data);
-    let _ = serde_json::from_slice::<holdfast_netsvc::config::Reply>(data);
-    let _ = serde_json::from_slice::<holdfast_netsvc::config::Config>(data);
+    let _ = serde_json::from_slice::<contract::network::Request>(data);
+    let _ = serde_json::from_slice::<contract::network::Reply>(data);
+    let _ = contract::read::<contract::network::ServiceDocument>(data);
 }
 
 /// The options of a DHCP message, each read as everything that it could be.

@@ -10,9 +10,9 @@ use crate::digest::{self, Digest};
 use crate::download::{Bounds, download};
 use crate::failure::Failure;
 use crate::http::Client;
-use crate::job::{Outcome, Phase};
 use crate::oci::BYTES_MAX;
 use crate::report::Reporter;
+use holdfast_model::contract::fetch::{Outcome, Phase};
 
 /// What to fetch, and where to.
 pub struct Fetch<'a> {

@@ -8,7 +8,7 @@ use hyper::header::{CONTENT_LENGTH, CONTENT_RANGE};
 
 use crate::failure::Failure;
 use crate::http::{Answer, Client, Get, RequestFailure};
-use crate::job::FailureClass;
+use holdfast_model::contract::fetch::FailureClass;
 
 /// Attempts in a row without progress.
 pub const ATTEMPTS: u32 = 6;

@@ -3,7 +3,7 @@
 
 use std::io;
 
-use crate::job::FailureClass;
+use holdfast_model::contract::fetch::FailureClass;
 
 /// A failure of a job or of a part of it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

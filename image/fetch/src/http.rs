@@ -24,7 +24,7 @@ use tokio_rustls::TlsConnector;
 
 use crate::auth::{Challenge, TokenAnswer, basic};
 use crate::failure::Failure;
-use crate::job::Server;
+use holdfast_model::contract::fetch::Server;
 
 /// Resolving a name and opening a connection, each.
 pub const CONNECT_LIMIT: Duration = Duration::from_secs(20);

@@ -7,7 +7,7 @@
 //! 4. Every wait has a deadline; a broken transfer goes on where it stopped; retries are counted and pause longer each time.
 //! 5. An error names the URL or object, what was expected and what was found.
 //!
-//! Reading order: [`job`] (the contract), [`run`] (a job from start to end), [`failure`], [`report`], [`fds`], [`sandbox`];
+//! Reading order: [`holdfast_model::contract::fetch`] (the contract), [`run`] (a job from start to end), [`failure`], [`report`], [`fds`], [`sandbox`];
 //! [`http`], [`auth`] and [`download`] (the network); [`digest`], [`manifest`], [`registry`], [`tar`], [`layer`], [`oci`]
 //! (container images); [`update`], [`blob`].
 
@@ -18,7 +18,6 @@ pub mod download;
 pub mod failure;
 pub mod fds;
 pub mod http;
-pub mod job;
 pub mod layer;
 pub mod manifest;
 pub mod oci;

@@ -5,7 +5,7 @@ use serde::Deserialize;
 
 use crate::digest::{Digest, cut};
 use crate::failure::Failure;
-use crate::job::ImageConfig;
+use holdfast_model::contract::fetch::ImageConfig;
 
 /// Longest index, manifest or configuration.
 pub const DOCUMENT_MAX: usize = 4 << 20;

@@ -9,11 +9,11 @@ use holdfast_format::erofs::{Options, WriteError, write};
 use crate::digest::{self, Digest};
 use crate::failure::Failure;
 use crate::http::Client;
-use crate::job::{Outcome, Phase};
 use crate::layer::Flattener;
 use crate::manifest::{Config, Document, Manifest};
 use crate::registry::Repository;
 use crate::report::Reporter;
+use holdfast_model::contract::fetch::{Outcome, Phase};
 
 /// Most bytes of layers, and of contents, where the job names no limit.
 pub const BYTES_MAX: u64 = 64 << 30;

@@ -122,7 +122,7 @@ fn is_tag(text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::job::Server;
+    use holdfast_model::contract::fetch::Server;
 
     #[test]
     fn names_that_would_leave_the_repository_are_refused() {

@@ -6,7 +6,7 @@ use std::io::Write as _;
 use std::time::{Duration, Instant};
 
 use crate::failure::Failure;
-use crate::job::{Outcome, Phase, Report};
+use holdfast_model::contract::fetch::{Outcome, Phase, Report};
 
 const PROGRESS_EVERY: Duration = Duration::from_millis(400);
 

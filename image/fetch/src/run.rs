@@ -9,14 +9,13 @@ use crate::blob::{self, Fetch};
 use crate::failure::Failure;
 use crate::fds;
 use crate::http::Client;
-use crate::job::{Job, Outcome, Task};
 use crate::oci::{self, Pull};
 use crate::report::Reporter;
 use crate::sandbox;
 use crate::update::{self, Install};
+use holdfast_model::contract::fetch::{Job, Outcome, Task};
+use holdfast_model::contract::{self, Document as _};
 
-/// Longest job document.
-const JOB_MAX: u64 = 1 << 20;
 /// A job that takes longer is hopeless; the agent starts another.
 const JOB_LIMIT: Duration = Duration::from_secs(12 * 3600);
 
@@ -71,8 +70,11 @@ impl Files {
 /// The failure that was also reported, or that the report itself failed.
 pub fn from_config_fd(fd: RawFd) -> Result<(), Failure> {
     let mut document = Vec::new();
-    fds::take(fd, "job document")?.take(JOB_MAX).read_to_end(&mut document).map_err(Failure::file("job document"))?;
-    let job: Job = serde_json::from_slice(&document).map_err(|e| Failure::local(format!("job document: {e}")))?;
+    fds::take(fd, "job document")?
+        .take(Job::MAX_BYTES as u64 + 1)
+        .read_to_end(&mut document)
+        .map_err(Failure::file("job document"))?;
+    let job: Job = contract::read(&document).map_err(|e| Failure::local(e.to_string()))?;
     let mut report = Reporter::new(fds::take(job.report_fd, "report")?);
     let result = Files::take(&job.task).and_then(|files| {
         // Before the sandbox: what it opens for itself is then there. It has no threads yet.

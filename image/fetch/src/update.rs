@@ -14,8 +14,8 @@ use crate::download::{Bounds, download};
 use crate::failure::Failure;
 use crate::fds::{sync_and_drop_cache, zero_range};
 use crate::http::Client;
-use crate::job::{Outcome, Phase};
 use crate::report::Reporter;
+use holdfast_model::contract::fetch::{Outcome, Phase};
 
 /// What to install, and where.
 pub struct Install<'a> {

@@ -11,9 +11,10 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use common::{gzip, noise, sha256, tar};
-use holdfast_fetch::job::{Job, Outcome, Server, Task};
 use holdfast_fetch::report::Reporter;
 use holdfast_fetch::run::{Files, execute};
+use holdfast_model::contract::Version;
+use holdfast_model::contract::fetch::{Job, Outcome, Server, Task};
 
 struct Registry(Child);
 
@@ -116,7 +117,7 @@ async fn an_image_is_pulled_from_debians_registry() {
     let mut image = temp();
     let files = Files::Oci { output: image.try_clone().unwrap(), layer_spool: temp(), contents_spool: temp() };
     let mut reporter = Reporter::new(temp());
-    let done = execute(&Job { report_fd: -1, server, task }, files, &mut reporter).await.unwrap();
+    let done = execute(&Job { version: Version, report_fd: -1, server, task }, files, &mut reporter).await.unwrap();
     let Outcome::Oci { manifest_sha256, size_bytes, config } = done else { panic!("{done:?}") };
     assert_eq!((manifest_sha256, config.cmd), (manifest_digest, vec!["/bin/app".to_owned()]));
     let mut bytes = Vec::new();

@@ -10,9 +10,10 @@ use std::process::Command;
 
 use common::{Auth, WebServer, gzip, noise, sha256, tar};
 use holdfast_fetch::failure::Failure;
-use holdfast_fetch::job::{FailureClass, Job, Outcome, Report, Server, Task};
 use holdfast_fetch::report::Reporter;
 use holdfast_fetch::run::{Files, execute};
+use holdfast_model::contract::Version;
+use holdfast_model::contract::fetch::{FailureClass, Job, Outcome, Report, Server, Task};
 
 fn temp() -> File {
     tempfile::tempfile().unwrap()
@@ -45,7 +46,7 @@ async fn run(server: Server, task: Task) -> (Result<Outcome, Failure>, File, Vec
     };
     let reports = temp();
     let mut reporter = Reporter::new(reports.try_clone().unwrap());
-    let job = Job { report_fd: -1, server, task };
+    let job = Job { version: Version, report_fd: -1, server, task };
     let result = execute(&job, files, &mut reporter).await;
     reporter.finish(&result).unwrap();
     (result, ours, read_reports(reports))
@@ -304,7 +305,7 @@ mod update {
         };
         let files = Files::Update { os: slot.0.try_clone().unwrap(), esp: slot.1.try_clone().unwrap() };
         let mut reporter = Reporter::new(temp());
-        let job = Job { report_fd: -1, server: web.server(), task };
+        let job = Job { version: Version, report_fd: -1, server: web.server(), task };
         execute(&job, files, &mut reporter).await
     }
 

@@ -9,11 +9,12 @@ use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 
 use common::{WebServer, noise, sha256, tar};
-use holdfast_fetch::job::{Job, Outcome, Report, Task};
+use holdfast_model::contract::Version;
+use holdfast_model::contract::fetch::{Job, Outcome, Report, Task};
 
 /// Runs the program with `files` at descriptors 5, 6, ...; returns whether it succeeded and its reports.
 async fn run(web: &WebServer, task: Task, files: Vec<File>) -> (bool, Vec<Report>) {
-    let job = Job { report_fd: 4, server: web.server(), task };
+    let job = Job { version: Version, report_fd: 4, server: web.server(), task };
     let mut document = tempfile::tempfile().unwrap();
     document.write_all(&serde_json::to_vec(&job).unwrap()).unwrap();
     document.rewind().unwrap();

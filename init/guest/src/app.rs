@@ -2,7 +2,7 @@
 
 use crate::account::Account;
 use crate::root::ROOT;
-use holdfast_model::guest::AppDocument;
+use holdfast_model::contract::guest::AppDocument;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::resource::{Resource, setrlimit};
@@ -106,6 +106,7 @@ mod tests {
 
     fn document(env: &[&str]) -> AppDocument {
         AppDocument {
+            version: holdfast_model::contract::Version,
             hostname: "web".into(),
             argv: vec!["/bin/true".into()],
             env: env.iter().map(|e| (*e).to_owned()).collect(),

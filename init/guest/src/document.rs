@@ -1,10 +1,9 @@
 //! The app document: JSON at the start of the `config` disk, padded with NUL bytes.
 
-use holdfast_model::guest::AppDocument;
+use holdfast_model::contract::guest::AppDocument;
+use holdfast_model::contract::{self, Document as _, DocumentError};
 use std::io::Read;
 
-/// Largest document that is read. Kubernetes-style environments with certificates stay far below.
-pub const LIMIT_BYTES: usize = 1 << 20;
 /// Most arguments, environment entries and mounts together.
 const LIMIT_ITEMS: usize = 65_536;
 
@@ -14,12 +13,9 @@ pub enum Error {
     /// The disk cannot be read.
     #[error("disk config: cannot read it: {0}")]
     Read(std::io::Error),
-    /// No NUL padding within the limit.
-    #[error("disk config: the document is larger than {LIMIT_BYTES} bytes")]
-    TooLarge,
-    /// Not the JSON expected.
-    #[error("disk config: not an app document: {0}")]
-    Json(serde_json::Error),
+    /// Not an app document of this build.
+    #[error("disk config: {0}")]
+    Document(#[from] DocumentError),
     /// A value that cannot be acted upon.
     #[error("app document: {field}: {fault}")]
     Value {
@@ -36,7 +32,7 @@ pub enum Error {
 /// See [`Error`].
 pub fn read(disk: impl Read) -> Result<AppDocument, Error> {
     let mut bytes = Vec::new();
-    disk.take(LIMIT_BYTES as u64 + 1).read_to_end(&mut bytes).map_err(Error::Read)?;
+    disk.take(AppDocument::MAX_BYTES as u64 + 1).read_to_end(&mut bytes).map_err(Error::Read)?;
     parse(&bytes)
 }
 
@@ -46,10 +42,7 @@ pub fn read(disk: impl Read) -> Result<AppDocument, Error> {
 /// See [`Error`].
 pub fn parse(bytes: &[u8]) -> Result<AppDocument, Error> {
     let end = bytes.iter().position(|b| *b == 0).unwrap_or(bytes.len());
-    if end > LIMIT_BYTES {
-        return Err(Error::TooLarge);
-    }
-    let document: AppDocument = serde_json::from_slice(&bytes[..end]).map_err(Error::Json)?;
+    let document: AppDocument = contract::read(&bytes[..end])?;
     check(&document)?;
     Ok(document)
 }
@@ -122,7 +115,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const GOOD: &str = r#"{"hostname":"web","argv":["/bin/server","-v"],"env":["A=1","B="],"user":"","cwd":"","stop_signal":"",
+    const GOOD: &str = r#"{"version":1,"hostname":"web","argv":["/bin/server","-v"],"env":["A=1","B="],"user":"","cwd":"","stop_signal":"",
         "grace_seconds":10,"mounts":[{"disk":"vol0","at":"/data","read_only":false}]}"#;
 
     fn padded(text: &str) -> Vec<u8> {
@@ -149,7 +142,7 @@ mod tests {
             (r#""/data""#, r#""//""#, "mounts"),
             (r#""stop_signal":"""#, r#""stop_signal":"SIGNONE""#, "stop_signal"),
             ("-v", r"a\u0000b", "NUL"),
-            ("hostname", "nohost", "not an app document"),
+            ("hostname", "nohost", "unknown field `nohost`"),
         ];
         for (from, to, expected) in cases {
             assert!(GOOD.contains(from), "{from}");
@@ -160,7 +153,7 @@ mod tests {
 
     #[test]
     fn an_endless_document_is_refused() {
-        assert!(matches!(read(std::io::repeat(b' ')), Err(Error::TooLarge)));
+        assert!(matches!(read(std::io::repeat(b' ')), Err(Error::Document(DocumentError::TooLong { .. }))));
     }
 
     #[test]

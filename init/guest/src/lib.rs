@@ -8,7 +8,7 @@
 //! 5. Every wait has a deadline.
 //!
 //! Contract: `docs/design.md` 8.5. Disks are virtio-blk devices found by serial number: `rootfs`, `overlay`, `config` and the
-//! volumes that the [`holdfast_model::guest::AppDocument`] on `config` names.
+//! volumes that the [`holdfast_model::contract::guest::AppDocument`] on `config` names.
 //!
 //! Reading order: [`lifecycle`] (the whole run), [`document`], [`disks`], [`root`], [`inroot`], [`account`], [`network`], [`dhcp`],
 //! [`interface`], [`app`], [`console`], [`power`].

@@ -4,7 +4,7 @@ use crate::account::{self, Account};
 use crate::console::{self, Console};
 use crate::document;
 use crate::{app, inroot, network, power, root};
-use holdfast_model::guest::AppDocument;
+use holdfast_model::contract::guest::AppDocument;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::reboot::{RebootMode, reboot, set_cad_enabled};

@@ -3,7 +3,7 @@
 use crate::disks;
 use crate::document::Error as DocumentError;
 use crate::inroot;
-use holdfast_model::guest::{AppDocument, Mount};
+use holdfast_model::contract::guest::{AppDocument, Mount};
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::stat::{Mode, SFlag, makedev, mknodat};

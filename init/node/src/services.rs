@@ -3,9 +3,9 @@
 use crate::fetching::jobs::memfd;
 use crate::seqpacket::{Connection, listen_at};
 use crate::supervisor::Supervisor;
+use holdfast_model::contract::network::{ClientService, ClientState, Lease, NetworkService, Reply, Request};
 use holdfast_model::net::Prefix;
 use holdfast_netkernel::{Prepared, Services};
-use holdfast_netsvc::config::{ClientService, ClientState, Lease, NetworkService, Reply, Request};
 use holdfast_plan::item::{Service, ServiceKind};
 use holdfast_supervise::{CallError, Limits, RefusalKind, Restart, Sandbox, UnitName, UnitSpec, UnitState};
 use serde::{Deserialize, Serialize};
@@ -144,7 +144,7 @@ impl Services for Units {
         let unit = Self::unit(&service.name)?;
         let text = |e: &dyn std::fmt::Display| format!("service {}: {e}", service.name);
         let control = listen_at(&self.socket(&service.name)).map_err(|e| text(&format!("{e:#}")))?;
-        let document = serde_json::to_vec(&prepared.config).map_err(|e| text(&e))?;
+        let document = holdfast_model::contract::write(&prepared.config).map_err(|e| text(&e))?;
         let config = memfd("netsvc", &document).map_err(|e| text(&e))?;
         let mut fds = vec![config.as_fd(), control.as_fd()];
         fds.extend(prepared.sockets.iter().map(AsFd::as_fd));

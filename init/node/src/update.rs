@@ -7,12 +7,12 @@ use crate::fetching::source::{What, plan as plan_fetch};
 use crate::supervisor::Supervisor;
 use crate::trust;
 use anyhow::{Context, Result};
-use holdfast_fetch::job::{FailureClass, Outcome, Report, Task};
 use holdfast_format::gpt;
 use holdfast_format::release::PRODUCT;
 use holdfast_identity::Identity;
 use holdfast_model::base_os::BaseOs;
 use holdfast_model::boot::Partitions;
+use holdfast_model::contract::fetch::{FailureClass, Outcome, Report, Task};
 use holdfast_model::desired::Desired;
 use holdfast_model::observed::{BootReason, ContentStatus, LoadState};
 use holdfast_model::slot::{BaseOsStatus, BaseOsSubStatus, Slot, SlotStatus};
@@ -199,7 +199,7 @@ impl Update {
     /// Takes a report of the download job in; returns what is worth saying.
     pub fn job(&mut self, report: Option<Report>) -> Vec<String> {
         let end = match report {
-            Some(Report::Progress { phase: holdfast_fetch::job::Phase::Verifying, .. }) => {
+            Some(Report::Progress { phase: holdfast_model::contract::fetch::Phase::Verifying, .. }) => {
                 self.download.verifying = true;
                 return vec![];
             }

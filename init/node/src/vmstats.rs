@@ -5,8 +5,8 @@
 
 use crate::parts::app::vm as vms;
 use crate::seqpacket::Connection;
+use holdfast_model::contract::vm::{Reply, Request, Stats};
 use holdfast_model::observed::{DiskCounters, Observed};
-use holdfast_vmm::control::{Reply, Request, Stats};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
@@ -62,9 +62,9 @@ fn disk_volume(device: &str) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use holdfast_model::contract::vm::{DeviceStats, RunState};
     use holdfast_model::observed::{AppStatus, VolumeStatus};
-    use holdfast_vmm::control::{ControlServer, RunState};
-    use holdfast_vmm::virtio::DeviceStats;
+    use holdfast_vmm::control::ControlServer;
 
     fn stats(devices: &[(&str, u64)]) -> Stats {
         let counted = |n: u64| DeviceStats { in_bytes: n, in_ops: 1, out_bytes: 10 * n, out_ops: 2, errors: 0 };

@@ -3,7 +3,8 @@
 use crate::error::NetlinkError;
 use crate::rtnl::Rtnl;
 use crate::sys;
-use holdfast_netsvc::config::{ClientSockets, Config, Mode, NetworkSockets};
+use holdfast_model::contract::Version;
+use holdfast_model::contract::network::{ClientSockets, Mode, NetworkSockets, ServiceDocument};
 use holdfast_plan::item::{Service, ServiceKind};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
@@ -24,7 +25,7 @@ pub struct Prepared {
     /// To be placed at [`FIRST_SOCKET_FD`] and up in the service.
     pub sockets: Vec<OwnedFd>,
     /// To be given as JSON on descriptor 3. Names the control socket as [`CONTROL_FD`].
-    pub config: Config,
+    pub config: ServiceDocument,
 }
 
 /// Collects sockets and says the number each will have.
@@ -80,7 +81,7 @@ pub async fn prepare(rtnl: &Rtnl, service: &Service) -> Result<Prepared, Netlink
             service: parameters.clone(),
         },
     };
-    Ok(Prepared { sockets: plate.0, config: Config { control_fd: CONTROL_FD, mode } })
+    Ok(Prepared { sockets: plate.0, config: ServiceDocument { version: Version, control_fd: CONTROL_FD, mode } })
 }
 
 fn bind_device(fd: &OwnedFd, name: &str) -> io::Result<()> {

@@ -2,8 +2,8 @@
 //!
 //! The service keeps the listening end; [`Client`] is for its parent, which may come and go.
 
-use crate::config::{Reply, Request};
 use crate::sys::{self, Interest};
+use holdfast_model::contract::network::{Reply, Request};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;

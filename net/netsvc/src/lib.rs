@@ -6,12 +6,11 @@
 //!    moves packets and time.
 //! 3. Every table is bounded, every query and lease has a deadline, every retry a backoff.
 //! 4. Addresses come from the controller's assignments; a name is answered from own tables before anyone is asked.
-//! 5. It is told everything over its configuration and control socket ([`config`], [`control`]), and may be told anew.
+//! 5. It is told everything over its document and its control socket ([`holdfast_model::contract::network`], [`control`]), and may be told anew.
 //!
-//! Reading order: [`config`], [`dhcp`], [`dns`], [`control`], [`service`], [`sandbox`], [`sys`].
+//! Reading order: [`holdfast_model::contract::network`], [`dhcp`], [`dns`], [`control`], [`service`], [`sandbox`], [`sys`].
 #![deny(unsafe_code)]
 
-pub mod config;
 pub mod control;
 pub mod dhcp;
 pub mod dns;

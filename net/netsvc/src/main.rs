@@ -2,12 +2,11 @@
 #![forbid(unsafe_code)]
 
 use anyhow::{Context, Result, bail};
-use holdfast_netsvc::{config::Config, sandbox, service, sys};
+use holdfast_model::contract::network::ServiceDocument;
+use holdfast_model::contract::{self, Document as _};
+use holdfast_netsvc::{sandbox, service, sys};
 use std::fs::File;
 use std::io::{Read, Seek};
-
-/// Largest configuration document.
-const MAX_CONFIG: u64 = 1 << 20;
 
 fn main() -> Result<()> {
     let config = read_config()?;
@@ -16,7 +15,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-fn read_config() -> Result<Config> {
+fn read_config() -> Result<ServiceDocument> {
     let mut args = std::env::args().skip(1);
     let (Some(flag), Some(fd), None) = (args.next(), args.next(), args.next()) else {
         bail!("usage: netsvc --config-fd N");
@@ -28,7 +27,7 @@ fn read_config() -> Result<Config> {
     let mut file = File::from(sys::inherit(fd).with_context(|| format!("--config-fd {fd}"))?);
     // A memfd comes with its offset behind what was written.
     let _ = file.rewind();
-    let mut text = String::new();
-    file.take(MAX_CONFIG).read_to_string(&mut text).context("read configuration")?;
-    serde_json::from_str(&text).context("configuration document")
+    let mut text = Vec::new();
+    file.take(ServiceDocument::MAX_BYTES as u64 + 1).read_to_end(&mut text).context("read configuration")?;
+    Ok(contract::read(&text)?)
 }

@@ -7,12 +7,12 @@ use common::*;
 use holdfast_engine::{Backoff, Engine, Graph, Report, State, drive};
 use holdfast_model::Uuid;
 use holdfast_model::app::App;
+use holdfast_model::contract::network::{Assignment, Lease, NetworkService, Reply, Request};
 use holdfast_model::desired::Desired;
 use holdfast_model::net::{
     Addresses, AppInterface, InstanceKind, NetworkInstance, Protocol, RateUnit, Rule, RuleAction, Subnet,
 };
 use holdfast_netkernel::NetDriver;
-use holdfast_netsvc::config::{Assignment, Lease, NetworkService, Reply, Request};
 use holdfast_plan::item::{Service, ServiceKind};
 use holdfast_plan::{Allocations, Input, ItemKey, LinkFact, NetItem, Plan, last_resort, plan};
 use std::collections::BTreeMap;
@@ -202,7 +202,7 @@ fn two_apps_live_change_and_go_without_a_trace() {
     let client = Service {
         name: "a".into(),
         link: "eth0".into(),
-        kind: ServiceKind::DhcpClient(holdfast_netsvc::config::ClientService {
+        kind: ServiceKind::DhcpClient(holdfast_model::contract::network::ClientService {
             interface: "eth0".into(),
             host_name: "a".into(),
         }),

@@ -3,7 +3,7 @@
 mod common;
 
 use common::*;
-use holdfast_netsvc::config::{Assignment, ClientService, NetworkService};
+use holdfast_model::contract::network::{Assignment, ClientService, NetworkService};
 use holdfast_plan::item::{Service, ServiceKind};
 use std::net::Ipv4Addr;
 use std::process::{Command, Stdio};
@@ -182,7 +182,7 @@ fn our_client_gets_and_renews_a_lease_from_dnsmasq() {
     assert_eq!(lease.routes.len(), 1);
     assert_eq!(lease.domain, "lab");
     // Asked again, it keeps its address.
-    let request = holdfast_netsvc::config::Request::Renew;
+    let request = holdfast_model::contract::network::Request::Renew;
     processes.control("dhcp-c0").request(&request).expect("renew");
     assert_eq!(wait_for_lease(&processes, "dhcp-c0").address, lease.address);
     let text = std::fs::read_to_string(directory.path().join("leases")).expect("leases");

@@ -3,8 +3,8 @@
 use crate::firewall::{Family, Table};
 use crate::rules::TABLE;
 use holdfast_engine::{Item, Need, Transition};
+use holdfast_model::contract::network::{ClientService, NetworkService};
 use holdfast_model::net::{Mac, Prefix, mac_text};
-use holdfast_netsvc::config::{ClientService, NetworkService};
 use std::convert::Infallible;
 use std::fmt;
 use std::net::IpAddr;

@@ -26,9 +26,9 @@ pub use item::{ItemKey, NetItem};
 pub use ports::{PortPlan, last_resort, link_of};
 
 use holdfast_engine::Graph;
+use holdfast_model::contract::network::Lease;
 use holdfast_model::desired::{Desired, Fault};
 use holdfast_model::net::Mac;
-use holdfast_netsvc::config::Lease;
 use std::collections::{BTreeMap, BTreeSet};
 use uuid::Uuid;
 

@@ -3,9 +3,9 @@
 use crate::item::{Address, Hop, NetItem, Port as PortItem, Resolver, Route, Service, ServiceKind, Sysctl};
 use crate::{Input, names};
 use holdfast_engine::Graph;
+use holdfast_model::contract::network::{ClientService, Lease};
 use holdfast_model::desired::{Desired, Fault, ObjectKind};
 use holdfast_model::net::{Adapter, Addressing4, Addressing6, Port, PortUsage, Prefix};
-use holdfast_netsvc::config::{ClientService, Lease};
 use std::net::{IpAddr, Ipv4Addr};
 use uuid::Uuid;
 

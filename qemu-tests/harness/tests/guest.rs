@@ -5,7 +5,8 @@
 
 use holdfast_format::cpio::Archive;
 use holdfast_harness::{Device, Disk, Nic, secs};
-use holdfast_model::guest::{AppDocument, Mount};
+use holdfast_model::contract::Version;
+use holdfast_model::contract::guest::{AppDocument, Mount};
 use std::fs;
 use std::io::Read;
 use std::net::{SocketAddr, TcpStream};
@@ -77,6 +78,7 @@ fn parts() -> &'static Parts {
 
 fn document(argv: &[&str]) -> AppDocument {
     AppDocument {
+        version: Version,
         hostname: "web".into(),
         argv: argv.iter().map(|a| (*a).to_owned()).collect(),
         env: vec!["COLOUR=green".into(), "COLOUR=blue".into()],

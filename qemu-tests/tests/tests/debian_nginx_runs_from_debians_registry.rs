@@ -4,10 +4,11 @@
 //! that answers in the end is ours, and what `fetch` makes of the image is read back by `fsck.erofs` and compared by GNU tar.
 
 use anyhow::{Context, Result, bail, ensure};
-use holdfast_fetch::job::{Job, Outcome, Server, Task};
 use holdfast_fetch::report::Reporter;
 use holdfast_fetch::run::{Files, execute};
 use holdfast_harness::{Nic, secs};
+use holdfast_model::contract::Version;
+use holdfast_model::contract::fetch::{Job, Outcome, Server, Task};
 use holdfast_scenarios::debian::{self, as_root};
 use holdfast_scenarios::docker_registry::Registry;
 use holdfast_scenarios::world::{APP_PORT, boot_limit, soon};
@@ -98,7 +99,7 @@ fn what_fetch_makes_of_debians_nginx_is_what_debootstrap_made() {
     };
     let spool = || tempfile::tempfile().expect("a spool file");
     let files = Files::Oci { output: erofs, layer_spool: spool(), contents_spool: spool() };
-    let job = Job { report_fd: -1, server, task };
+    let job = Job { version: Version, report_fd: -1, server, task };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let began = Instant::now();
     let done = runtime.block_on(execute(&job, files, &mut Reporter::new(spool()))).expect("fetched");

@@ -9,7 +9,7 @@ use std::process::{Child, Command};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
-use holdfast_vmm::config::{FileRef, JailConfig, VmConfig, default_cmdline};
+use holdfast_model::contract::vm::{FileRef, JailConfig, VmConfig, default_cmdline};
 
 use crate::cases;
 use crate::support::{check, configure, ifreq, mount, power_off};
@@ -186,7 +186,7 @@ impl Lines {
 /// Starts `/vmm --config-fd 3` with `files` as descriptors 4 and up.
 pub fn spawn_with(config: &VmConfig, files: Vec<OwnedFd>) -> Result<(Child, Lines), String> {
     let (reader, mut writer) = pipe()?;
-    writer.write_all(&config.to_json()).map_err(text)?;
+    writer.write_all(&holdfast_model::contract::write(config).map_err(text)?).map_err(text)?;
     drop(writer);
     let mut sources: Vec<OwnedFd> = vec![reader.into()];
     sources.extend(files);

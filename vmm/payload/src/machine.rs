@@ -91,7 +91,7 @@ impl Setup {
         const TAP: RawFd = 5;
         const DISK: RawFd = 6;
         let mut config = json!({
-            "name": self.name, "vcpus": 1, "memory_mib": self.memory_mib, "kernel": {"fd": KERNEL},
+            "version": 1, "name": self.name, "vcpus": 1, "memory_mib": self.memory_mib, "kernel": {"fd": KERNEL},
             "cmdline": self.words, "console": {"input": {"fd": 0}}, "rng": true,
         });
         if self.tap.is_some() {

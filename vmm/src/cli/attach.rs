@@ -8,8 +8,8 @@ use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
+use holdfast_model::contract::end::{End, ExitClass};
 use holdfast_vmm::control::ControlClient;
-use holdfast_vmm::exit::{End, ExitClass};
 
 use super::control;
 use super::tty::{Raw, Signals, window_size};

@@ -5,8 +5,9 @@ use std::fmt::Write;
 use std::io::ErrorKind;
 use std::path::Path;
 
-use holdfast_vmm::control::{ControlClient, ControlError, Reply, Request, RunState, Stats};
-use holdfast_vmm::exit::{End, ExitClass};
+use holdfast_model::contract::end::{End, ExitClass};
+use holdfast_model::contract::vm::{Reply, Request, RunState, Stats};
+use holdfast_vmm::control::{ControlClient, ControlError};
 
 use super::Action;
 
@@ -118,9 +119,9 @@ fn bytes(count: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use holdfast_vmm::control::VcpuStats;
-    use holdfast_vmm::terminal::ConsoleStats;
-    use holdfast_vmm::virtio::DeviceStats;
+    use holdfast_model::contract::vm::ConsoleStats;
+    use holdfast_model::contract::vm::DeviceStats;
+    use holdfast_model::contract::vm::VcpuStats;
 
     #[test]
     fn stats_are_aligned_tables() {

@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
-use holdfast_vmm::terminal::WindowSize;
+use holdfast_model::contract::vm::WindowSize;
 
 /// A terminal in raw mode until this is dropped.
 #[derive(Debug)]

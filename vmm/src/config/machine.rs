@@ -1,57 +1,16 @@
-//! How the machine sits on its host: CPUs, pages, and what is recorded.
+//! How the machine sits on its host: ranges of its memory and CPUs.
 
-use serde::{Deserialize, Serialize};
+use holdfast_model::contract::vm::VmConfig;
 
-use super::{ConfigError, VmConfig, range};
+use super::{ConfigError, range};
+use crate::memory::unit_mib;
 use crate::vcpu::affinity::MAX_HOST_CPUS;
-
-/// Host CPUs that one vCPU may run on: `2`, or `[2, 3]`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(untagged)]
-pub enum HostCpus {
-    /// This one.
-    One(usize),
-    /// Any of these.
-    AnyOf(Vec<usize>),
-}
-
-impl HostCpus {
-    /// The CPUs' numbers.
-    pub fn numbers(&self) -> &[usize] {
-        match self {
-            HostCpus::One(cpu) => std::slice::from_ref(cpu),
-            HostCpus::AnyOf(cpus) => cpus,
-        }
-    }
-}
-
-/// What the guest's timer interrupts come from.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Timer {
-    /// [`Timer::TscDeadline`] where the host's TSC is invariant (CPUID 0x80000007, EDX bit 8), else [`Timer::Pit`].
-    #[default]
-    Auto,
-    /// The local APIC's TSC-deadline mode, and no PIT. On an emulated host a deadline now and then comes tens of seconds late.
-    TscDeadline,
-    /// A PIT to calibrate the local APIC against; its kernel thread works outside the VM's cgroup.
-    Pit,
-}
-
-/// What is recorded and printed on stderr when the VM ends.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct TraceConfig {
-    /// Exits of each vCPU by kind, and the ports and addresses that cost most of them.
-    #[serde(default)]
-    pub exits: bool,
-}
 
 /// Checks what can be checked without asking the host.
 pub(super) fn validate(config: &VmConfig) -> Result<(), ConfigError> {
     let (pages, mib) = (config.hugepages, config.memory_mib);
-    let expected = format!("a multiple of {} for this page size", pages.unit_mib());
-    range("memory_mib", &mib, &expected, mib.is_multiple_of(pages.unit_mib()))?;
+    let expected = format!("a multiple of {} for this page size", unit_mib(pages));
+    range("memory_mib", &mib, &expected, mib.is_multiple_of(unit_mib(pages)))?;
     let count = config.cpus.len();
     let expected = format!("one for each of {} vCPUs, or to be left out", config.vcpus);
     range("cpus", &format!("{count} entries"), &expected, count == 0 || count == usize::from(config.vcpus))?;
@@ -80,22 +39,24 @@ pub fn check_host_cpus(config: &VmConfig, allowed: &[usize]) -> Result<(), Confi
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::FileRef;
-    use crate::memory::PageSize;
+    use crate::config::parse;
+    use holdfast_model::contract::vm::HostCpus;
+    use holdfast_model::contract::vm::{FileRef, PageSize};
+    use holdfast_model::contract::write;
 
     fn config(change: impl Fn(&mut VmConfig)) -> Result<VmConfig, ConfigError> {
         let mut config = VmConfig::new("t", FileRef::Path("k".into()));
         config.vcpus = 2;
         change(&mut config);
-        VmConfig::from_json(&config.to_json())
+        parse(&write(&config).unwrap())
     }
 
     #[test]
     fn a_vcpu_has_one_host_cpu_or_several() {
-        let text = br#"{"name": "t", "vcpus": 2, "memory_mib": 64, "kernel": {"path": "k"}, "cpus": [3, [0, 1]]}"#;
-        let config = VmConfig::from_json(text).unwrap();
+        let text = br#"{"version": 1, "name": "t", "vcpus": 2, "memory_mib": 64, "kernel": {"path": "k"}, "cpus": [3, [0, 1]]}"#;
+        let config = parse(text).unwrap();
         assert_eq!(config.cpus.iter().map(HostCpus::numbers).collect::<Vec<_>>(), [&[3][..], &[0, 1]]);
-        assert_eq!(VmConfig::from_json(&config.to_json()).unwrap(), config);
+        assert_eq!(parse(&write(&config).unwrap()).unwrap(), config);
     }
 
     #[test]

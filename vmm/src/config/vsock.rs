@@ -1,31 +1,11 @@
-//! The socket device.
+//! The socket device: its address.
 
-use serde::{Deserialize, Serialize};
+use holdfast_model::contract::vm::{MAX_CID, MIN_CID, VsockConfig};
 
-use super::{ConfigError, FdList, FileRef, range};
+use super::{ConfigError, range};
 
-/// Least context id of a guest: below it are the hypervisor (0), the loopback (1) and the host (2).
-pub const MIN_CID: u32 = 3;
-/// Greatest context id of a guest: above it is "any".
-pub const MAX_CID: u32 = u32::MAX - 1;
-
-/// virtio sockets: streams between guest and host without a network.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct VsockConfig {
-    /// The guest's address, [`MIN_CID`]..=[`MAX_CID`]; no other VM of this host may have it.
-    pub cid: u32,
-    /// `/dev/vhost-vsock`.
-    pub vhost: FileRef,
-}
-
-impl VsockConfig {
-    pub(super) fn validate(&self, name: &str) -> Result<(), ConfigError> {
-        let expected = format!("{MIN_CID} to {MAX_CID}");
-        range(&format!("{name}.cid"), &self.cid, &expected, (MIN_CID..=MAX_CID).contains(&self.cid))
-    }
-
-    pub(super) fn list_fds(&self, name: &str, fds: &mut FdList) {
-        fds.add(&format!("{name}.vhost"), Some(&self.vhost));
-    }
+/// Checks the socket device, called `name` in messages.
+pub(super) fn validate(vsock: &VsockConfig, name: &str) -> Result<(), ConfigError> {
+    let expected = format!("{MIN_CID} to {MAX_CID}");
+    range(&format!("{name}.cid"), &vsock.cid, &expected, (MIN_CID..=MAX_CID).contains(&vsock.cid))
 }

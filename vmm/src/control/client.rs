@@ -6,8 +6,8 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::{ControlError, MAX_MESSAGE, MAX_STOP_MS, Reply, Request, RunState, Stats, check, rights, socket_for};
-use crate::terminal::WindowSize;
+use super::{ControlError, MAX_MESSAGE, check, rights, socket_for};
+use holdfast_model::contract::vm::{MAX_STOP_MS, Reply, Request, RunState, Stats, WindowSize};
 
 /// How long a client waits for a reply.
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(10);

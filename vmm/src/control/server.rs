@@ -4,7 +4,9 @@ use std::io::{self, Read};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 
-use super::{MAX_CONNECTIONS, MAX_MESSAGE, Reply, Request, check, parse, rights};
+use holdfast_model::contract::vm::{Reply, Request};
+
+use super::{MAX_CONNECTIONS, MAX_MESSAGE, check, parse, rights};
 
 /// The VM's end, driven by the device thread; never blocks.
 #[derive(Debug)]

@@ -2,6 +2,8 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
+use holdfast_model::contract::vm::{RunState, WindowSize};
+
 use super::*;
 use proptest::prelude::*;
 

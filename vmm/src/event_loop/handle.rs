@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::exit::End;
 use crate::pci::virtio::DeviceLoop;
 use crate::virtio::Activation;
+use holdfast_model::contract::end::End;
 
 /// How long a vCPU waits for the device thread: longer than a drain of the host's storage.
 const COMMAND_DEADLINE: Duration = Duration::from_secs(40);

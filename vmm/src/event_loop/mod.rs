@@ -21,11 +21,12 @@ use vmm_sys_util::eventfd::EventFd;
 use self::handle::Command;
 pub use self::handle::{EndSlot, LoopHandle};
 use crate::control::ControlServer;
-use crate::exit::{End, ExitClass};
 use crate::platform::power::Power;
 use crate::terminal::{GuestEnd, Terminal};
 use crate::vcpu::VcpuSet;
-use crate::virtio::{Activation, ActiveDevice, Device, DeviceFault, DeviceStats, Progress, Source};
+use crate::virtio::{Activation, ActiveDevice, Device, DeviceFault, Progress, Source};
+use holdfast_model::contract::end::{End, ExitClass};
+use holdfast_model::contract::vm::DeviceStats;
 
 /// How long vCPUs have to leave the guest.
 const PARK_DEADLINE: Duration = Duration::from_secs(5);

@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 use vmm_sys_util::epoll::EventSet;
 
 use super::{CONNECTION, EventLoop, PARK_DEADLINE, State};
-use crate::control::{Reply, Request, RunState, Stats};
-use crate::exit::{End, ExitClass};
-use crate::terminal::WindowSize;
 use crate::vcpu::VcpuSet;
 use crate::virtio::Order;
+use holdfast_model::contract::end::{End, ExitClass};
+use holdfast_model::contract::vm::WindowSize;
+use holdfast_model::contract::vm::{Reply, Request, RunState, Stats};
 
 impl EventLoop {
     pub(super) fn accept(&mut self) -> io::Result<()> {

@@ -1,13 +1,15 @@
 use super::*;
-use crate::control::{ControlClient, RunState, listen};
+use crate::control::{ControlClient, listen};
 use crate::pci::virtio::DeviceLoop;
-use crate::terminal::WindowSize;
 use crate::vcpu::Buses;
 use crate::virtio::device_config::DeviceConfig;
 use crate::virtio::interrupt::IrqLine;
 use crate::virtio::rng::Rng;
 use crate::virtio::testing::{Driver, activation, ram};
-use crate::virtio::{DeviceKind, DeviceStats, F_COMMON};
+use crate::virtio::{DeviceKind, F_COMMON};
+use holdfast_model::contract::vm::DeviceStats;
+use holdfast_model::contract::vm::RunState;
+use holdfast_model::contract::vm::WindowSize;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;

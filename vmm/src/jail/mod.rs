@@ -12,7 +12,7 @@ use std::io;
 use landlock::{ABI, Access, AccessFs, AccessNet, Ruleset, RulesetAttr, RulesetStatus, Scope};
 use thiserror::Error;
 
-use crate::config::JailConfig;
+use holdfast_model::contract::vm::JailConfig;
 
 /// The jail cannot be closed.
 #[derive(Debug, Error)]

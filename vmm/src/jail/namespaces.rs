@@ -6,9 +6,9 @@ use std::os::fd::AsRawFd;
 
 use super::seccomp::{self, ThreadKind};
 use super::{JailError, check, drop_privileges, step};
-use crate::config::JailConfig;
-use crate::exit::ExitClass;
 use crate::signal;
+use holdfast_model::contract::end::ExitClass;
+use holdfast_model::contract::vm::JailConfig;
 
 /// Directories that exist on any host; one of them becomes the mount point of the empty root, seen by us only.
 const MOUNT_POINTS: [&CStr; 4] = [c"/run", c"/tmp", c"/dev", c"/proc"];
@@ -65,7 +65,7 @@ fn fork(jail: &JailConfig) -> Result<PipeReader, JailError> {
         libc::WEXITSTATUS(status)
     } else {
         eprintln!("vmm: ended by signal {}", libc::WTERMSIG(status));
-        ExitClass::HostFault as i32
+        i32::from(ExitClass::HostFault.code())
     };
     // SAFETY: ends this process without running destructors of what the child owns.
     unsafe { libc::_exit(code) }

@@ -15,11 +15,11 @@ use seccompiler::{
 };
 
 use super::JailError;
-use crate::exit::ExitClass;
 use crate::signal;
 use crate::virtio::net::vhost as vhost_net;
 use crate::virtio::vhost;
 use crate::virtio::vsock::vhost as vhost_vsock;
+use holdfast_model::contract::end::ExitClass;
 
 /// Kinds of threads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -252,7 +252,7 @@ extern "C" fn on_violation(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut l
     // SAFETY: both calls are async-signal-safe and allowed to every thread.
     unsafe {
         libc::write(2, text.as_ptr().cast(), text.len());
-        libc::_exit(ExitClass::Jail as i32)
+        libc::_exit(i32::from(ExitClass::Jail.code()))
     }
 }
 

@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::config::{ConfigSpace, Identity, SPACE};
 use super::pages::ConfigPages;
 use crate::bus::BusDevice;
-use crate::exit::End;
 use crate::memory::PCI_WINDOW;
+use holdfast_model::contract::end::End;
 
 /// Device numbers of a bus.
 pub const SLOTS: usize = 32;

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::bus::BusDevice;
-use crate::exit::{End, ExitClass};
 use crate::virtio::interrupt::IrqLine;
+use holdfast_model::contract::end::{End, ExitClass};
 
 /// First port of the block.
 pub const BASE: u16 = 0x600;

@@ -10,9 +10,9 @@ use vm_superio::serial::NoEvents;
 use vm_superio::{Serial, Trigger};
 
 use crate::bus::BusDevice;
-use crate::exit::End;
 use crate::terminal::{GuestEnd, Terminal, Writer};
 use crate::virtio::interrupt::IrqLine;
+use holdfast_model::contract::end::End;
 
 /// First port of COM1.
 pub const BASE: u16 = 0x3f8;

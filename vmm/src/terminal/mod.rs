@@ -23,7 +23,7 @@ use std::io::{self, Write};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use serde::{Deserialize, Serialize};
+use holdfast_model::contract::vm::{ConsoleStats, WindowSize};
 use vmm_sys_util::eventfd::EventFd;
 
 use self::history::History;
@@ -38,36 +38,6 @@ const OUTPUT: usize = 0;
 const INPUT: usize = 1;
 /// Place of the first client.
 const CLIENTS: usize = 2;
-
-/// Size of a terminal window, in characters.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct WindowSize {
-    /// Characters in a line.
-    pub columns: u16,
-    /// Lines.
-    pub rows: u16,
-}
-
-impl Default for WindowSize {
-    fn default() -> Self {
-        Self { columns: 80, rows: 24 }
-    }
-}
-
-/// Counters of one console, since the VM started.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ConsoleStats {
-    /// Bytes the guest wrote.
-    pub out_bytes: u64,
-    /// Bytes the guest was given.
-    pub in_bytes: u64,
-    /// Bytes of output that the main output was too slow for.
-    pub lost_bytes: u64,
-    /// Clients attached now.
-    pub attached: u32,
-}
 
 /// The guest's end of a console, on whatever thread it lives.
 pub trait GuestEnd: Send + Sync {

@@ -7,9 +7,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use serde::{Deserialize, Serialize};
-
-use crate::control::VcpuStats;
+use holdfast_model::contract::vm::{Hot, Space, VcpuStats};
 
 /// Addresses followed at once. A Linux boot touches more, the many cold ones share the last places.
 const PLACES: usize = 128;
@@ -17,27 +15,6 @@ const PLACES: usize = 128;
 const PORT: u64 = 1 << 63;
 /// Key of a place that nobody holds; no exit has it, since it is not a 16-bit port.
 const FREE: u64 = u64::MAX;
-
-/// Address space of an access.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Space {
-    /// Port I/O.
-    Pio,
-    /// Memory-mapped I/O.
-    Mmio,
-}
-
-/// One address and the exits that it cost.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Hot {
-    /// Port or memory.
-    pub space: Space,
-    /// First address of the access.
-    pub address: u64,
-    /// Exits; at most the count of the coldest place too high once more than the table's addresses were touched.
-    pub exits: u64,
-}
 
 /// The counters of one vCPU.
 #[derive(Debug)]

@@ -16,13 +16,14 @@ use std::time::Duration;
 
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
-use self::exits::{ExitCounters, Hot, Space};
+use self::exits::ExitCounters;
 use self::kernel_stats::KernelStats;
 use crate::bus::Bus;
-use crate::control::VcpuStats;
 use crate::event_loop::EndSlot;
-use crate::exit::{End, ExitClass};
 use crate::jail::seccomp;
+use holdfast_model::contract::end::{End, ExitClass};
+use holdfast_model::contract::vm::VcpuStats;
+use holdfast_model::contract::vm::{Hot, Space};
 
 /// KVM_SYSTEM_EVENT_SHUTDOWN, _RESET and _CRASH.
 const SYSTEM_EVENT_SHUTDOWN: u32 = 1;

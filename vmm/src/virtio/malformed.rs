@@ -21,11 +21,11 @@ use super::net::{Lane, Net, NetOptions};
 use super::rng::Rng;
 use super::testing::{Driver, RAM_BYTES, activation, memory_file, ram};
 use super::{ActiveDevice, Device, DeviceFault, Order};
-use crate::config::{BalloonConfig, MacAddress};
 use crate::event_loop::end_of;
-use crate::exit::ExitClass;
 use crate::memory::GuestRam;
 use crate::terminal::Terminal;
+use holdfast_model::contract::end::ExitClass;
+use holdfast_model::contract::vm::{BalloonConfig, MacAddress};
 
 /// Of every queue here.
 pub(super) const SIZE: u16 = 16;

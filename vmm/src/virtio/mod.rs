@@ -30,15 +30,13 @@ pub mod vhost;
 pub mod vsock;
 
 use std::io;
-use std::ops::Add;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::time::Instant;
 
-use serde::{Deserialize, Serialize};
+use holdfast_model::contract::vm::{DeviceStats, MemoryStats};
 use thiserror::Error;
 
-use self::balloon::MemoryStats;
 use self::chain::RingFault;
 use self::device_config::DeviceConfig;
 use self::interrupt::Interrupts;
@@ -234,36 +232,6 @@ pub enum Progress {
     Drained,
     /// The fair share of work is done and more is there; call again soon.
     Again,
-}
-
-/// Counters of one device, for the app's metrics.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct DeviceStats {
-    /// Bytes from the guest (sent, written to disk).
-    pub out_bytes: u64,
-    /// Bytes to the guest (received, read from disk).
-    pub in_bytes: u64,
-    /// Requests or frames from the guest.
-    pub out_ops: u64,
-    /// Requests or frames to the guest.
-    pub in_ops: u64,
-    /// Requests that failed on the host.
-    pub errors: u64,
-}
-
-impl Add for DeviceStats {
-    type Output = Self;
-
-    fn add(self, other: Self) -> Self {
-        Self {
-            out_bytes: self.out_bytes + other.out_bytes,
-            in_bytes: self.in_bytes + other.in_bytes,
-            out_ops: self.out_ops + other.out_ops,
-            in_ops: self.in_ops + other.in_ops,
-            errors: self.errors + other.errors,
-        }
-    }
 }
 
 /// Why a device cannot go on.

@@ -32,11 +32,11 @@ mod tests {
     #[test]
     fn documents_among_the_seeds_are_accepted() {
         for seed in vmm::config() {
-            let read = holdfast_vmm::VmConfig::from_json(&seed);
+            let read = holdfast_vmm::config::parse(&seed);
             assert!(read.is_ok(), "{}: {read:?}", String::from_utf8_lossy(&seed));
         }
         for seed in vmm::control() {
-            use holdfast_vmm::control::{Reply, Request};
+            use holdfast_model::contract::vm::{Reply, Request};
             let request = serde_json::from_slice::<Request>(&seed).map_err(|e| e.to_string());
             let reply = serde_json::from_slice::<Reply>(&seed).map_err(|e| e.to_string());
             assert!(request.is_ok() || reply.is_ok(), "{}: {request:?} {reply:?}", String::from_utf8_lossy(&seed));
@@ -45,11 +45,11 @@ mod tests {
             serde_json::from_slice::<Site>(seed).unwrap();
         }
         for seed in network::netsvc_control() {
-            serde_json::from_slice::<holdfast_netsvc::config::Request>(&seed).unwrap();
+            serde_json::from_slice::<holdfast_model::contract::network::Request>(&seed).unwrap();
         }
         for seed in unit::document() {
             let text = seed.split(|byte| *byte == 0).next().unwrap_or_default();
-            serde_json::from_slice::<serde_json::Value>(text).unwrap();
+            holdfast_model::contract::read::<holdfast_model::contract::guest::AppDocument>(text).unwrap();
         }
     }
 }

@@ -43,6 +43,6 @@ pub fn dns() -> Seeds {
 /// What `netsvc` and the agent say to each other.
 #[must_use]
 pub fn netsvc_control() -> Seeds {
-    let requests = [holdfast_netsvc::config::Request::Subscribe];
+    let requests = [holdfast_model::contract::network::Request::Subscribe];
     requests.iter().filter_map(|r| serde_json::to_vec(r).ok()).collect()
 }

@@ -49,7 +49,7 @@ pub fn account() -> Seeds {
 /// The app document, padded as on its disk.
 #[must_use]
 pub fn document() -> Seeds {
-    let mut bytes = br#"{"hostname":"web","argv":["/bin/server","-v"],"env":["A=1"],"user":"","cwd":"","stop_signal":"","grace_seconds":10,"mounts":[{"disk":"vol0","at":"/data","read_only":false}]}"#.to_vec();
+    let mut bytes = br#"{"version":1,"hostname":"web","argv":["/bin/server","-v"],"env":["A=1"],"user":"","cwd":"","stop_signal":"","grace_seconds":10,"mounts":[{"disk":"vol0","at":"/data","read_only":false}]}"#.to_vec();
     let plain = bytes.clone();
     bytes.resize(512, 0);
     vec![plain, bytes]

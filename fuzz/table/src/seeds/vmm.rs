@@ -161,7 +161,7 @@ pub fn bring_up() -> Seeds {
 #[must_use]
 pub fn config() -> Seeds {
     texts(&[
-        r#"{"name":"web","vcpus":2,"memory_mib":256,"cpus":[0,[1,2]],"hugepages":"none","prefault":true,"kernel":{"fd":6},
+        r#"{"version":1,"name":"web","vcpus":2,"memory_mib":256,"cpus":[0,[1,2]],"hugepages":"none","prefault":true,"kernel":{"fd":6},
         "initrd":{"fd":7},"cmdline":"quiet","kvm":{"fd":5},"pci_ports":true,
         "disks":[{"id":"root","file":{"fd":8},"read_only":true,"format":"raw","lock":false,"limits":{"ops_per_second":5,"burst_ops":1}}],
         "nets":[{"mac":"02:00:00:00:00:01","tap":{"fds":[9,12]},"vhost":{"fds":[10,13]},"queue_pairs":2,"mtu":1500},
@@ -171,7 +171,7 @@ pub fn config() -> Seeds {
         "vsock":{"cid":3,"vhost":{"fd":19}},"balloon":{"free_page_reporting":true,"deflate_on_oom":false},
         "serial":{"output":{"fd":20}},"control":{"fd":11},"jail":{"uid":1000,"gid":1000,"pid_namespace":false},
         "trace":{"exits":true}}"#,
-        r#"{"name":"dev","vcpus":1,"memory_mib":32,"kernel":{"path":"/boot/vmlinux"},
+        r#"{"version":1,"name":"dev","vcpus":1,"memory_mib":32,"kernel":{"path":"/boot/vmlinux"},
         "disks":[{"id":"root","file":{"path":"/root.img"}}],
         "nets":[{"mac":"02:00:00:00:00:01","tap":{"name":"tap0"},"vhost":{"path":"/dev/vhost-net"}}],
         "console":{},"control":{"path":"/run/control"}}"#,
@@ -181,8 +181,8 @@ pub fn config() -> Seeds {
 /// Requests to a VMM and what it answers.
 #[must_use]
 pub fn control() -> Seeds {
-    use holdfast_vmm::control::{Reply, Request, RunState};
-    let size = holdfast_vmm::terminal::WindowSize { columns: 132, rows: 43 };
+    use holdfast_model::contract::vm::{Reply, Request, RunState};
+    let size = holdfast_model::contract::vm::WindowSize { columns: 132, rows: 43 };
     let requests = [
         Request::Ping,
         Request::Stop { deadline_ms: 1000 },

@@ -17,7 +17,7 @@ use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use sha2::{Digest as _, Sha256};
 
-use holdfast_fetch::job::Server;
+use holdfast_model::contract::fetch::Server;
 
 /// What the server does wrong. Counts go down as they are used.
 #[derive(Default)]

@@ -7,7 +7,7 @@ use crate::fetching::source::{Fetch, What, plan as plan_fetch};
 use crate::machine;
 use crate::parts::content::kept::KeptContent;
 use anyhow::{Context, Result};
-use holdfast_fetch::job::{FailureClass, Outcome, Report, Task};
+use holdfast_model::contract::fetch::{FailureClass, Outcome, Report, Task};
 use holdfast_model::storage::ImageFormat;
 use holdfast_supervise::UnitName;
 use std::collections::BTreeSet;

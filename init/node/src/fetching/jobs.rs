@@ -2,7 +2,8 @@
 
 use crate::supervisor::Supervisor;
 use anyhow::{Context, Result, bail};
-use holdfast_fetch::job::{Job, Report, Server, Task};
+use holdfast_model::contract::fetch::{Job, Report, Server, Task};
+use holdfast_model::contract::{self, Version};
 use holdfast_supervise::{Limits, UnitName, UnitSpec};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use std::fs::File;
@@ -56,8 +57,8 @@ pub fn start(
 ) -> Result<()> {
     let (sender, receiver) = pipe::pipe().context("report pipe")?;
     let writer = sender.into_blocking_fd().context("report pipe")?;
-    let job = Job { report_fd: FIRST_FD + 1, server, task };
-    let document = memfd("job", &serde_json::to_vec(&job)?)?;
+    let job = Job { version: Version, report_fd: FIRST_FD + 1, server, task };
+    let document = memfd("job", &contract::write(&job)?)?;
     let mut fds = vec![document.as_fd(), writer.as_fd()];
     fds.extend_from_slice(files);
 

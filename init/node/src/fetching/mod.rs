@@ -6,7 +6,7 @@ pub mod jobs;
 pub mod source;
 
 use crate::world::Local;
-use holdfast_fetch::job::{Report, Server};
+use holdfast_model::contract::fetch::{Report, Server};
 use holdfast_supervise::UnitName;
 use std::path::PathBuf;
 use std::rc::Rc;

@@ -1,6 +1,6 @@
 //! Where a content comes from: its datastore and path as a request to a server. Pure.
 
-use holdfast_fetch::job::Server;
+use holdfast_model::contract::fetch::Server;
 use holdfast_model::storage::{ContentTree, Datastore, DatastoreKind, ImageFormat};
 use uuid::Uuid;
 

@@ -8,7 +8,7 @@
 //! ```
 
 use super::message::{Message, MessageType, option};
-use crate::config::{ClientState, Lease, Mac, StaticRoute};
+use holdfast_model::contract::network::{ClientState, Lease, Mac, StaticRoute};
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
@@ -382,8 +382,8 @@ fn read_lease(m: &Message, server: Ipv4Addr) -> Option<Lease> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Assignment, NetworkService};
     use crate::dhcp::server::Server;
+    use holdfast_model::contract::network::{Assignment, NetworkService};
     use proptest::prelude::*;
 
     const MAC: Mac = [2, 0, 0, 0, 0, 1];

@@ -9,7 +9,7 @@
 //! | 12 | ciaddr | | 108 | file (128) |
 //! | 16 | yiaddr | | 236 | magic cookie, options |
 
-use crate::config::{Mac, StaticRoute};
+use holdfast_model::contract::network::{Mac, StaticRoute};
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use thiserror::Error;

@@ -1,7 +1,7 @@
 //! The server's decisions (RFC 2131 §4.3): from a message to an answer.
 
 use super::message::{Message, MessageType, option};
-use crate::config::{LeaseEntry, Mac, NetworkService};
+use holdfast_model::contract::network::{LeaseEntry, Mac, NetworkService};
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
@@ -235,7 +235,7 @@ impl Server {
         if !s.routes.is_empty() {
             // A client that reads these ignores the router option (RFC 3442): repeat the default route.
             let mut routes = s.routes.clone();
-            routes.extend(s.router.map(|router| crate::config::StaticRoute {
+            routes.extend(s.router.map(|router| holdfast_model::contract::network::StaticRoute {
                 destination: Ipv4Addr::UNSPECIFIED,
                 prefix_length: 0,
                 router,
@@ -248,7 +248,7 @@ impl Server {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Assignment;
+    use holdfast_model::contract::network::Assignment;
 
     const ME: Mac = [2, 0, 0, 0, 0, 1];
     const STRANGER: Mac = [2, 0, 0, 0, 0, 2];

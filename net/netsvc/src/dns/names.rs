@@ -1,7 +1,7 @@
 //! Names that are answered here: apps by their host names, and the static entries of the network.
 
 use super::message::{A, AAAA, ANY, Code, PTR, Query, Record};
-use crate::config::NetworkService;
+use holdfast_model::contract::network::NetworkService;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -92,8 +92,8 @@ fn reverse_address(name: &[u8]) -> Option<Ipv4Addr> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Assignment;
     use crate::dns::message::tests::query;
+    use holdfast_model::contract::network::Assignment;
 
     fn names(upstream: bool) -> Names {
         Names::new(&NetworkService {

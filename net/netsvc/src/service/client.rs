@@ -1,11 +1,11 @@
 //! The DHCP client on its packet socket.
 
 use super::{ServiceError, take};
-use crate::config::{ClientService, ClientSockets, Reply, Request};
 use crate::control::Server;
 use crate::dhcp::client::{Client, Output};
 use crate::dhcp::{Message, packet};
 use crate::sys::{self, Interest};
+use holdfast_model::contract::network::{ClientService, ClientSockets, Reply, Request};
 use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, OwnedFd};

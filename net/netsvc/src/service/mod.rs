@@ -4,9 +4,9 @@ mod client;
 mod network;
 mod tcp;
 
-use crate::config::{Config, Mode};
 use crate::control::Server;
 use crate::sys;
+use holdfast_model::contract::network::{Mode, ServiceDocument};
 use std::io;
 use thiserror::Error;
 
@@ -29,7 +29,7 @@ pub enum ServiceError {
 }
 
 /// Runs the configured service. Returns only on a fault.
-pub fn run(config: Config) -> Result<(), ServiceError> {
+pub fn run(config: ServiceDocument) -> Result<(), ServiceError> {
     let control = Server::new(take(config.control_fd, "control")?)?;
     match config.mode {
         Mode::Network { sockets, service } => network::Network::new(&sockets, service, control)?.run(),

@@ -2,7 +2,6 @@
 
 use super::tcp::Tcp;
 use super::{ServiceError, take};
-use crate::config::{Counters, NetworkService, NetworkSockets, Reply, Request};
 use crate::control::Server as Control;
 use crate::dhcp::server::{Answer, Server};
 use crate::dhcp::{Message, packet};
@@ -10,6 +9,7 @@ use crate::dns::forwarder::{Forwarder, Step};
 use crate::dns::message::Query;
 use crate::dns::names::Names;
 use crate::sys::{self, Interest};
+use holdfast_model::contract::network::{Counters, NetworkService, NetworkSockets, Reply, Request};
 use std::io;
 use std::net::UdpSocket;
 use std::os::fd::{AsRawFd, OwnedFd};

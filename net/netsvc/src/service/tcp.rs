@@ -1,9 +1,9 @@
 //! DNS over TCP (RFC 7766): a few clients, one query at a time for each, forwarded over a pool of sockets.
 
-use crate::config::Counters;
 use crate::dns::message::{Code, Query, is_reply_to};
 use crate::dns::names::Names;
 use crate::sys::{self, Interest};
+use holdfast_model::contract::network::Counters;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, OwnedFd};

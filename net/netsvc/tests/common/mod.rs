@@ -1,8 +1,8 @@
 //! Network namespaces, cables between taps, and `netsvc` processes for the tests.
 #![allow(dead_code)] // Each test file uses its part.
 
+use holdfast_model::contract::network::{Reply, Request};
 use holdfast_netkernel::{Prepared, Rtnl, Services, prepare, sys, tap};
-use holdfast_netsvc::config::{Reply, Request};
 use holdfast_netsvc::control::Client;
 use holdfast_plan::item::{Service, ServiceKind};
 use std::cell::RefCell;
@@ -213,7 +213,7 @@ impl Processes {
     pub fn launch(&self, service: &Service, prepared: Prepared) {
         let listener = sys::seqpacket_listener(&self.socket(&service.name)).expect("listener");
         let mut config = tempfile::tempfile().expect("file");
-        let text = serde_json::to_vec(&prepared.config).expect("json");
+        let text = holdfast_model::contract::write(&prepared.config).expect("json");
         config.write_all(&text).expect("write");
         let mut fds: Vec<OwnedFd> = vec![config.into(), listener];
         fds.extend(prepared.sockets);
@@ -297,7 +297,7 @@ impl Services for Processes {
 }
 
 /// The lease of a DHCP client, waited for.
-pub fn wait_for_lease(processes: &Processes, name: &str) -> holdfast_netsvc::config::Lease {
+pub fn wait_for_lease(processes: &Processes, name: &str) -> holdfast_model::contract::network::Lease {
     let mut control = processes.control(name);
     control.send(&Request::Subscribe).expect("subscribe");
     let end = Instant::now() + WORKS;

@@ -7,9 +7,9 @@ use std::process::Child;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use holdfast_vmm::config::{BalloonConfig, ConsoleConfig, FileRef, VsockConfig};
+use holdfast_model::contract::vm::MemoryStats;
+use holdfast_model::contract::vm::{BalloonConfig, ConsoleConfig, FileRef, VsockConfig};
 use holdfast_vmm::control::ControlClient;
-use holdfast_vmm::virtio::balloon::MemoryStats;
 
 use super::vsock::GUEST_PORT;
 use crate::guest::{Role, say};

@@ -5,9 +5,9 @@
 
 use std::time::{Duration, Instant};
 
-use holdfast_vmm::config::{ConsoleConfig, DiskConfig, FileRef, HostCpus};
+use holdfast_model::contract::vm::PageSize;
+use holdfast_model::contract::vm::{ConsoleConfig, DiskConfig, FileRef, HostCpus};
 use holdfast_vmm::control::ControlClient;
-use holdfast_vmm::memory::PageSize;
 
 use crate::guest::{Role, say};
 use crate::host::{

@@ -11,9 +11,10 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use holdfast_vmm::config::{ConsoleConfig, FileRef, PortConfig, SerialConfig};
-use holdfast_vmm::control::{ControlClient, RunState};
-use holdfast_vmm::terminal::WindowSize;
+use holdfast_model::contract::vm::RunState;
+use holdfast_model::contract::vm::WindowSize;
+use holdfast_model::contract::vm::{ConsoleConfig, FileRef, PortConfig, SerialConfig};
+use holdfast_vmm::control::ControlClient;
 
 use crate::guest::{Role, say};
 use crate::host::{
@@ -229,7 +230,7 @@ fn paused() -> Outcome {
     type_in(&stream, "while paused")?;
     std::thread::sleep(Duration::from_millis(700));
     let second = client.stats().map_err(text)?;
-    let cpu = |stats: &holdfast_vmm::control::Stats| stats.vcpus.iter().map(|v| v.cpu_ns).sum::<u64>();
+    let cpu = |stats: &holdfast_model::contract::vm::Stats| stats.vcpus.iter().map(|v| v.cpu_ns).sum::<u64>();
     if second.state != RunState::Paused || cpu(&running) == 0 {
         return Err(format!("state {:?}, {} ns of CPU time", second.state, cpu(&running)));
     }

@@ -10,8 +10,8 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::process::Child;
 use std::time::{Duration, Instant};
 
-use holdfast_vmm::config::{ConsoleConfig, DiskConfig, FileRef, VmConfig};
-use holdfast_vmm::rate::Limits;
+use holdfast_model::contract::vm::Limits;
+use holdfast_model::contract::vm::{ConsoleConfig, DiskConfig, FileRef, VmConfig};
 
 use crate::guest::{Role, say};
 use crate::host::{DISK, JAIL, Lines, Outcome, Scenario, config, expect_code, open, pipe, processes, spawn_with, text};

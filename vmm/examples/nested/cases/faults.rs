@@ -4,7 +4,7 @@
 use std::fs;
 use std::os::fd::OwnedFd;
 
-use holdfast_vmm::config::{ConsoleConfig, DiskConfig, FileRef, NetConfig, TapRef, VhostRef, VmConfig};
+use holdfast_model::contract::vm::{ConsoleConfig, DiskConfig, FileRef, NetConfig, TapRef, VhostRef, VmConfig};
 
 use crate::host::{INITRD, KERNEL, Outcome, Scenario, config, expect_code, open, processes, spawn_with, tap, text};
 

@@ -11,7 +11,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
-use holdfast_vmm::config::{
+use holdfast_model::contract::vm::{
     BalloonConfig, ConsoleConfig, DiskConfig, FileRef, JailConfig, NetConfig, SerialConfig, TapRef, VhostRef, VmConfig,
     VsockConfig,
 };

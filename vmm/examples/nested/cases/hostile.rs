@@ -4,7 +4,7 @@ use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
-use holdfast_vmm::config::{ConsoleConfig, DiskConfig, FileRef};
+use holdfast_model::contract::vm::{ConsoleConfig, DiskConfig, FileRef};
 use holdfast_vmm::control::ControlClient;
 
 use crate::guest::{Role, registers, say};

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::process::Child;
 
-use holdfast_vmm::config::{ConsoleConfig, DiskConfig, FileRef, NetConfig, TapRef, VhostRef};
+use holdfast_model::contract::vm::{ConsoleConfig, DiskConfig, FileRef, NetConfig, TapRef, VhostRef};
 use holdfast_vmm::control::{ControlClient, listen};
 
 use super::whole::echo_line;

@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::process::Child;
 use std::time::{Duration, Instant};
 
-use holdfast_vmm::config::{ConsoleConfig, DiskConfig, FileRef, NetConfig, TapRef, VhostRef, VmConfig};
+use holdfast_model::contract::vm::{ConsoleConfig, DiskConfig, FileRef, NetConfig, TapRef, VhostRef, VmConfig};
 use holdfast_vmm::control::ControlClient;
 
 use crate::host::{

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use holdfast_vmm::config::{ConsoleConfig, FileRef, JailConfig, SerialConfig, Timer};
+use holdfast_model::contract::vm::{ConsoleConfig, FileRef, JailConfig, SerialConfig, Timer};
 use holdfast_vmm::control::ControlClient;
 
 use crate::guest::{Role, say};

@@ -9,7 +9,7 @@ use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-use holdfast_vmm::config::{
+use holdfast_model::contract::vm::{
     BalloonConfig, ConsoleConfig, DiskConfig, FileRef, NetConfig, SerialConfig, TapRef, VhostRef, VmConfig, VsockConfig,
 };
 use holdfast_vmm::control::ControlClient;

@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::process::Child;
 use std::time::{Duration, Instant};
 
-use holdfast_vmm::config::{ConsoleConfig, FileRef, VmConfig, VsockConfig};
+use holdfast_model::contract::vm::{ConsoleConfig, FileRef, VmConfig, VsockConfig};
 use holdfast_vmm::control::ControlClient;
 
 use crate::guest::{Role, say};

@@ -8,8 +8,9 @@ use std::os::unix::fs::FileExt;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
-use holdfast_vmm::config::{ConsoleConfig, DiskConfig, FileRef, JailConfig, NetConfig, TapRef, VhostRef};
-use holdfast_vmm::control::{ControlClient, RunState, listen};
+use holdfast_model::contract::vm::RunState;
+use holdfast_model::contract::vm::{ConsoleConfig, DiskConfig, FileRef, JailConfig, NetConfig, TapRef, VhostRef};
+use holdfast_vmm::control::{ControlClient, listen};
 
 use super::jail;
 use crate::guest::{Role, say};

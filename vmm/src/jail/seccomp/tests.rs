@@ -8,7 +8,7 @@ enum Ending {
     Signal(i32),
 }
 
-const JAIL: Ending = Ending::Code(ExitClass::Jail as i32);
+const JAIL: Ending = Ending::Code(ExitClass::Jail.code() as i32);
 
 /// Runs `act` in a forked child behind a filter.
 fn fork(kind: ThreadKind, left_out: Option<libc::c_long>, act: &dyn Fn()) -> libc::pid_t {

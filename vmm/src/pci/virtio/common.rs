@@ -6,7 +6,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::super::registers::{self, Access, Block, register};
 use super::{STATUS_FEATURES_OK, VirtioFunction};
-use crate::exit::End;
+use holdfast_model::contract::end::End;
 
 /// Registers of the common configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

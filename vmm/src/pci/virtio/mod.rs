@@ -24,13 +24,13 @@ use vmm_sys_util::eventfd::EventFd;
 use super::bus::Function;
 use super::config::{self, ConfigSpace, Header, Identity, SPACE};
 use super::msix::Msix;
-use crate::exit::End;
 use crate::irq::{IrqError, MsiRouter};
 use crate::memory::GuestRam;
 use crate::virtio::device_config::DeviceConfig;
 use crate::virtio::interrupt::{Interrupts, IrqLine};
 use crate::virtio::queue::VirtQueue;
 use crate::virtio::{Activation, Device, DeviceKind, F_EVENT_IDX, F_INDIRECT, F_VERSION_1};
+use holdfast_model::contract::end::End;
 
 const STATUS_FEATURES_OK: u8 = VIRTIO_CONFIG_S_FEATURES_OK as u8;
 const STATUS_DRIVER_OK: u8 = VIRTIO_CONFIG_S_DRIVER_OK as u8;

@@ -1,7 +1,6 @@
 //! A machine without KVM, for tests and fuzzing.
 
 use super::*;
-use crate::config::{BalloonConfig, MacAddress};
 use crate::irq::{Gsi, MsiMessage};
 use crate::memory::GuestAddress;
 use crate::virtio::balloon::Balloon;
@@ -10,6 +9,7 @@ use crate::virtio::net::{Lane, Net, NetOptions};
 use crate::virtio::rng::Rng;
 use crate::virtio::{block, vsock};
 use holdfast_links::{UnixLink, unix};
+use holdfast_model::contract::vm::{BalloonConfig, MacAddress};
 use std::sync::Mutex;
 
 #[derive(Debug, Default)]

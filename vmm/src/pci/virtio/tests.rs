@@ -1,10 +1,10 @@
 use super::testing::function;
 use super::*;
-use crate::config::BalloonConfig;
-use crate::exit::ExitClass;
 use crate::terminal::Terminal;
 use crate::virtio::balloon::Balloon;
 use crate::virtio::console::{Console, Port};
+use holdfast_model::contract::end::ExitClass;
+use holdfast_model::contract::vm::BalloonConfig;
 use proptest::prelude::*;
 
 fn write(function: &mut VirtioFunction, offset: u64, value: u64, len: usize) -> Result<(), End> {

@@ -6,12 +6,15 @@ use std::time::Instant;
 use super::Balloon;
 use super::device::{ACTUAL, F_PAGE_POISON, F_REPORTING, F_STATS, NUM_PAGES, PAGE, POISON};
 use super::discard::{DiscardError, discard};
-use super::stats::{GuestMemory, MAX_RECORDS, MemoryStats, RECORD};
+use holdfast_model::contract::vm::{GuestMemory, MemoryStats};
+
+use super::stats::{self, MAX_RECORDS, RECORD};
 use crate::memory::{GuestMemoryBackend, GuestMemoryRegion, GuestRam};
 use crate::virtio::chain::{Chain, copy_from};
 use crate::virtio::interrupt::Interrupts;
 use crate::virtio::queue::VirtQueue;
-use crate::virtio::{Activation, ActiveDevice, Device, DeviceFault, DeviceStats, Order, Progress, Source};
+use crate::virtio::{Activation, ActiveDevice, Device, DeviceFault, Order, Progress, Source};
+use holdfast_model::contract::vm::DeviceStats;
 
 /// Numbers of the queues (§5.5.2), and tokens of their doorbells.
 const INFLATE: u16 = 0;
@@ -221,7 +224,7 @@ impl ActiveBalloon {
         }
         let mut records = [0; MAX_RECORDS * RECORD];
         let len = copy_from(&self.ram, &self.chain.readable, &mut records[..usize::try_from(len).unwrap_or(0)]);
-        self.figures = Some((GuestMemory::parse(&records[..len], self.ram_bytes), Instant::now()));
+        self.figures = Some((stats::parse(&records[..len], self.ram_bytes), Instant::now()));
         self.lent = Some(self.chain.head);
         Ok(())
     }

@@ -1,9 +1,10 @@
 //! The inactive balloon.
 
 use super::active::ActiveBalloon;
-use crate::config::{BalloonConfig, MIN_MEMORY_MIB};
+use crate::config::MIN_MEMORY_MIB;
 use crate::virtio::device_config::DeviceConfig;
 use crate::virtio::{Activation, ActiveDevice, Device, DeviceFault, DeviceKind, F_COMMON, Order};
+use holdfast_model::contract::vm::BalloonConfig;
 
 /// Feature bits (§5.5.3). `VIRTIO_BALLOON_F_MUST_TELL_HOST` (0) is not offered: a page may be used again untold.
 /// `VIRTIO_BALLOON_F_STATS_VQ`.

@@ -17,13 +17,12 @@ mod stats;
 mod tests;
 
 pub use device::Balloon;
-pub use stats::{GuestMemory, MemoryStats};
 
 /// Fuzz entry: a hostile driver against all queues and the configuration space.
 #[doc(hidden)]
 pub fn fuzz_balloon(data: &[u8]) {
     use super::{Device, Order};
-    let options = crate::config::BalloonConfig::default();
+    let options = holdfast_model::contract::vm::BalloonConfig::default();
     let device = Balloon::new("balloon".into(), &options, 64);
     let config = device.config_space();
     for (at, value) in super::fuzzing::config_writes(data) {

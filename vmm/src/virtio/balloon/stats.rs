@@ -1,91 +1,38 @@
 //! What a guest says of its memory (virtio 1.3 §5.5.6.3), and what `stats` tells of the balloon.
 #![forbid(unsafe_code)]
 
-use serde::{Deserialize, Serialize};
+use holdfast_model::contract::vm::GuestMemory;
 
 /// Bytes of a record: le16 tag, le64 value, packed.
 pub const RECORD: usize = 10;
 /// Most records taken from one buffer: several times what any specification names.
 pub const MAX_RECORDS: usize = 64;
 
-/// A guest's own figures. One it does not give is absent; sizes are never more than its RAM.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct GuestMemory {
-    /// Memory its kernel manages.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub total_bytes: Option<u64>,
-    /// Memory used for nothing at all.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub free_bytes: Option<u64>,
-    /// Memory that programs could have without swapping.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub available_bytes: Option<u64>,
-    /// Files kept in memory.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub cache_bytes: Option<u64>,
-    /// Swapped in since its boot.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub swap_in_bytes: Option<u64>,
-    /// Swapped out since its boot.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub swap_out_bytes: Option<u64>,
-    /// Page faults that read a disk.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub major_faults: Option<u64>,
-    /// Page faults that did not.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub minor_faults: Option<u64>,
-    /// Programs ended for lack of memory.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub oom_kills: Option<u64>,
-}
-
-/// Memory of a VM with a balloon.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct MemoryStats {
-    /// Size that the agent wants the balloon to have.
-    pub balloon_target_bytes: u64,
-    /// Size that the driver says it has.
-    pub balloon_bytes: u64,
-    /// Free memory that the guest has reported and the host has taken back since the driver started; a page that is used
-    /// and freed again counts again.
-    pub reported_bytes: u64,
-    /// The guest's figures, as old as `age_ms`. Asking for statistics has the guest send newer ones for the next time.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub guest: Option<GuestMemory>,
-    /// Time since the guest sent its figures.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub age_ms: Option<u64>,
-}
-
-impl GuestMemory {
-    /// Reads whole records; unknown tags are for later versions and ignored, the last of equal ones counts.
-    pub(super) fn parse(records: &[u8], ram_bytes: u64) -> Self {
-        let mut this = Self::default();
-        for record in records.chunks_exact(RECORD) {
-            let (Ok(tag), Ok(value)) = (record[..2].try_into(), record[2..].try_into()) else {
-                continue;
-            };
-            let (tag, value) = (u16::from_le_bytes(tag), u64::from_le_bytes(value));
-            // §5.5.6.4, then Linux's of 6.12.
-            let (field, is_size) = match tag {
-                0 => (&mut this.swap_in_bytes, false),
-                1 => (&mut this.swap_out_bytes, false),
-                2 => (&mut this.major_faults, false),
-                3 => (&mut this.minor_faults, false),
-                4 => (&mut this.free_bytes, true),
-                5 => (&mut this.total_bytes, true),
-                6 => (&mut this.available_bytes, true),
-                7 => (&mut this.cache_bytes, true),
-                10 => (&mut this.oom_kills, false),
-                _ => continue,
-            };
-            *field = Some(if is_size { value.min(ram_bytes) } else { value });
-        }
-        this
+/// Reads whole records; unknown tags are for later versions and ignored, the last of equal ones counts.
+pub(super) fn parse(records: &[u8], ram_bytes: u64) -> GuestMemory {
+    let mut this = GuestMemory::default();
+    for record in records.chunks_exact(RECORD) {
+        let (Ok(tag), Ok(value)) = (record[..2].try_into(), record[2..].try_into()) else {
+            continue;
+        };
+        let (tag, value) = (u16::from_le_bytes(tag), u64::from_le_bytes(value));
+        // §5.5.6.4, then Linux's of 6.12.
+        let (field, is_size) = match tag {
+            0 => (&mut this.swap_in_bytes, false),
+            1 => (&mut this.swap_out_bytes, false),
+            2 => (&mut this.major_faults, false),
+            3 => (&mut this.minor_faults, false),
+            4 => (&mut this.free_bytes, true),
+            5 => (&mut this.total_bytes, true),
+            6 => (&mut this.available_bytes, true),
+            7 => (&mut this.cache_bytes, true),
+            10 => (&mut this.oom_kills, false),
+            _ => continue,
+        };
+        *field = Some(if is_size { value.min(ram_bytes) } else { value });
     }
+    this
 }
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -98,7 +45,7 @@ mod tests {
     #[test]
     fn tags_of_the_specification_become_fields() {
         let all: Vec<u8> = (0..=15).flat_map(|tag| record(tag, 100 + u64::from(tag))).collect();
-        let found = GuestMemory::parse(&all, 1 << 30);
+        let found = parse(&all, 1 << 30);
         let expected = GuestMemory {
             total_bytes: Some(105),
             free_bytes: Some(104),
@@ -117,7 +64,7 @@ mod tests {
 
     #[test]
     fn claims_beyond_the_guests_ram_are_cut() {
-        let found = GuestMemory::parse(&[record(5, u64::MAX), record(2, u64::MAX)].concat(), 4096);
+        let found = parse(&[record(5, u64::MAX), record(2, u64::MAX)].concat(), 4096);
         assert_eq!((found.total_bytes, found.major_faults), (Some(4096), Some(u64::MAX)));
     }
 
@@ -125,7 +72,7 @@ mod tests {
     fn unknown_tags_and_a_short_tail_are_ignored() {
         let mut records = [record(4, 7), record(999, 1), record(4, 8)].concat();
         records.extend([4, 0, 1]);
-        let found = GuestMemory::parse(&records, 100);
+        let found = parse(&records, 100);
         assert_eq!(found, GuestMemory { free_bytes: Some(8), ..Default::default() });
     }
 
@@ -133,7 +80,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(128))]
         #[test]
         fn sizes_stay_within_ram(data in proptest::collection::vec(any::<u8>(), 0..200), ram in 0u64..1 << 40) {
-            let found = GuestMemory::parse(&data, ram);
+            let found = parse(&data, ram);
             for size in [found.total_bytes, found.free_bytes, found.available_bytes, found.cache_bytes] {
                 prop_assert!(size.is_none_or(|size| size <= ram));
             }

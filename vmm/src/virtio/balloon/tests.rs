@@ -1,11 +1,11 @@
 use super::device::{ACTUAL, F_DEFLATE_ON_OOM, F_PAGE_POISON, F_REPORTING, F_STATS, NUM_PAGES, POISON};
 use super::*;
-use crate::config::BalloonConfig;
 use crate::memory::GuestRam;
 use crate::virtio::device_config::DeviceConfig;
 use crate::virtio::interrupt::{ISR_CONFIG, Interrupts};
 use crate::virtio::testing::{Driver, RAM_BYTES, activation, ram};
 use crate::virtio::{ActiveDevice, Device, DeviceFault, F_VERSION_1, Order, Progress};
+use holdfast_model::contract::vm::{BalloonConfig, GuestMemory};
 use proptest::prelude::*;
 use std::sync::Arc;
 

@@ -14,7 +14,8 @@ use super::request::Request;
 use crate::memory::store;
 use crate::virtio::chain::{Chain, Segment, copy_to, iovecs, window};
 use crate::virtio::queue::VirtQueue;
-use crate::virtio::{ActiveDevice, Device, DeviceFault, DeviceStats, Progress, Source};
+use crate::virtio::{ActiveDevice, Device, DeviceFault, Progress, Source};
+use holdfast_model::contract::vm::DeviceStats;
 
 /// Token of the doorbell.
 const KICK: u8 = 0;

@@ -10,11 +10,14 @@ use virtio_bindings::bindings::virtio_blk::{
 
 use super::active::ActiveBlock;
 use super::engine::Engine;
-use super::format::{Format, FormatError, ImageType, SECTOR};
+use holdfast_model::contract::vm::ImageType;
+
+use super::format::{Format, FormatError, SECTOR};
 use super::request::MAX_RANGE_SECTORS;
-use crate::rate::{Limiter, Limits};
+use crate::rate::Limiter;
 use crate::virtio::device_config::DeviceConfig;
 use crate::virtio::{Activation, ActiveDevice, Device, DeviceFault, DeviceKind, F_COMMON};
+use holdfast_model::contract::vm::Limits;
 
 /// Requests a queue holds.
 const QUEUE_SIZE: u16 = 256;

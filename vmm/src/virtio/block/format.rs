@@ -8,7 +8,7 @@ use std::io::{self, Seek, SeekFrom};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 
-use serde::{Deserialize, Serialize};
+use holdfast_model::contract::vm::ImageType;
 use thiserror::Error;
 
 /// Bytes of a sector; everything in virtio block is counted in these.
@@ -17,15 +17,6 @@ pub const SECTOR: u64 = 512;
 const BLOCK_SIZES: std::ops::RangeInclusive<u64> = SECTOR..=65536;
 /// Block size when the file system names none of these.
 const USUAL_BLOCK: u32 = 4096;
-
-/// Type of an image, as stated in the configuration.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ImageType {
-    /// File offset equals disk offset.
-    #[default]
-    Raw,
-}
 
 /// The image cannot serve as a disk.
 #[derive(Debug, Error)]

@@ -11,7 +11,8 @@ use super::{Console, Port, space};
 use crate::virtio::chain::{Chain, RingFault, copy_from, copy_to};
 use crate::virtio::interrupt::Interrupts;
 use crate::virtio::queue::VirtQueue;
-use crate::virtio::{Activation, ActiveDevice, Device, DeviceFault, DeviceStats, Progress, Source};
+use crate::virtio::{Activation, ActiveDevice, Device, DeviceFault, Progress, Source};
+use holdfast_model::contract::vm::DeviceStats;
 
 /// Queue of control messages to the driver.
 const CONTROL_RECEIVE: u8 = 2;

@@ -5,7 +5,7 @@
 //! thousand times gets one answer, and a driver that gives no buffers costs nothing.
 #![forbid(unsafe_code)]
 
-use crate::terminal::WindowSize;
+use holdfast_model::contract::vm::WindowSize;
 
 /// Bytes of a message without what may follow.
 pub(super) const HEADER: usize = 8;

@@ -3,9 +3,10 @@
 
 use super::control::Untold;
 use crate::terminal::Terminal;
+use crate::virtio::Progress;
 use crate::virtio::chain::{Chain, RingFault, copy_from, copy_to, window};
 use crate::virtio::queue::VirtQueue;
-use crate::virtio::{DeviceStats, Progress};
+use holdfast_model::contract::vm::DeviceStats;
 
 /// Bytes handled in one piece: a huge buffer costs no huge allocation.
 const CHUNK: usize = 4096;

@@ -4,8 +4,9 @@
 use std::sync::Arc;
 
 use crate::pci::registers::{Access, Block, register};
-use crate::terminal::{Terminal, WindowSize};
+use crate::terminal::Terminal;
 use crate::virtio::device_config::{DeviceConfig, OnWrite};
+use holdfast_model::contract::vm::WindowSize;
 
 /// Fields of the space.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

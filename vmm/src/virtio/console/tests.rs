@@ -8,9 +8,10 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::*;
 use crate::memory::GuestRam;
-use crate::terminal::{GuestEnd, Terminal, WindowSize};
+use crate::terminal::{GuestEnd, Terminal};
 use crate::virtio::testing::{Driver, activation, ram};
 use crate::virtio::{ActiveDevice, Device, DeviceFault, F_VERSION_1, Progress};
+use holdfast_model::contract::vm::WindowSize;
 
 /// Tokens of the device: queue numbers, and the bells of the ports.
 const CONTROL_RECEIVE: u8 = 2;

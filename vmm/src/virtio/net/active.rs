@@ -18,7 +18,8 @@ use super::vhost_pair::VhostPair;
 use crate::rate::Limiter;
 use crate::virtio::queue::VirtQueue;
 use crate::virtio::vhost::rings::Rings;
-use crate::virtio::{Activation, ActiveDevice, Device, DeviceFault, DeviceStats, Progress, Source};
+use crate::virtio::{Activation, ActiveDevice, Device, DeviceFault, Progress, Source};
+use holdfast_model::contract::vm::DeviceStats;
 
 /// Tokens of each pair's sources.
 const TOKENS: u8 = 4;

@@ -5,12 +5,12 @@ use holdfast_links::{Link, Offloads, Tap};
 use super::active::ActiveNet;
 use super::features;
 use super::vhost::VhostNet;
-use crate::config::MacAddress;
-use crate::rate::Limits;
 use crate::virtio::device_config::DeviceConfig;
 use crate::virtio::{
     Activation, ActiveDevice, Device, DeviceFault, DeviceKind, F_COMMON, F_EVENT_IDX, F_INDIRECT, F_VERSION_1,
 };
+use holdfast_model::contract::vm::Limits;
+use holdfast_model::contract::vm::MacAddress;
 
 /// Most queue pairs of one card.
 pub const MAX_PAIRS: u16 = 16;

@@ -42,6 +42,6 @@ pub fn fuzz_net(data: &[u8]) {
         peers.push(peer);
         lanes.push(Lane::User(Box::new(link) as Box<dyn Link>));
     }
-    let mac = crate::config::MacAddress([2, 0, 0, 0, 0, 1]);
+    let mac = holdfast_model::contract::vm::MacAddress([2, 0, 0, 0, 0, 1]);
     super::fuzzing::drive(Box::new(Net::new(lanes, NetOptions::new("net0", mac))), data);
 }

@@ -10,7 +10,8 @@ use super::receive::Receiver;
 use super::transmit::Transmitter;
 use super::turn::Direction;
 use crate::virtio::queue::VirtQueue;
-use crate::virtio::{DeviceFault, DeviceStats, Progress, Source};
+use crate::virtio::{DeviceFault, Progress, Source};
+use holdfast_model::contract::vm::DeviceStats;
 
 pub(super) struct UserPair {
     link: Box<dyn Link>,

@@ -7,7 +7,8 @@ use super::active::{Limiters, Pair};
 use super::device::Lane;
 use super::vhost::VhostNet;
 use crate::virtio::vhost::rings::Rings;
-use crate::virtio::{DeviceFault, DeviceStats, Progress, Source};
+use crate::virtio::{DeviceFault, Progress, Source};
+use holdfast_model::contract::vm::DeviceStats;
 
 pub(super) struct VhostPair {
     device: String,

@@ -5,7 +5,8 @@ use std::io::Read;
 use super::Rng;
 use crate::virtio::chain::{Chain, copy_to};
 use crate::virtio::queue::VirtQueue;
-use crate::virtio::{ActiveDevice, Device, DeviceFault, DeviceStats, Progress, Source};
+use crate::virtio::{ActiveDevice, Device, DeviceFault, Progress, Source};
+use holdfast_model::contract::vm::DeviceStats;
 
 /// Most bytes given for one request; a driver asks again for more.
 const MAX_BYTES: usize = 4096;

@@ -7,7 +7,8 @@ use crate::virtio::chain::{Chain, copy_to};
 use crate::virtio::interrupt::Interrupts;
 use crate::virtio::queue::VirtQueue;
 use crate::virtio::vhost::rings::Rings;
-use crate::virtio::{Activation, ActiveDevice, Device, DeviceFault, DeviceStats, Order, Progress, Source};
+use crate::virtio::{Activation, ActiveDevice, Device, DeviceFault, Order, Progress, Source};
+use holdfast_model::contract::vm::DeviceStats;
 
 /// Number of the event queue.
 const EVENTS: u16 = 2;

@@ -1,6 +1,6 @@
 //! What the content part tells others.
 
-use holdfast_fetch::job::ImageConfig;
+use holdfast_model::contract::fetch::ImageConfig;
 use holdfast_model::observed::LoadState;
 use std::collections::BTreeMap;
 use std::path::PathBuf;

@@ -6,7 +6,7 @@ use super::state::Content;
 use super::{ContentPart, RETRY, retry, unit_of};
 use crate::fetching::Reports;
 use crate::part::{Event, Turn};
-use holdfast_fetch::job::{FailureClass, Outcome, Report};
+use holdfast_model::contract::fetch::{FailureClass, Outcome, Report};
 use std::rc::Rc;
 use uuid::Uuid;
 

@@ -1,6 +1,6 @@
 //! What the part keeps in its file.
 
-use holdfast_fetch::job::ImageConfig;
+use holdfast_model::contract::fetch::ImageConfig;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use uuid::Uuid;

@@ -23,7 +23,7 @@ use crate::fetching::{Fetching, Get, Order, UNITS};
 use crate::keeper::{Keeper, Said};
 use crate::part::{Event, Part, Turn};
 use crate::unsure::Unsure;
-use holdfast_fetch::job::FailureClass;
+use holdfast_model::contract::fetch::FailureClass;
 use holdfast_model::desired::{Desired, ObjectKind};
 use holdfast_model::observed::{LoadState, Observed};
 use holdfast_model::storage::{ContentTree, ImageFormat};

@@ -1,7 +1,7 @@
 //! Content trees: which to fetch, and what is known of each. Pure.
 
 use super::kept::KeptContent;
-use holdfast_fetch::job::{FailureClass, ImageConfig, Phase, Report};
+use holdfast_model::contract::fetch::{FailureClass, ImageConfig, Phase, Report};
 use holdfast_model::observed::{ContentStatus, LoadState};
 use holdfast_model::storage::ContentTree;
 use std::collections::BTreeMap;

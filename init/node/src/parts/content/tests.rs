@@ -6,7 +6,7 @@ use super::*;
 use crate::fetching::Reports;
 use crate::testing::Bench;
 use crate::world::Local;
-use holdfast_fetch::job::{ImageConfig, Outcome, Phase, Report};
+use holdfast_model::contract::fetch::{ImageConfig, Outcome, Phase, Report};
 use holdfast_model::desired::Fault;
 use holdfast_model::storage::{Datastore, DatastoreKind};
 use std::cell::RefCell;

@@ -3,7 +3,7 @@
 use std::os::fd::OwnedFd;
 
 use holdfast_links::tap as host_tap;
-use holdfast_vmm::config::{ConsoleConfig, FileRef, LinkRef, NetConfig, TapRef, UnixRef, VhostRef};
+use holdfast_model::contract::vm::{ConsoleConfig, FileRef, LinkRef, NetConfig, TapRef, UnixRef, VhostRef};
 
 use super::{tap, vhost};
 use crate::host::{JAIL, Lines, Outcome, config, expect_code, open, pipe, spawn_with, text};

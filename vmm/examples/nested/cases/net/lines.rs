@@ -4,8 +4,8 @@ use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use holdfast_links::{tap as host_tap, unix};
-use holdfast_vmm::config::{LinkRef, NetConfig, NetLimits, TapRef, UnixRef, VhostRef};
-use holdfast_vmm::rate::Limits;
+use holdfast_model::contract::vm::Limits;
+use holdfast_model::contract::vm::{LinkRef, NetConfig, NetLimits, TapRef, UnixRef, VhostRef};
 
 use super::{Guest, HOST, bridge, interface, iperf, round_trip, tap, tap_on, vhost, without_iperf};
 use crate::host::{Outcome, config, expect_code, spawn_with, text};
@@ -31,7 +31,7 @@ pub(super) fn two_guests() -> Outcome {
 /// Starts two guests; the second asks the first.
 fn between(
     mut files: Vec<Vec<OwnedFd>>,
-    net: impl Fn(holdfast_vmm::config::MacAddress) -> NetConfig,
+    net: impl Fn(holdfast_model::contract::vm::MacAddress) -> NetConfig,
 ) -> Result<String, String> {
     let _server = Guest::start("net-one", 2, &net, files.remove(0), 1, "")?;
     let client = Guest::start("net-two", 3, &net, files.remove(0), 1, "nested.peer=10.9.0.2")?;

@@ -16,7 +16,7 @@ use std::process::Child;
 use std::time::{Duration, Instant};
 
 use holdfast_links::tap as host_tap;
-use holdfast_vmm::config::{ConsoleConfig, FileRef, MacAddress, NetConfig};
+use holdfast_model::contract::vm::{ConsoleConfig, FileRef, MacAddress, NetConfig};
 
 use crate::guest::Role;
 use crate::host::{INITRD, JAIL, Lines, Outcome, Scenario, config, pipe, spawn_with, text};

@@ -8,7 +8,7 @@
 
 use std::os::fd::OwnedFd;
 
-use holdfast_vmm::config::{MacAddress, NetConfig, TapRef, VhostRef};
+use holdfast_model::contract::vm::{MacAddress, NetConfig, TapRef, VhostRef};
 
 use super::{Flow, Guest, bridge, iperf_in, round_trip, tap_on, vhost, without_iperf};
 use crate::host::{Outcome, cmdline_word, figure, text};

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::*;
-use crate::rate::Limits;
+use holdfast_model::contract::vm::Limits;
 
 #[test]
 fn limited_disk_serves_its_burst_and_the_rest_at_its_deadlines() {

@@ -12,11 +12,12 @@ use std::time::Duration;
 use virtio_bindings::bindings::virtio_blk::VIRTIO_BLK_T_IN as IN;
 
 use super::engine::Engine;
-use super::format::{Format, ImageType};
+use super::format::Format;
 use super::*;
 use crate::memory::GuestRam;
 use crate::virtio::testing::{Driver, activation, ram};
 use crate::virtio::{ActiveDevice, Device, DeviceFault};
+use holdfast_model::contract::vm::ImageType;
 
 const HEADER: u64 = 0x8_0000;
 const DATA: u64 = 0x9_0000;

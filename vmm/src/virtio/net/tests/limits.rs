@@ -3,8 +3,8 @@
 use std::time::Instant;
 
 use super::*;
-use crate::rate::Limits;
 use crate::virtio::testing::ram;
+use holdfast_model::contract::vm::Limits;
 
 /// Two frames at once, then a hundred in a second.
 fn two_at_once() -> Limits {

@@ -14,10 +14,10 @@ use holdfast_links::{Buffer, HEADER, Link, Offloads};
 
 use super::features::MRG_RXBUF;
 use super::*;
-use crate::config::MacAddress;
 use crate::memory::GuestRam;
 use crate::virtio::testing::{Driver, activation};
 use crate::virtio::{ActiveDevice, DeviceFault, F_VERSION_1};
+use holdfast_model::contract::vm::MacAddress;
 
 const RECEIVE: u8 = active::RECEIVE;
 const TRANSMIT: u8 = active::TRANSMIT;

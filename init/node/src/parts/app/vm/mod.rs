@@ -3,9 +3,10 @@
 pub mod unit;
 
 use anyhow::{Result, bail};
-use holdfast_fetch::job::ImageConfig;
 use holdfast_model::app::App;
-use holdfast_model::guest::{AppDocument, Mount};
+use holdfast_model::contract::Version;
+use holdfast_model::contract::fetch::ImageConfig;
+use holdfast_model::contract::guest::{AppDocument, Mount};
 use holdfast_model::net::Mac;
 use holdfast_supervise::UnitName;
 use sha2::{Digest, Sha256};
@@ -116,6 +117,7 @@ impl Plan {
             })
             .collect();
         Ok(AppDocument {
+            version: Version,
             hostname: host_name(name),
             argv,
             env,

@@ -4,10 +4,11 @@ use super::{Disk, FIRST_UID, Nic, Plan, host_name, unit_of};
 use crate::fetching::jobs::memfd;
 use crate::seqpacket::listen_at;
 use anyhow::{Context, Result};
-use holdfast_supervise::{Capabilities, Capability, Limits, Sandbox, StopPolicy, UnitSpec};
-use holdfast_vmm::config::{
+use holdfast_model::contract;
+use holdfast_model::contract::vm::{
     BalloonConfig, ConsoleConfig, DiskConfig, FileRef, JailConfig, MacAddress, NetConfig, TapRef, VhostRef, VmConfig,
 };
+use holdfast_supervise::{Capabilities, Capability, Limits, Sandbox, StopPolicy, UnitSpec};
 use std::fs::{File, OpenOptions};
 use std::os::fd::{OwnedFd, RawFd};
 use std::path::Path;
@@ -63,7 +64,7 @@ pub fn prepare(
     let kernel = FileRef::Fd(fds.add(read(Path::new("/guest/vmlinux"))?));
     let initrd = FileRef::Fd(fds.add(read(Path::new("/guest/initrd"))?));
 
-    let mut document = serde_json::to_vec(&plan.document()?)?;
+    let mut document = contract::write(&plan.document()?)?;
     document.resize(document.len().next_multiple_of(SECTOR), 0);
     let mut disks = Vec::new();
     for (n, disk) in plan.disks.iter().enumerate() {
@@ -108,7 +109,7 @@ pub fn prepare(
         jail: Some(JailConfig { uid, gid: uid, pid_namespace: false }),
         ..VmConfig::new(host_name(name), kernel)
     };
-    let fds = fds.behind(memfd("vm", &serde_json::to_vec(&config)?)?);
+    let fds = fds.behind(memfd("vm", &contract::write(&config)?)?);
 
     let mut spec = UnitSpec::new(unit.clone(), "/bin/vmm", 0);
     spec.args = vec!["--config-fd".into(), CONFIG_FD.to_string()];

@@ -2,10 +2,14 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::{Document, Version};
+
 /// The app as the guest's init runs it (OCI image config merged with the app instance).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AppDocument {
+    /// Version of this shape.
+    pub version: Version<1>,
     /// Host name.
     pub hostname: String,
     /// Program and arguments: `Entrypoint` then `Cmd`.
@@ -22,6 +26,13 @@ pub struct AppDocument {
     pub grace_seconds: u32,
     /// Volumes: disk serial (`vol0`, ...) and mount point.
     pub mounts: Vec<Mount>,
+}
+
+impl Document for AppDocument {
+    const KIND: &'static str = "app document";
+    const VERSION: u32 = 1;
+    /// Kubernetes-style environments with certificates stay far below.
+    const MAX_BYTES: usize = 1 << 20;
 }
 
 /// A volume in the guest.

@@ -1,21 +1,32 @@
-//! What one job is told and what it reports: the contract between the agent and this program.
+//! The download job (`fetch`): what it is told and what it reports.
 //!
 //! The job is one JSON document in the descriptor of `--config-fd`; every file in it is an inherited descriptor.
 //! The report is one JSON [`Report`] a line on the report descriptor; the last one is `Done` or `Failed`.
 
-use serde::{Deserialize, Serialize};
 use std::os::fd::RawFd;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Document, Version};
 
 /// One job.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Job {
+    /// Version of this shape.
+    pub version: Version<1>,
     /// Where reports go.
     pub report_fd: RawFd,
     /// The server.
     pub server: Server,
     /// What to do.
     pub task: Task,
+}
+
+impl Document for Job {
+    const KIND: &'static str = "fetch job";
+    const VERSION: u32 = 1;
+    const MAX_BYTES: usize = 1 << 20;
 }
 
 /// The image server (an EVE datastore, resolved).

@@ -1,19 +1,30 @@
-//! What a `netsvc` process is told: its configuration document, and the packets of its control socket.
+//! The network service (`netsvc`): its document, and the packets of its control socket.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use super::{Document, Version};
 
 /// A MAC address.
 pub type Mac = [u8; 6];
 
 /// The document on `--config-fd`. Descriptors are numbers in the service's own table.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Config {
+pub struct ServiceDocument {
+    /// Version of this shape.
+    pub version: Version<1>,
     /// Listening SOCK_SEQPACKET socket for [`Request`].
     pub control_fd: i32,
     /// What to do.
     #[serde(flatten)]
     pub mode: Mode,
+}
+
+impl Document for ServiceDocument {
+    const KIND: &'static str = "network service document";
+    const VERSION: u32 = 1;
+    const MAX_BYTES: usize = 1 << 20;
 }
 
 /// The two kinds of service.
