@@ -9,17 +9,18 @@ use crate::ports::{self, PortTest, Using};
 use crate::services::{LeaseEvent, Units};
 use crate::supervisor::Supervisor;
 use anyhow::{Context, Result};
-use holdfast_engine::{Backoff, Change, Engine, Facts, Graph, State, diff, drive};
+use holdfast_engine::{Backoff, Change, Engine, Fact, Facts, Graph, Report, State, diff, drive};
 use holdfast_format::site::{self, Site};
 use holdfast_model::app::App;
 use holdfast_model::contract::network::{Lease, Reply, Request};
 use holdfast_model::desired::{Desired, Fault, ObjectKind};
 use holdfast_model::net::{Adapter, Addressing4, Addressing6, InstanceKind, Prefix, Static};
 use holdfast_model::observed::{AppInterfaceStatus, AppState, InstanceStatus, PortStatus};
-use holdfast_netkernel::discover::physical_links;
+use holdfast_netkernel::cards::{card_facts, physical_links};
 use holdfast_netkernel::monitor::Event;
 use holdfast_netkernel::{Monitor, NetDriver, Services as _};
-use holdfast_plan::item::{Service, ServiceKind};
+use holdfast_plan::kinds::service::{Service, ServiceKind};
+use holdfast_plan::kinds::{Address, Guest};
 use holdfast_plan::names;
 use holdfast_plan::{Allocations, Input, ItemKey, LinkFact, NetItem, Plan, TapPlan, last_resort, plan};
 use std::cell::RefCell;
@@ -52,8 +53,8 @@ pub struct Network {
     dirty: bool,
     retry: Option<std::time::Instant>,
     planned_for: Option<(Desired, Allocations)>,
-    /// Apps whose VM runs on taps of another kind than its next start needs.
-    held: BTreeSet<Uuid>,
+    /// Apps whose VM ran in the last turn.
+    running: BTreeSet<Uuid>,
     test: PortTest,
     /// The config that the test is about.
     tested: ports::Config,
@@ -90,7 +91,7 @@ impl Network {
             dirty: true,
             retry: None,
             planned_for: None,
-            held: BTreeSet::new(),
+            running: BTreeSet::new(),
             test: PortTest::new(machine::now(), false),
             tested: ports::Config::default(),
         };
@@ -150,6 +151,19 @@ impl Network {
             let up = self.carriers.get(&interface).copied().unwrap_or_default();
             // No client on this interface, or not yet: it looks for itself when it starts.
             let _ = self.driver.services.ask(&names::dhcp_client(&interface), &Request::Carrier { up }).await;
+        }
+    }
+
+    /// What running VMs stand on stays.
+    fn tell_guests(&mut self) {
+        let ended = |key: &ItemKey| matches!(key, ItemKey::Guest(app) if !self.running.contains(app));
+        let ended: Vec<ItemKey> = self.engine.current().iter().map(|(k, _)| k).filter(|k| ended(k)).cloned().collect();
+        for key in ended {
+            self.engine.tell(Fact::Absent(key));
+        }
+        for app in &self.running {
+            let guest = Guest::of(*app, self.engine.current());
+            self.engine.tell(Fact::Present(NetItem::from(guest).into()));
         }
     }
 
@@ -216,8 +230,8 @@ impl Network {
         let mut texts: Vec<String> = self.choose_ports(desired, configured, worked).into_iter().collect();
         let due = self.retry.is_some_and(|at| std::time::Instant::now() >= at);
         let same = self.planned_for.as_ref().is_some_and(|(d, a)| d == desired && a == allocations);
-        let released = !self.held.is_subset(running);
-        if same && !self.dirty && !due && !released {
+        let same_guests = self.running == *running;
+        if same && !self.dirty && !due && same_guests {
             return (allocations.clone(), texts);
         }
         self.dirty = false;
@@ -228,7 +242,7 @@ impl Network {
         let links = physical_links(self.driver.netlink()).await.unwrap_or_default();
         let effective = self.effective(desired, configured, &links);
         let app_uids: BTreeMap<Uuid, u32> = effective.apps.iter().map(|a| (a.id, uid_of(a.id))).collect();
-        let mut made =
+        let made =
             plan(&Input { desired: &effective, links: &links, leases: &self.leases, allocations, app_uids: &app_uids });
         for fault in &made.faults {
             texts.push(fault.text.clone());
@@ -240,12 +254,20 @@ impl Network {
             }
             self.adopted = true;
         }
-        self.held = made.hold_kinds(self.engine.current(), running);
+        self.running.clone_from(running);
+        for fact in card_facts(&links, self.engine.current()) {
+            self.engine.tell(fact);
+        }
         let before = self.states.clone();
         self.engine.set_intended(made.graph.clone());
         let leaving = services_to_stop(&made.graph, self.engine.current());
         self.driver.services.begin_to_stop(&leaving);
-        let report = drive(&mut self.engine, &self.driver, std::time::Instant::now()).await;
+        let mut report = Report::default();
+        // The second time, what VMs have left for another bridge can go.
+        for _ in 0..2 {
+            self.tell_guests();
+            report = drive(&mut self.engine, &self.driver, std::time::Instant::now()).await;
+        }
         self.retry = report.next_retry;
         self.states = self.engine.states();
         for (key, state) in &self.states {
@@ -317,7 +339,7 @@ impl Network {
     #[must_use]
     pub fn management_addresses(&self) -> BTreeSet<(String, IpAddr)> {
         let there =
-            |link: &str, prefix: Prefix| self.states.get(&NetItem::address_key(link, prefix)) == Some(&State::Created);
+            |link: &str, prefix: Prefix| self.states.get(&Address::key_of(link, prefix)) == Some(&State::Created);
         let ports = self.plan.iter().flat_map(|plan| &plan.ports).filter(|port| port.management);
         ports
             .flat_map(|port| {
@@ -350,9 +372,11 @@ impl Network {
             let Some(tap) = taps.iter().find(|t| t.index == index) else {
                 return Err(Readiness::Coming(AppState::AwaitNetworkInstance));
             };
-            for key in
-                [NetItem::link_key(&tap.tap), ItemKey::BridgePort(tap.tap.clone()), NetItem::link_key(&tap.bridge)]
-            {
+            for key in [
+                ItemKey::Link(tap.tap.clone()),
+                ItemKey::BridgePort(tap.tap.clone()),
+                ItemKey::Link(tap.bridge.clone()),
+            ] {
                 match self.states.get(&key) {
                     Some(State::Created) => {}
                     Some(State::Failed { error, .. }) => {
@@ -448,7 +472,7 @@ impl Network {
             let fault = self.instance_fault(wanted.id).map(|f| f.text.clone());
             let mut keys = Vec::new();
             if let Some(p) = planned {
-                keys.push(NetItem::link_key(&p.bridge));
+                keys.push(ItemKey::Link(p.bridge.clone()));
                 keys.extend(p.service.as_ref().map(|s| ItemKey::Service(s.clone())));
             }
             let mut error = fault.unwrap_or_default();

@@ -6,7 +6,7 @@ use crate::supervisor::Supervisor;
 use holdfast_model::contract::network::{ClientService, ClientState, Lease, NetworkService, Reply, Request};
 use holdfast_model::net::Prefix;
 use holdfast_netkernel::{Prepared, Services};
-use holdfast_plan::item::{Service, ServiceKind};
+use holdfast_plan::kinds::service::{Service, ServiceKind};
 use holdfast_supervise::{CallError, Limits, RefusalKind, Restart, Sandbox, UnitName, UnitSpec, UnitState};
 use serde::{Deserialize, Serialize};
 use std::cell::RefCell;

@@ -2,7 +2,7 @@
 //!
 //! Principles:
 //! 1. Every actuator is idempotent: asked twice, the second time changes nothing.
-//! 2. What exists is read back from the kernel ([`discover`]); what is ours is marked there (interface alias, protocol
+//! 2. What exists is read back from the kernel ([`NetDriver::discover`]); what is ours is marked there (interface alias, protocol
 //!    numbers of addresses, routes and rules), so a restarted process disturbs nothing and removes what is left over.
 //! 3. A firewall table is replaced in one transaction: no packet ever meets half of it.
 //! 4. Every wait for the kernel has a deadline. Links, addresses, routes and rules go through the `rtnetlink` crate, whose
@@ -10,15 +10,17 @@
 //!    directly.
 //! 5. `unsafe` lives in [`sys`] and nowhere else.
 //!
-//! Reading order: [`driver`] (one driver for all items), [`discover`], [`rtnl`] (the connection), [`link`],
+//! Reading order: [`driver`] (one driver for all items), `kinds` (a file for each), [`cards`] (what exists by itself),
+//! [`rtnl`] (the connection), [`link`],
 //! [`tap`], [`address`], [`route`], [`nft`], [`sysctl`], [`sockets`] (what `netsvc` inherits), [`monitor`], [`netlink`]
 //! (messages of nf_tables), [`error`], [`sys`] (system calls).
 #![deny(unsafe_code)]
 
 pub mod address;
-pub mod discover;
+pub mod cards;
 pub mod driver;
 pub mod error;
+mod kinds;
 pub mod link;
 pub mod monitor;
 pub mod netlink;

@@ -50,6 +50,14 @@ pub struct Link {
     pub counters: InterfaceCounters,
 }
 
+impl Link {
+    /// Its MTU in bytes; 0 when it is down. One of ours that is down was left half done: no MTU makes it differ from what is
+    /// intended.
+    pub(crate) fn mtu_if_up(&self) -> u32 {
+        if self.up { self.mtu } else { 0 }
+    }
+}
+
 impl From<LinkMessage> for Link {
     fn from(message: LinkMessage) -> Self {
         let header = message.header;
@@ -146,20 +154,54 @@ impl Rtnl {
 
     /// The interface of that name, if there is one.
     pub async fn find_link(&self, name: &str) -> Result<Option<Link>, NetlinkError> {
-        Ok(self.links().await?.into_iter().find(|l| l.name == name))
+        let answers = self.handle()?.link().get().match_name(name).execute();
+        match rtnl::list(&format!("look for interface {name}"), answers).await {
+            Err(e) if e.errno() == Some(libc::ENODEV) => Ok(None),
+            other => Ok(other?.into_iter().next().map(Link::from)),
+        }
     }
 
     /// The interface of that name; the error says which there are.
     pub async fn link(&self, name: &str) -> Result<Link, NetlinkError> {
-        let links = self.links().await?;
-        if let Some(link) = links.iter().find(|l| l.name == name) {
-            return Ok(link.clone());
+        if let Some(link) = self.find_link(name).await? {
+            return Ok(link);
         }
+        let links = self.links().await?;
         let names: Vec<&str> = links.iter().map(|l| l.name.as_str()).collect();
         Err(NetlinkError::NotFound {
             what: format!("interface {name}"),
             hint: format!("; present are {}", names.join(", ")),
         })
+    }
+
+    /// True when an interface of that name and kind exists; a conflict when it is of another kind.
+    pub(crate) async fn has_link(&self, name: &str, kind: &str) -> Result<bool, NetlinkError> {
+        match self.find_link(name).await? {
+            None => Ok(false),
+            Some(l) if l.kind == kind => Ok(true),
+            Some(l) => Err(NetlinkError::Conflict {
+                what: format!("{kind} {name}"),
+                found: format!("an interface of kind {:?} has the name", l.kind),
+            }),
+        }
+    }
+
+    /// The last steps of every interface made here.
+    pub(crate) async fn finish_link(&self, name: &str, mtu: u32) -> Result<(), NetlinkError> {
+        let link = self.link(name).await?;
+        if !link.ours {
+            self.mark_ours(&link).await?;
+        }
+        self.set_mtu(&link, mtu).await?;
+        self.set_up(&link, true).await
+    }
+
+    /// Removes the interface of that name, if there is one.
+    pub(crate) async fn remove_link(&self, name: &str) -> Result<(), NetlinkError> {
+        match self.find_link(name).await? {
+            Some(link) => self.delete_link(&link).await,
+            None => Ok(()),
+        }
     }
 
     /// Makes a bridge without spanning tree. Its own MAC is fixed.

@@ -4,7 +4,7 @@ use crate::PROTOCOL;
 use crate::error::{NetlinkError, tolerate};
 use crate::rtnl::{self, Rtnl};
 use holdfast_model::net::Prefix;
-use holdfast_plan::item::PolicyRule;
+use holdfast_plan::kinds::PolicyRule;
 use rtnetlink::IpVersion;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteScope, RouteType};

@@ -5,7 +5,7 @@ use crate::rtnl::Rtnl;
 use crate::sys;
 use holdfast_model::contract::Version;
 use holdfast_model::contract::network::{ClientSockets, Mode, NetworkSockets, ServiceDocument};
-use holdfast_plan::item::{Service, ServiceKind};
+use holdfast_plan::kinds::service::{Service, ServiceKind};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 use std::os::fd::OwnedFd;

@@ -5,15 +5,15 @@ use holdfast_engine::{Backoff, Engine, Graph, drive};
 use holdfast_links::tap::{attach, mtu};
 use holdfast_model::net::Prefix;
 use holdfast_netkernel::route::KernelRoute;
-use holdfast_netkernel::{
-    Event, Monitor, NetDriver, Netlink, PROTOCOL, Prepared, Rtnl, Services, discover, sys, sysctl, tap,
-};
+use holdfast_netkernel::{Event, Monitor, NetDriver, Netlink, PROTOCOL, Prepared, Rtnl, Services, sys, sysctl, tap};
+use holdfast_plan::ItemKey;
 use holdfast_plan::firewall::*;
-use holdfast_plan::item::{Bridge, BridgePort, NetItem, PolicyRule, Service, Tap};
+use holdfast_plan::kinds::{Bridge, BridgePort, NetItem, Nftables, PolicyRule, Service, Tap};
 use holdfast_plan::rules::TABLE;
 use std::net::Ipv4Addr;
 use std::process::Command;
 use std::time::Instant;
+use uuid::Uuid;
 
 /// Moves this test's thread into a fresh namespace.
 fn namespace() -> bool {
@@ -108,7 +108,7 @@ async fn taps_of_both_kinds_are_made_and_told_apart() {
         return;
     }
     let n = Rtnl::new().expect("netlink");
-    let nft = Netlink::netfilter().expect("netlink");
+    let driver = NetDriver::new(NoServices, "/nonexistent").expect("driver");
     for (name, multi_queue, most) in [("tap-1", false, 1), ("tap-4", true, 4)] {
         for _ in 0..2 {
             tap::create(&n, name, 2003, multi_queue).await.expect("a second time is no error");
@@ -127,9 +127,11 @@ async fn taps_of_both_kinds_are_made_and_told_apart() {
     assert!(error.contains("tap tap-1") && error.contains("one with one queue has the name"), "{error}");
     let error = tap::create(&n, "tap-4", 2003, false).await.expect_err("other kind").to_string();
     assert!(error.contains("tap tap-4") && error.contains("one with several queues has the name"), "{error}");
-    let found = discover::discover(&n, &nft, "/nonexistent".as_ref(), &Graph::new()).await.expect("discover");
+    let found = driver.discover(&Graph::new()).await.expect("discover");
     for (name, multi_queue) in [("tap-1", false), ("tap-4", true)] {
-        let Some(NetItem::Tap(tap)) = found.get(&NetItem::link_key(name)) else { panic!("{name}: not in {found:?}") };
+        let Some(NetItem::Tap(tap)) = found.get(&ItemKey::Link(name.to_owned())) else {
+            panic!("{name}: not in {found:?}")
+        };
         assert_eq!(tap.multi_queue, multi_queue, "{name}");
     }
 }
@@ -157,13 +159,13 @@ impl Services for NoServices {
 
 /// A tap in a bridge behind the firewall.
 fn bridged_tap(multi_queue: bool) -> Graph<NetItem> {
-    let table = |family| NetItem::Nftables(Table { family, name: TABLE.into(), chains: Vec::new() });
+    let table = |family| NetItem::Nftables(Nftables(Table { family, name: TABLE.into(), chains: Vec::new() }));
     let mut graph = Graph::new();
     graph.extend([
         table(Family::Inet),
         table(Family::Bridge),
         NetItem::Bridge(Bridge { name: "br-t".into(), mac: [2, 0, 0, 0, 0, 9], mtu: 1400 }),
-        NetItem::Tap(Tap { name: "tap-t".into(), owner_uid: 2003, multi_queue, mtu: 1400 }),
+        NetItem::Tap(Tap { name: "tap-t".into(), app: Uuid::nil(), owner_uid: 2003, multi_queue, mtu: 1400 }),
         NetItem::BridgePort(BridgePort { port: "tap-t".into(), bridge: "br-t".into(), isolated: true }),
     ]);
     graph

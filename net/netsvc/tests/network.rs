@@ -13,7 +13,8 @@ use holdfast_model::net::{
     Addresses, AppInterface, InstanceKind, NetworkInstance, Protocol, RateUnit, Rule, RuleAction, Subnet,
 };
 use holdfast_netkernel::NetDriver;
-use holdfast_plan::item::{Service, ServiceKind};
+use holdfast_netkernel::cards::card_facts;
+use holdfast_plan::kinds::service::{Service, ServiceKind};
 use holdfast_plan::{Allocations, Input, ItemKey, LinkFact, NetItem, Plan, last_resort, plan};
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
@@ -138,6 +139,9 @@ impl Device {
         });
         assert_eq!(plan.faults, []);
         self.allocations = plan.allocations.clone();
+        for fact in card_facts(&links(), self.engine.current()) {
+            self.engine.tell(fact);
+        }
         self.engine.set_intended(plan.graph.clone());
         let report = self.runtime.block_on(drive(&mut self.engine, &self.driver, Instant::now()));
         for (key, state) in self.engine.states() {

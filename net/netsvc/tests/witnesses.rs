@@ -4,7 +4,7 @@ mod common;
 
 use common::*;
 use holdfast_model::contract::network::{Assignment, ClientService, NetworkService};
-use holdfast_plan::item::{Service, ServiceKind};
+use holdfast_plan::kinds::service::{Service, ServiceKind};
 use std::net::Ipv4Addr;
 use std::process::{Command, Stdio};
 

@@ -1,7 +1,9 @@
 //! Network instances and the interfaces of apps in them.
 
 use crate::address::{Space, Wish, allocate, key};
-use crate::item::{Address, Bridge, BridgePort, Hop, NetItem, PolicyRule, Route, Service, ServiceKind, Sysctl, Tap};
+use crate::kinds::route::Hop;
+use crate::kinds::service::ServiceKind;
+use crate::kinds::{Address, Bridge, BridgePort, NetItem, PolicyRule, Route, Service, Sysctl, Tap};
 use crate::ports::{MAIN_TABLE, PortPlan};
 use crate::{Input, names};
 use holdfast_engine::Graph;
@@ -20,7 +22,7 @@ const MAX_NIC_PAIRS: u32 = 4;
 /// Queue pairs of all NICs of an app: each is two descriptors that travel to the VMM in one packet, which takes 64 in all.
 const MAX_APP_PAIRS: u32 = 16;
 /// NICs of an app: one more would exceed its queue pairs.
-const MAX_APP_NICS: usize = MAX_APP_PAIRS as usize;
+pub(crate) const MAX_APP_NICS: usize = MAX_APP_PAIRS as usize;
 /// Priorities of the two routing rules of an instance; after `local` (0), before `main` (32766).
 const CONNECTED_RULE: u32 = 1000;
 const UPLINK_RULE: u32 = 1001;
@@ -311,6 +313,7 @@ fn items(
     for t in taps {
         graph.insert(NetItem::Tap(Tap {
             name: t.tap.clone(),
+            app: t.app,
             owner_uid: input.app_uids.get(&t.app).copied().unwrap_or(0),
             multi_queue: t.multi_queue(),
             mtu: t.mtu,

@@ -8,28 +8,28 @@
 //! 4. Nothing bypasses the firewall: apps of one network are isolated from each other at layer 2 and routed.
 //! 5. An app's traffic leaves over the uplink of its network instance or not at all.
 //!
-//! Reading order: [`item`] (what the graph is made of), [`ports`], [`instances`], [`rules`], [`firewall`] (typed nftables),
+//! Reading order: [`kinds`] (what the graph is made of), [`ports`], [`instances`], [`rules`], [`firewall`] (typed nftables),
 //! [`address`], [`names`].
 #![forbid(unsafe_code)]
 
 pub mod address;
 pub mod firewall;
 pub mod instances;
-pub mod item;
+pub mod kinds;
 pub mod names;
 pub mod ports;
 pub mod rules;
 
 pub use address::Allocations;
 pub use instances::{InstancePlan, TapPlan, queue_pairs};
-pub use item::{ItemKey, NetItem};
+pub use kinds::{ItemKey, NetItem};
 pub use ports::{PortPlan, last_resort, link_of};
 
 use holdfast_engine::Graph;
 use holdfast_model::contract::network::Lease;
 use holdfast_model::desired::{Desired, Fault};
 use holdfast_model::net::Mac;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use uuid::Uuid;
 
 /// A physical interface that is present.
@@ -75,41 +75,20 @@ pub struct Plan {
     pub taps: Vec<TapPlan>,
 }
 
-impl Plan {
-    /// Leaves each tap of `current` the kind that it has (one queue or several) while its app's VM runs: a tap changes its kind
-    /// only by being made anew, which would cut the VM off its network. [`TapPlan::queue_pairs`] stays what the app's next
-    /// start uses. Gives the apps that were held to an old kind: once one of them runs no more, plan again.
-    #[must_use]
-    pub fn hold_kinds(&mut self, current: &Graph<NetItem>, running: &BTreeSet<Uuid>) -> BTreeSet<Uuid> {
-        let mut held = BTreeSet::new();
-        for planned in self.taps.iter().filter(|t| running.contains(&t.app)) {
-            let key = NetItem::link_key(&planned.tap);
-            if let (Some(NetItem::Tap(have)), Some(NetItem::Tap(want))) = (current.get(&key), self.graph.get(&key))
-                && have.multi_queue != want.multi_queue
-            {
-                let tap = item::Tap { multi_queue: have.multi_queue, ..want.clone() };
-                self.graph.insert(NetItem::Tap(tap));
-                held.insert(planned.app);
-            }
-        }
-        held
-    }
-}
-
 /// Makes the plan.
 #[must_use]
 pub fn plan(input: &Input) -> Plan {
     let mut graph = Graph::new();
     let mut faults = Vec::new();
     for (path, value) in GLOBAL_VARIABLES {
-        graph.insert(NetItem::Sysctl(item::Sysctl { path: (*path).into(), value: (*value).into(), link: None }));
+        graph.insert(NetItem::Sysctl(kinds::Sysctl { path: (*path).into(), value: (*value).into(), link: None }));
     }
     let ports = ports::plan(input, &mut graph, &mut faults);
     let planned = instances::plan(input, &ports, &mut graph, &mut faults);
     let parts =
         rules::Parts { ports: &ports, instances: &planned.instances, taps: &planned.taps, apps: &input.desired.apps };
     for table in rules::tables(&parts, &mut faults) {
-        graph.insert(NetItem::Nftables(table));
+        graph.insert(NetItem::Nftables(kinds::Nftables(table)));
     }
     rules::switch_faults(&parts, &mut faults);
     Plan { graph, faults, allocations: planned.allocations, ports, instances: planned.instances, taps: planned.taps }

@@ -1,6 +1,8 @@
 //! Ports: from adapters, parameter sets, present interfaces and leases to addresses, routes and resolver.
 
-use crate::item::{Address, Hop, NetItem, Port as PortItem, Resolver, Route, Service, ServiceKind, Sysctl};
+use crate::kinds::route::Hop;
+use crate::kinds::service::ServiceKind;
+use crate::kinds::{Address, NetItem, Port as PortItem, Resolver, Route, Service, Sysctl};
 use crate::{Input, names};
 use holdfast_engine::Graph;
 use holdfast_model::contract::network::{ClientService, Lease};

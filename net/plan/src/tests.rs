@@ -1,11 +1,14 @@
 use super::*;
 use crate::firewall::{Match, Table, Verdict};
-use crate::item::{Hop, ServiceKind};
-use holdfast_engine::{Change, Facts, diff};
+use crate::kinds::route::Hop;
+use crate::kinds::service::ServiceKind;
+use crate::kinds::{Card, Guest};
+use holdfast_engine::{Backoff, Change, Engine, Fact, Facts, State, diff};
 use holdfast_model::app::App;
 use holdfast_model::desired::ObjectKind;
 use holdfast_model::net::{self, Addresses, AppInterface, InstanceKind, NetworkInstance, Protocol, RuleAction, Subnet};
 use std::net::{IpAddr, Ipv4Addr};
+use std::time::Instant;
 
 fn uuid(n: u128) -> Uuid {
     Uuid::from_u128(n)
@@ -98,8 +101,8 @@ fn make(desired: &Desired, with_lease: bool, allocations: &Allocations) -> Plan 
 }
 
 fn table(plan: &Plan, family: &'static str) -> Table {
-    match plan.graph.get(&ItemKey::Nftables(family, "holdfast".into())) {
-        Some(NetItem::Nftables(t)) => t.clone(),
+    match plan.graph.get(&ItemKey::Nftables((family, "holdfast".into()))) {
+        Some(NetItem::Nftables(t)) => t.0.clone(),
         other => panic!("no table: {other:?}"),
     }
 }
@@ -116,9 +119,9 @@ fn before_the_first_lease_the_port_is_up_and_asks() {
 #[test]
 fn a_lease_becomes_address_route_and_resolver() {
     let p = make(&last_resort(&links()), true, &Allocations::default());
-    assert!(p.graph.contains(&ItemKey::Address("eth0".into(), "192.0.2.15/24".into())));
-    assert!(p.graph.contains(&ItemKey::Route(254, "0.0.0.0/0".into(), 1000)));
-    let Some(NetItem::Resolver(r)) = p.graph.get(&ItemKey::Resolver) else { panic!("resolver") };
+    assert!(p.graph.contains(&ItemKey::Address(("eth0".into(), "192.0.2.15/24".into()))));
+    assert!(p.graph.contains(&ItemKey::Route((254, "0.0.0.0/0".into(), 1000))));
+    let Some(NetItem::Resolver(r)) = p.graph.get(&ItemKey::Resolver(())) else { panic!("resolver") };
     assert_eq!(r.text(), "search example\nnameserver 192.0.2.3\n");
 }
 
@@ -129,7 +132,8 @@ fn every_dependency_of_every_item_is_planned() {
         assert_eq!(p.faults, []);
         for (key, _) in p.graph.iter() {
             for need in p.graph.needs(key) {
-                assert!(p.graph.contains(&need.key), "{key} needs {need}");
+                let by_itself = matches!(need.key, ItemKey::Card(_));
+                assert!(by_itself || p.graph.contains(&need.key), "{key} needs {need}");
             }
         }
     }
@@ -150,8 +154,8 @@ fn local_network_has_service_tap_and_routes_over_its_uplink() {
     assert_eq!(service.upstreams, ["192.0.2.3:53".parse().expect("address")]);
     let Some(NetItem::Tap(t)) = p.graph.get(&ItemKey::Link(names::tap(uuid(11), 0))) else { panic!("tap") };
     assert_eq!(t.owner_uid, 2001);
-    assert!(p.graph.contains(&ItemKey::PolicyRule(1001, bridge)));
-    let through = p.graph.get(&ItemKey::Route(names::table(uuid(1)), "0.0.0.0/0".into(), 100));
+    assert!(p.graph.contains(&ItemKey::PolicyRule((1001, bridge))));
+    let through = p.graph.get(&ItemKey::Route((names::table(uuid(1)), "0.0.0.0/0".into(), 100)));
     assert!(matches!(through, Some(NetItem::Route(r)) if matches!(r.hop, Hop::Gateway { .. })));
 }
 
@@ -195,7 +199,7 @@ fn with_vcpus(vcpus: u32) -> Plan {
 }
 
 fn is_multi_queue(plan: &Plan, app: u128) -> bool {
-    match plan.graph.get(&NetItem::link_key(&names::tap(uuid(app), 0))) {
+    match plan.graph.get(&ItemKey::Link(names::tap(uuid(app), 0))) {
         Some(NetItem::Tap(tap)) => tap.multi_queue,
         other => panic!("no tap: {other:?}"),
     }
@@ -215,29 +219,78 @@ fn a_tap_of_another_kind_is_recreated_with_all_that_stands_on_it_and_nothing_els
     let (link, port) = (ItemKey::Link(tap.clone()), ItemKey::BridgePort(tap.clone()));
     let variable = ItemKey::Sysctl(format!("net/ipv6/conf/{tap}/disable_ipv6"));
     for (from, to) in [(&one, &four), (&four, &one)] {
-        let changes = diff(&to.graph, &from.graph, &Facts::default()).changes;
+        let changes = diff(&to.graph, &existing(from), &Facts::default()).changes;
         let expected = [&link, &port, &variable].map(|key| (key.clone(), Change::Recreate));
         assert_eq!(changes, expected.into());
     }
     // More queues of the same kind are the VMM's affair.
-    assert!(diff(&with_vcpus(2).graph, &four.graph, &Facts::default()).changes.is_empty());
+    assert!(diff(&with_vcpus(2).graph, &existing(&four), &Facts::default()).changes.is_empty());
+}
+
+/// All that is planned, on the cards that are present.
+fn existing(plan: &Plan) -> Graph<NetItem> {
+    let mut graph = plan.graph.clone();
+    graph.extend(links().into_iter().map(|link| NetItem::from(Card { name: link.name })));
+    graph
+}
+
+/// Drives an engine to where nothing is left to do; everything succeeds.
+fn settle(engine: &mut Engine<NetItem>) {
+    let now = Instant::now();
+    for link in links() {
+        engine.tell(Fact::Present(NetItem::from(Card { name: link.name }).into()));
+    }
+    loop {
+        let ops = engine.next(now);
+        if ops.is_empty() {
+            break;
+        }
+        for op in ops {
+            engine.finished(op.id, op.actions.iter().map(|_| Ok(())).collect(), now);
+        }
+    }
+    assert!(engine.is_settled());
 }
 
 #[test]
-fn a_running_vm_holds_the_kind_of_its_tap_until_it_is_gone() {
-    let before = with_vcpus(4);
-    let mut held = with_vcpus(1);
-    assert_eq!(held.hold_kinds(&before.graph, &[uuid(11), uuid(12)].into()), [uuid(11)].into());
-    assert!(is_multi_queue(&held, 11) && !is_multi_queue(&held, 12));
-    assert_eq!(held.taps[0].queue_pairs, 1, "the next start is planned for");
-    assert!(diff(&held.graph, &before.graph, &Facts::default()).changes.is_empty());
-    for running in [[].into(), [uuid(12)].into()] {
-        let mut free = with_vcpus(1);
-        assert_eq!(free.hold_kinds(&before.graph, &running), [].into());
-        assert_eq!(free, with_vcpus(1), "{running:?}");
+fn a_running_vm_holds_its_tap_and_its_network_until_it_has_ended() {
+    let mut engine = Engine::new(Backoff::default());
+    engine.set_intended(with_vcpus(4).graph);
+    settle(&mut engine);
+    let guest = Guest::of(uuid(11), engine.current());
+    let tap = ItemKey::Link(names::tap(uuid(11), 0));
+    let bridge = ItemKey::Link(names::bridge(uuid(1)));
+    let service = ItemKey::Service(names::network_service(uuid(1)));
+    for key in [&tap, &bridge, &service] {
+        assert!(guest.stands_on.contains(key), "{key}: not in {guest:?}");
     }
-    let mut fresh = with_vcpus(1);
-    assert_eq!(fresh.hold_kinds(&Graph::new(), &[uuid(11)].into()), [].into(), "there is no tap to hold");
+    engine.tell(Fact::Present(NetItem::from(guest).into()));
+    let is_multi_queue = |engine: &Engine<NetItem>| match engine.current().get(&tap) {
+        Some(NetItem::Tap(tap)) => tap.multi_queue,
+        other => panic!("{other:?}"),
+    };
+    // Another kind of tap is wanted: the next start gets it.
+    engine.set_intended(with_vcpus(1).graph);
+    settle(&mut engine);
+    assert!(is_multi_queue(&engine));
+    engine.tell(Fact::Absent(ItemKey::Guest(uuid(11))));
+    settle(&mut engine);
+    assert!(!is_multi_queue(&engine));
+    // The app and its network have left the config: what its VM stands on stays as long as it runs.
+    let guest = Guest::of(uuid(11), engine.current());
+    engine.tell(Fact::Present(NetItem::from(guest).into()));
+    engine.set_intended(make(&last_resort(&links()), true, &Allocations::default()).graph);
+    settle(&mut engine);
+    for key in [&tap, &bridge, &service] {
+        assert!(engine.current().contains(key), "{key}");
+    }
+    let pending = State::Pending(format!("is removed when the VM of app {} has ended", uuid(11)));
+    assert_eq!(engine.state(&bridge), Some(pending));
+    engine.tell(Fact::Absent(ItemKey::Guest(uuid(11))));
+    settle(&mut engine);
+    for key in [&tap, &bridge, &service] {
+        assert!(!engine.current().contains(key), "{key}");
+    }
 }
 
 #[test]

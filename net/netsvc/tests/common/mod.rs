@@ -4,7 +4,7 @@
 use holdfast_model::contract::network::{Reply, Request};
 use holdfast_netkernel::{Prepared, Rtnl, Services, prepare, sys, tap};
 use holdfast_netsvc::control::Client;
-use holdfast_plan::item::{Service, ServiceKind};
+use holdfast_plan::kinds::service::{Service, ServiceKind};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs::File;
