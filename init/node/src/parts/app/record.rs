@@ -4,9 +4,9 @@ use super::decide::{Acted, Ending, Runtime, Vm};
 use super::kept::KeptApp;
 use super::vm::FIRST_UID;
 use holdfast_model::app::App;
+use holdfast_model::contract::end::ExitClass;
 use holdfast_model::observed::{AppInterfaceStatus, AppState, AppStatus};
 use holdfast_supervise::{UnitState, UnitStatus};
-use holdfast_vmm::exit::ExitClass;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use uuid::Uuid;
 
@@ -164,7 +164,7 @@ impl AppRecord {
 fn ending(status: &UnitStatus) -> Ending {
     use holdfast_supervise::Exit;
     match &status.exit {
-        Some(Exit::Code(code)) if ExitClass::from_code(*code) == Some(ExitClass::GuestReset) => Ending::Reboot,
+        Some(Exit::Code(code)) if *code == i32::from(ExitClass::GuestReset.code()) => Ending::Reboot,
         Some(exit) if !exit.is_success() => Ending::Fault(format!("its VM ended: {exit}")),
         _ => Ending::Clean,
     }
