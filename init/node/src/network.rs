@@ -21,8 +21,8 @@ use holdfast_netkernel::monitor::Event;
 use holdfast_netkernel::{Monitor, NetDriver, Services as _};
 use holdfast_plan::kinds::service::{Service, ServiceKind};
 use holdfast_plan::kinds::{Address, Guest};
-use holdfast_plan::names;
 use holdfast_plan::{Allocations, Input, ItemKey, LinkFact, NetItem, Plan, TapPlan, last_resort, plan};
+use holdfast_plan::{names, path};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -241,9 +241,16 @@ impl Network {
         self.look_for_lost().await;
         let links = physical_links(self.driver.netlink()).await.unwrap_or_default();
         let effective = self.effective(desired, configured, &links);
+        let paths = path::Facts { carrier: self.carriers.clone(), ..path::Facts::default() };
         let app_uids: BTreeMap<Uuid, u32> = effective.apps.iter().map(|a| (a.id, uid_of(a.id))).collect();
-        let made =
-            plan(&Input { desired: &effective, links: &links, leases: &self.leases, allocations, app_uids: &app_uids });
+        let made = plan(&Input {
+            desired: &effective,
+            links: &links,
+            leases: &self.leases,
+            allocations,
+            paths: &paths,
+            app_uids: &app_uids,
+        });
         for fault in &made.faults {
             texts.push(fault.text.clone());
         }

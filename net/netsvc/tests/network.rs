@@ -135,6 +135,7 @@ impl Device {
             links: &links(),
             leases: &self.leases,
             allocations: &self.allocations,
+            paths: &Default::default(),
             app_uids: &[(Uuid::from_u128(11), 2001), (Uuid::from_u128(12), 2002)].into(),
         });
         assert_eq!(plan.faults, []);
@@ -284,6 +285,7 @@ fn two_apps_live_change_and_go_without_a_trace() {
         links: &links(),
         leases: &d.leases,
         allocations: &d.allocations,
+        paths: &Default::default(),
         app_uids: &[(Uuid::from_u128(11), 2001), (Uuid::from_u128(12), 2002)].into(),
     })
     .graph;

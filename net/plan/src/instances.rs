@@ -4,6 +4,7 @@ use crate::address::{Space, Wish, allocate, key};
 use crate::kinds::route::Hop;
 use crate::kinds::service::ServiceKind;
 use crate::kinds::{Address, Bridge, BridgePort, NetItem, PolicyRule, Route, Service, Sysctl, Tap};
+use crate::path;
 use crate::ports::{MAIN_TABLE, PortPlan};
 use crate::{Input, names};
 use holdfast_engine::Graph;
@@ -103,7 +104,7 @@ pub(crate) struct Instances {
 
 /// Checked parameters of a `Local` instance.
 struct Local {
-    space: Space,
+    space: Space<Ipv4Addr>,
     address: Prefix,
 }
 
@@ -113,15 +114,19 @@ pub(crate) fn plan(
     graph: &mut Graph<NetItem>,
     faults: &mut Vec<Fault>,
 ) -> Instances {
-    let mut out = Instances { instances: Vec::new(), taps: Vec::new(), allocations: crate::Allocations::default() };
-    let mut subnets: Vec<(Prefix, String)> =
-        ports.iter().flat_map(|p| p.addresses.iter().map(|a| (*a, format!("port {}", p.name)))).collect();
+    let mut out = Instances {
+        instances: Vec::new(),
+        taps: Vec::new(),
+        allocations: crate::Allocations { v4: BTreeMap::new(), v6: input.allocations.v6.clone() },
+    };
+    let subnets = ports.iter().flat_map(|p| p.addresses.iter().map(|a| (*a, format!("port {}", p.name)))).collect();
+    let mut taken = Taken { subnets, switched: BTreeMap::new() };
     for instance in input.desired.instances.iter().filter(|i| i.activate) {
-        match one(instance, ports, &mut subnets) {
+        match one(input, instance, ports, &mut taken) {
             Ok((plan, local)) => {
                 let (taps, kept) = interfaces(input, &plan, local.as_ref(), faults);
                 items(input, instance, &plan, local.as_ref(), ports, &taps, graph);
-                out.allocations.instances.insert(plan.id, kept);
+                out.allocations.v4.insert(plan.id, kept);
                 out.instances.push(plan);
                 out.taps.extend(taps);
             }
@@ -153,17 +158,34 @@ pub(crate) fn app_fault(app: &App, interface: &str, text: &str) -> Fault {
     }
 }
 
+/// What instances before this one have taken.
+struct Taken {
+    /// Subnets and whose they are.
+    subnets: Vec<(Prefix, String)>,
+    /// Interfaces in switches, and the name of the instance.
+    switched: BTreeMap<String, String>,
+}
+
 fn one(
+    input: &Input,
     instance: &NetworkInstance,
     ports: &[PortPlan],
-    subnets: &mut Vec<(Prefix, String)>,
+    taken: &mut Taken,
 ) -> Result<(InstancePlan, Option<Local>), String> {
-    let candidates: Vec<&PortPlan> =
-        ports.iter().filter(|p| instance.uplinks.iter().any(|label| p.answers_to(label))).collect();
-    // Ports come by cost; one that has an address now is better than a cheaper one that has none.
-    let uplink = candidates.iter().find(|p| p.address_v4().is_some()).or(candidates.first()).copied();
-    if uplink.is_none() && !instance.uplinks.is_empty() {
-        return Err(format!("port {:?} is not an adapter or label of this device", instance.uplinks.join(", ")));
+    let labels = instance.uplinks.join(", ");
+    let named = path::rank(ports, input.paths, |p| instance.uplinks.iter().any(|label| p.answers_to(label)));
+    if named.is_empty() && !labels.is_empty() {
+        return Err(format!("port {labels:?} is not an adapter or label of this device"));
+    }
+    // The host's own addresses and a switch exclude each other on one port.
+    let switch = instance.kind == InstanceKind::Switch;
+    let uplink = named.iter().copied().find(|p| p.layer2 == switch);
+    if let (None, Some(other)) = (uplink, named.first()) {
+        return Err(if switch {
+            format!("a switch needs a port without IP configuration, but {} has one", other.name)
+        } else {
+            format!("a local network needs a port with IP configuration, but {} has none", other.name)
+        });
     }
     let mut plan = InstancePlan {
         id: instance.id,
@@ -178,16 +200,19 @@ fn one(
     };
     match instance.kind {
         InstanceKind::Switch => {
-            if let Some(p) = uplink.filter(|p| !p.layer2) {
-                return Err(format!("a switch needs a port without IP configuration, but {} has one", p.name));
+            if let Some(p) = uplink {
+                if let Some(other) = taken.switched.get(&p.interface) {
+                    return Err(format!("port {} is already in the switch of network instance {other}", p.name));
+                }
+                taken.switched.insert(p.interface.clone(), instance.name.clone());
             }
             Ok((plan, None))
         }
         InstanceKind::Local => {
-            let local = check_local(instance, subnets)?;
+            let local = check_local(instance, &taken.subnets)?;
             plan.address = Some(local.address);
             plan.service = Some(names::network_service(instance.id));
-            subnets.push((local.address, format!("network instance {}", instance.name)));
+            taken.subnets.push((local.address, format!("network instance {}", instance.name)));
             Ok((plan, Some(local)))
         }
     }
@@ -202,8 +227,11 @@ fn check_local(instance: &NetworkInstance, subnets: &[(Prefix, String)]) -> Resu
     if !(8..=30).contains(&subnet.length) {
         return Err(format!("subnet {subnet} must have a prefix length of 8 to 30"));
     }
+    if let Some((reserved, what)) = subnet.reserved() {
+        return Err(format!("subnet {subnet} lies in {reserved}, which is reserved ({what})"));
+    }
     for (other, whose) in subnets {
-        if other.contains(subnet.address) || subnet.contains(other.address) {
+        if other.overlaps(&subnet) {
             return Err(format!("subnet {subnet} overlaps {other} of {whose}"));
         }
     }
@@ -236,10 +264,10 @@ fn interfaces(
         .flat_map(|app| app.interfaces.iter().enumerate().map(move |(i, f)| (app, i, f)))
         .filter(|(_, _, f)| f.instance == plan.id)
         .collect();
-    let wishes: Vec<Wish> =
+    let wishes: Vec<Wish<Ipv4Addr>> =
         members.iter().map(|(app, index, f)| Wish { key: key(app.id, *index), fixed: f.fixed.v4 }).collect();
     let nothing = BTreeMap::new();
-    let kept = input.allocations.instances.get(&plan.id).unwrap_or(&nothing);
+    let kept = input.allocations.v4.get(&plan.id).unwrap_or(&nothing);
     let given = local.map(|l| allocate(&l.space, kept, &wishes)).unwrap_or_default();
     let mut macs: BTreeSet<Mac> = BTreeSet::new();
     let mut taps = Vec::new();
@@ -383,9 +411,11 @@ fn service(
         let app = input.desired.apps.iter().find(|a| a.id == app);
         app.map(|a| names::host_label(&a.name)).unwrap_or_default()
     };
+    // A controller may name the network's own gateway: that is this forwarder, which asks others.
+    let own: Vec<IpAddr> = instance.dns.iter().copied().filter(|ip| *ip != local.space.gateway).collect();
     let servers = match uplink {
         None => &[][..],
-        Some(_) if !instance.dns.is_empty() => &instance.dns,
+        Some(_) if !own.is_empty() => &own,
         Some(p) => &p.dns,
     };
     NetworkService {

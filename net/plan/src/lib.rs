@@ -8,7 +8,8 @@
 //! 4. Nothing bypasses the firewall: apps of one network are isolated from each other at layer 2 and routed.
 //! 5. An app's traffic leaves over the uplink of its network instance or not at all.
 //!
-//! Reading order: [`kinds`] (what the graph is made of), [`ports`], [`instances`], [`rules`], [`firewall`] (typed nftables),
+//! Reading order: [`kinds`] (what the graph is made of), [`links`], [`ports`], [`path`] (which adapter carries what),
+//! [`instances`], [`rules`], [`firewall`] (typed nftables),
 //! [`address`], [`names`].
 #![forbid(unsafe_code)]
 
@@ -16,14 +17,17 @@ pub mod address;
 pub mod firewall;
 pub mod instances;
 pub mod kinds;
+pub mod links;
 pub mod names;
+pub mod path;
 pub mod ports;
 pub mod rules;
 
 pub use address::Allocations;
 pub use instances::{InstancePlan, TapPlan, queue_pairs};
 pub use kinds::{ItemKey, NetItem};
-pub use ports::{PortPlan, last_resort, link_of};
+pub use links::link_of;
+pub use ports::{PortPlan, last_resort};
 
 use holdfast_engine::Graph;
 use holdfast_model::contract::network::Lease;
@@ -54,6 +58,8 @@ pub struct Input<'a> {
     pub leases: &'a BTreeMap<String, Lease>,
     /// Addresses given to apps before.
     pub allocations: &'a Allocations,
+    /// What is known of interfaces as paths.
+    pub paths: &'a path::Facts,
     /// User that each app's VMM runs as.
     pub app_uids: &'a BTreeMap<Uuid, u32>,
 }

@@ -31,6 +31,12 @@ pub fn tap(app: Uuid, index: usize) -> String {
     format!("tap-{}", interface_id(app, index))
 }
 
+/// True for an interface name of the form that bridges and taps have.
+#[must_use]
+pub fn is_ours(interface: &str) -> bool {
+    ["br-", "tap-"].iter().any(|prefix| interface.starts_with(prefix))
+}
+
 /// Part of the names of an app interface's chains.
 #[must_use]
 pub fn interface_id(app: Uuid, index: usize) -> String {

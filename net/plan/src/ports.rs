@@ -2,19 +2,21 @@
 
 use crate::kinds::route::Hop;
 use crate::kinds::service::ServiceKind;
-use crate::kinds::{Address, NetItem, Port as PortItem, Resolver, Route, Service, Sysctl};
+use crate::kinds::{Address, NetItem, Resolver, Route, Service, Sysctl};
+use crate::links::{self, Lower, Tag};
 use crate::{Input, names};
 use holdfast_engine::Graph;
 use holdfast_model::contract::network::{ClientService, Lease};
 use holdfast_model::desired::{Desired, Fault, ObjectKind};
 use holdfast_model::net::{Adapter, Addressing4, Addressing6, Port, PortUsage, Prefix};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use uuid::Uuid;
 
 /// Main routing table.
 pub const MAIN_TABLE: u32 = 254;
 const DEFAULT_MTU: u32 = 1500;
 const ANYWHERE: Prefix = Prefix { address: IpAddr::V4(Ipv4Addr::UNSPECIFIED), length: 0 };
+const ANYWHERE_6: Prefix = Prefix { address: IpAddr::V6(Ipv6Addr::UNSPECIFIED), length: 0 };
 
 /// An adapter as planned.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,6 +25,8 @@ pub struct PortPlan {
     pub name: String,
     /// Kernel interface.
     pub interface: String,
+    /// Its place, when it is a VLAN.
+    pub vlan: Option<Tag>,
     /// May be used to reach the controller.
     pub management: bool,
     /// Lower preferred.
@@ -72,8 +76,7 @@ pub(crate) fn plan(input: &Input, graph: &mut Graph<NetItem>, faults: &mut Vec<F
     let mut plans: Vec<PortPlan> = Vec::new();
     for adapter in adapters {
         match one(input, adapter, &plans) {
-            Ok(Some(p)) => plans.push(p),
-            Ok(None) => {}
+            Ok(p) => plans.push(p),
             Err(text) => faults.push(Fault {
                 kind: ObjectKind::Adapter,
                 id: adapter.name.clone(),
@@ -82,6 +85,7 @@ pub(crate) fn plan(input: &Input, graph: &mut Graph<NetItem>, faults: &mut Vec<F
             }),
         }
     }
+    links::items(plans.iter().map(|p| (p.interface.as_str(), p.vlan.as_ref(), p.mtu)), graph);
     for (rank, p) in plans.iter().enumerate() {
         items(p, rank, input.leases.get(&p.interface), &desired.device_name, graph);
     }
@@ -97,23 +101,18 @@ pub(crate) fn plan(input: &Input, graph: &mut Graph<NetItem>, faults: &mut Vec<F
     plans
 }
 
-fn one(input: &Input, adapter: &Adapter, planned: &[PortPlan]) -> Result<Option<PortPlan>, String> {
-    let desired = input.desired;
-    if let Some(link) = desired.links.iter().find(|link| link.label == adapter.on) {
-        return Err(format!("stands on {} ({}), which this version does not support", link.label, link.kind));
-    }
-    let port = desired.ports.iter().find(|p| p.label == adapter.on);
-    let port = port.ok_or_else(|| format!("needs port {:?}, which is not among the ports of the model", adapter.on))?;
-    if matches!(port.usage, PortUsage::Disabled | PortUsage::Dedicated | PortUsage::None) {
-        return Ok(None);
-    }
-    let interface = resolve(input, port)?;
+fn one(input: &Input, adapter: &Adapter, planned: &[PortPlan]) -> Result<PortPlan, String> {
+    let Lower { interface, vlan } = links::lower(input, &adapter.on)?;
     if let Some(other) = planned.iter().find(|p| p.interface == interface) {
         return Err(format!("interface {interface} already belongs to adapter {}", other.name));
+    }
+    if let Some(other) = planned.iter().find(|p| vlan.is_some() && p.vlan == vlan) {
+        return Err(format!("the VLAN's tag is already that of adapter {} on the same port", other.name));
     }
     let mut plan = PortPlan {
         name: adapter.name.clone(),
         interface: interface.clone(),
+        vlan,
         management: adapter.management,
         cost: adapter.cost,
         labels: adapter.labels.clone(),
@@ -138,11 +137,23 @@ fn one(input: &Input, adapter: &Adapter, planned: &[PortPlan]) -> Result<Option<
             plan.gateway = fixed.router();
         }
     }
-    if let Addressing6::Static(fixed) = adapter.v6 {
-        plan.addresses.push(fixed.prefix());
-        plan.gateway = plan.gateway.or(fixed.router());
+    match adapter.v6 {
+        Addressing6::None => {}
+        // The kernel takes what routers advertise; name servers come with IPv4 or from the config.
+        Addressing6::Auto if adapter.v4 == Addressing4::None && adapter.dns.is_empty() => {
+            return Err(
+                "has IPv6 by router advertisement only, and no name server: this version takes name servers from DHCP \
+                        for IPv4 or from the config"
+                    .to_owned(),
+            );
+        }
+        Addressing6::Auto => {}
+        Addressing6::Static(fixed) => {
+            plan.addresses.push(fixed.prefix());
+            plan.gateway = plan.gateway.or(fixed.router());
+        }
     }
-    Ok(Some(plan))
+    Ok(plan)
 }
 
 fn apply_lease(plan: &mut PortPlan, lease: &Lease, take_mtu: bool) {
@@ -163,32 +174,6 @@ fn apply_lease(plan: &mut PortPlan, lease: &Lease, take_mtu: bool) {
     }
 }
 
-/// The interface that a port of the model is, if it is there.
-#[must_use]
-pub fn link_of(port: &Port, links: &[crate::LinkFact]) -> Option<String> {
-    let by = |f: &dyn Fn(&crate::LinkFact) -> bool| links.iter().find(|l| f(l)).map(|l| l.name.clone());
-    if !port.interface.is_empty() {
-        by(&|l| l.name == port.interface)
-    } else if !port.pci.is_empty() {
-        by(&|l| l.pci == port.pci)
-    } else {
-        by(&|l| l.name == port.label)
-    }
-}
-
-fn resolve(input: &Input, port: &Port) -> Result<String, String> {
-    link_of(port, input.links).ok_or_else(|| {
-        let wanted = [&port.interface, &port.pci, &port.label].into_iter().find(|t| !t.is_empty());
-        let present: Vec<&str> = input.links.iter().map(|l| l.name.as_str()).collect();
-        format!(
-            "interface {} of port {} is not there; present are {}",
-            wanted.map_or("", String::as_str),
-            port.label,
-            present.join(", ")
-        )
-    })
-}
-
 /// Metric of a port's routes: by cost, then by order; no two ports share one.
 fn metric(cost: u8, rank: usize) -> u32 {
     1000 + u32::from(cost) * 1000 + rank as u32
@@ -196,7 +181,6 @@ fn metric(cost: u8, rank: usize) -> u32 {
 
 fn items(p: &PortPlan, rank: usize, lease: Option<&Lease>, host_name: &str, graph: &mut Graph<NetItem>) {
     let link = p.interface.clone();
-    graph.insert(NetItem::Port(PortItem { name: link.clone(), mtu: p.mtu }));
     // Loose: a reply may come in over another port than the route back would take.
     graph.insert(NetItem::Sysctl(Sysctl {
         path: format!("net/ipv4/conf/{link}/rp_filter"),
@@ -216,8 +200,10 @@ fn items(p: &PortPlan, rank: usize, lease: Option<&Lease>, host_name: &str, grap
     for prefix in &p.addresses {
         graph.insert(NetItem::Address(Address { link: link.clone(), prefix: *prefix }));
     }
-    let Some(source) = p.address_v4() else { return };
-    let mut add = |destination, router: IpAddr| {
+    let mut add = |destination: Prefix, router: IpAddr| {
+        let Some(source) = p.addresses.iter().find(|own| own.address.is_ipv4() == router.is_ipv4()).copied() else {
+            return;
+        };
         let hop = if router.is_unspecified() {
             Hop::Link { link: link.clone(), source }
         } else {
@@ -226,7 +212,7 @@ fn items(p: &PortPlan, rank: usize, lease: Option<&Lease>, host_name: &str, grap
         graph.insert(NetItem::Route(Route { table: MAIN_TABLE, destination, metric: metric(p.cost, rank), hop }));
     };
     if let Some(router) = p.gateway {
-        add(ANYWHERE, router);
+        add(if router.is_ipv4() { ANYWHERE } else { ANYWHERE_6 }, router);
     }
     for r in lease.filter(|_| p.dhcp).into_iter().flat_map(|l| &l.routes) {
         let mask = u32::MAX.checked_shl(32 - u32::from(r.prefix_length)).unwrap_or(0);

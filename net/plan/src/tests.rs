@@ -10,6 +10,8 @@ use holdfast_model::net::{self, Addresses, AppInterface, InstanceKind, NetworkIn
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Instant;
 
+mod layers;
+
 fn uuid(n: u128) -> Uuid {
     Uuid::from_u128(n)
 }
@@ -97,7 +99,14 @@ fn desired() -> Desired {
 fn make(desired: &Desired, with_lease: bool, allocations: &Allocations) -> Plan {
     let leases: BTreeMap<String, Lease> = with_lease.then(|| ("eth0".to_owned(), lease())).into_iter().collect();
     let app_uids = [(uuid(11), 2001), (uuid(12), 2002)].into();
-    plan(&Input { desired, links: &links(), leases: &leases, allocations, app_uids: &app_uids })
+    plan(&Input {
+        desired,
+        links: &links(),
+        leases: &leases,
+        allocations,
+        paths: &path::Facts::default(),
+        app_uids: &app_uids,
+    })
 }
 
 fn table(plan: &Plan, family: &'static str) -> Table {
@@ -300,7 +309,7 @@ fn addresses_survive_the_departure_of_neighbours() {
     d.apps.remove(0);
     let second = make(&d, true, &first.allocations);
     assert_eq!(second.taps[0].address, first.taps[1].address);
-    assert_eq!(second.allocations.instances[&uuid(1)].len(), 1);
+    assert_eq!(second.allocations.v4[&uuid(1)].len(), 1);
 }
 
 #[test]
