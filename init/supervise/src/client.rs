@@ -6,8 +6,8 @@
 use crate::message::{Event, Logs, Refused, Reply, Request, UnitStatus};
 use crate::wire::{self, WireError};
 use crate::{UnitName, UnitSpec};
-use nix::errno::Errno;
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
+use holdfast_unit::packet;
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -19,19 +19,22 @@ pub const CALL_DEADLINE: Duration = Duration::from_secs(5);
 #[derive(Debug, thiserror::Error)]
 pub enum CallError {
     /// PID 1 could not be reached.
-    #[error("supervisor socket {}: {errno}", path.display())]
+    #[error("supervisor socket {}: {source}", path.display())]
     Connect {
         /// The socket.
         path: PathBuf,
         /// What the kernel said.
-        errno: Errno,
+        source: io::Error,
     },
     /// The connection broke or carried nonsense. The client is unusable afterwards: connect again.
     #[error(transparent)]
     Wire(#[from] WireError),
     /// No answer in time. The client is unusable afterwards: connect again.
-    #[error("supervisor: no answer within {} ms", CALL_DEADLINE.as_millis())]
-    Deadline,
+    #[error("supervisor: no answer within {} ms", after.as_millis())]
+    Deadline {
+        /// The deadline that passed.
+        after: Duration,
+    },
     /// PID 1 said no; the connection stays good.
     #[error(transparent)]
     Refused(#[from] Refused),
@@ -152,11 +155,11 @@ impl Client {
 
     fn exchange(&mut self, request: &Request, fds: &[BorrowedFd<'_>], deadline: Instant) -> Result<Reply, CallError> {
         if !wire::wait_writable(&self.socket, deadline)? {
-            return Err(CallError::Deadline);
+            return Err(CallError::Deadline { after: CALL_DEADLINE });
         }
         wire::send_request(self.socket.as_fd(), request, fds)?;
         if !wire::wait_readable(&self.socket, deadline)? {
-            return Err(CallError::Deadline);
+            return Err(CallError::Deadline { after: CALL_DEADLINE });
         }
         Ok(wire::receive_reply(self.socket.as_fd())?)
     }
@@ -228,12 +231,7 @@ impl AsRawFd for Subscription {
 }
 
 fn connect_to(path: &Path) -> Result<OwnedFd, CallError> {
-    let fault = |errno| CallError::Connect { path: path.to_owned(), errno };
-    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let socket = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None).map_err(fault)?;
-    let address = UnixAddr::new(path).map_err(fault)?;
-    connect(socket.as_raw_fd(), &address).map_err(fault)?;
-    Ok(socket)
+    packet::connect(path).map_err(|source| CallError::Connect { path: path.to_owned(), source })
 }
 
 #[cfg(test)]
@@ -243,7 +241,7 @@ mod tests {
 
     /// A PID 1 that gives these replies in order and returns what it was asked.
     fn serve(replies: Vec<Reply>) -> (Client, std::thread::JoinHandle<Vec<Request>>) {
-        let (ours, theirs) = wire::pair().unwrap();
+        let (ours, theirs) = packet::pair().unwrap();
         let server = std::thread::spawn(move || {
             replies
                 .iter()

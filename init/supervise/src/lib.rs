@@ -14,7 +14,8 @@
 //! - [`spec`]: what a unit is: program, limits, restart and stop policy, sandbox;
 //! - [`message`]: requests, replies, events;
 //! - [`wire`]: packets and descriptors over `SOCK_SEQPACKET`, used by both ends;
-//! - [`client`]: the blocking client and the event subscription.
+//! - [`client`]: the blocking client and the event subscription;
+//! - `asynchronous` (feature `tokio`): the same for programs that run tokio.
 //!
 //! | wait | deadline | EVE property |
 //! |---|---|---|
@@ -22,12 +23,16 @@
 //! | stop of a unit | [`spec::StopPolicy::deadline_ms`] | none |
 //! | restart of a unit | [`spec::Backoff`] | none |
 
+#[cfg(feature = "tokio")]
+pub mod asynchronous;
 pub mod client;
 pub mod message;
 pub mod name;
 pub mod spec;
 pub mod wire;
 
+#[cfg(feature = "tokio")]
+pub use asynchronous::{AsyncClient, AsyncSubscription};
 pub use client::{CallError, Client, Subscription};
 pub use message::{Event, Exit, LogLine, Logs, RefusalKind, Refused, Reply, Request, Stream, UnitState, UnitStatus};
 pub use name::{NameError, UnitName};

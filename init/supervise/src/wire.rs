@@ -3,22 +3,15 @@
 //! A packet is `{"v":1,"body":...}`; the body is a [`Request`] to PID 1, a [`Reply`] or [`Event`] from it.
 
 use crate::message::{Event, Reply, Request};
-use nix::cmsg_space;
-use nix::errno::Errno;
-use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
+use holdfast_unit::packet;
 use serde::{Deserialize, Serialize};
-use std::io::{IoSlice, IoSliceMut};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+pub use holdfast_unit::packet::{MAX_FDS, MAX_PACKET};
 
 /// Version of the protocol; both ends refuse any other.
 pub const VERSION: u32 = 1;
-/// Largest packet in bytes.
-pub const MAX_PACKET: usize = 64 * 1024;
-/// Most descriptors in one packet.
-pub const MAX_FDS: usize = 64;
-/// The kernel's own limit (`SCM_MAX_FD`): with room for this many nothing is ever cut off and left open.
-const KERNEL_MAX_FDS: usize = 253;
-
 /// The outer object of each packet.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -48,7 +41,7 @@ pub enum WireError {
     /// Over [`MAX_PACKET`].
     #[error("unit protocol: packet of {found} bytes, expected at most {MAX_PACKET}")]
     TooLong {
-        /// Its size, or [`MAX_PACKET`] + 1 when it was cut on arrival.
+        /// Its size in bytes.
         found: usize,
     },
     /// Over [`MAX_FDS`].
@@ -65,15 +58,29 @@ pub enum WireError {
     WouldBlock,
     /// Any other error of the socket.
     #[error("unit protocol: socket: {0}")]
-    Socket(Errno),
+    Socket(io::Error),
 }
 
-impl From<Errno> for WireError {
-    fn from(errno: Errno) -> WireError {
-        match errno {
-            Errno::EAGAIN => WireError::WouldBlock,
-            Errno::EPIPE | Errno::ECONNRESET => WireError::Closed,
-            other => WireError::Socket(other),
+impl From<io::Error> for WireError {
+    fn from(error: io::Error) -> WireError {
+        match error.kind() {
+            io::ErrorKind::WouldBlock => WireError::WouldBlock,
+            io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => WireError::Closed,
+            _ => WireError::Socket(error),
+        }
+    }
+}
+
+#[cfg(feature = "tokio")]
+impl From<holdfast_unit::ChannelError> for WireError {
+    fn from(error: holdfast_unit::ChannelError) -> WireError {
+        use holdfast_unit::ChannelError;
+        match error {
+            ChannelError::Closed => WireError::Closed,
+            ChannelError::TooLong { found } | ChannelError::Packet { found } => WireError::TooLong { found },
+            ChannelError::Json(error) => WireError::Json(error),
+            ChannelError::Socket(error) => WireError::from(error),
+            error @ ChannelError::Deadline(_) => WireError::Socket(io::Error::other(error)),
         }
     }
 }
@@ -114,7 +121,7 @@ pub fn encode_reply(reply: &Reply) -> Result<Vec<u8>, WireError> {
     encode(reply)
 }
 
-fn encode<T: Serialize>(body: &T) -> Result<Vec<u8>, WireError> {
+pub(crate) fn encode<T: Serialize>(body: &T) -> Result<Vec<u8>, WireError> {
     let bytes = serde_json::to_vec(&Packet { v: VERSION, body })?;
     if bytes.len() > MAX_PACKET {
         return Err(WireError::TooLong { found: bytes.len() });
@@ -122,7 +129,7 @@ fn encode<T: Serialize>(body: &T) -> Result<Vec<u8>, WireError> {
     Ok(bytes)
 }
 
-fn parse<T: for<'a> Deserialize<'a>>(bytes: &[u8]) -> Result<T, WireError> {
+pub(crate) fn parse<T: for<'a> Deserialize<'a>>(bytes: &[u8]) -> Result<T, WireError> {
     match serde_json::from_slice::<Packet<T>>(bytes) {
         Ok(Packet { v: VERSION, body }) => Ok(body),
         Ok(Packet { v, .. }) => Err(WireError::Version { found: v }),
@@ -137,60 +144,23 @@ fn send<T: Serialize>(socket: BorrowedFd<'_>, body: &T, fds: &[BorrowedFd<'_>]) 
     if fds.len() > MAX_FDS {
         return Err(WireError::TooManyFds { found: fds.len() });
     }
-    let bytes = encode(body)?;
-    let raw: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
-    let rights = [ControlMessage::ScmRights(&raw)];
-    let control: &[ControlMessage<'_>] = if raw.is_empty() { &[] } else { &rights };
-    let iov = [IoSlice::new(&bytes)];
-    loop {
-        match sendmsg::<()>(socket.as_raw_fd(), &iov, control, MsgFlags::MSG_NOSIGNAL, None) {
-            Ok(_) => return Ok(()),
-            Err(Errno::EINTR) => {}
-            Err(errno) => return Err(errno.into()),
-        }
-    }
+    Ok(packet::send(socket, &encode(body)?, fds)?)
 }
 
 fn receive(socket: BorrowedFd<'_>) -> Result<(Vec<u8>, Vec<OwnedFd>), WireError> {
-    // One byte more than allowed, so that a packet of exactly the limit is told from a longer one.
-    let mut buffer = vec![0u8; MAX_PACKET + 1];
-    let mut control = cmsg_space!([RawFd; KERNEL_MAX_FDS]);
-    let (length, flags, fds) = loop {
-        let mut iov = [IoSliceMut::new(&mut buffer)];
-        match recvmsg::<()>(socket.as_raw_fd(), &mut iov, Some(&mut control), MsgFlags::MSG_CMSG_CLOEXEC) {
-            Ok(message) => {
-                let mut fds = Vec::new();
-                for item in message.cmsgs()? {
-                    if let ControlMessageOwned::ScmRights(raw) = item {
-                        for fd in raw {
-                            // SAFETY: the kernel has just made this descriptor for this process and nobody else knows it.
-                            fds.push(unsafe { OwnedFd::from_raw_fd(fd) });
-                        }
-                    }
-                }
-                break (message.bytes, message.flags, fds);
-            }
-            Err(Errno::EINTR) => {}
-            Err(errno) => return Err(errno.into()),
-        }
-    };
-    if length == 0 {
+    let mut buffer = vec![0u8; MAX_PACKET];
+    let packet = packet::receive(socket, &mut buffer)?;
+    if packet.length == 0 {
         return Err(WireError::Closed);
     }
-    if flags.contains(MsgFlags::MSG_TRUNC) || length > MAX_PACKET {
-        return Err(WireError::TooLong { found: length.max(MAX_PACKET + 1) });
+    if packet.length > MAX_PACKET {
+        return Err(WireError::TooLong { found: packet.length });
     }
-    if fds.len() > MAX_FDS {
-        return Err(WireError::TooManyFds { found: fds.len() });
+    if packet.fds.len() > MAX_FDS {
+        return Err(WireError::TooManyFds { found: packet.fds.len() });
     }
-    buffer.truncate(length);
-    Ok((buffer, fds))
-}
-
-/// A connected pair of sockets of the protocol's type, close-on-exec: for tests and for a parent that serves one child.
-pub fn pair() -> Result<(OwnedFd, OwnedFd), WireError> {
-    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
-    Ok(socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?)
+    buffer.truncate(packet.length);
+    Ok((buffer, packet.fds))
 }
 
 /// Feeds any bytes to all parsers.
@@ -205,35 +175,24 @@ pub fn fuzz_packet(data: &[u8]) {
 
 /// Waits until `socket` is readable (or hung up); false when the deadline passed first.
 pub(crate) fn wait_readable(socket: &impl AsFd, deadline: std::time::Instant) -> Result<bool, WireError> {
-    wait(socket, nix::poll::PollFlags::POLLIN, deadline)
+    Ok(packet::wait(socket.as_fd(), false, deadline)?)
 }
 
 /// Waits until `socket` is writable; false when the deadline passed first.
 pub(crate) fn wait_writable(socket: &impl AsFd, deadline: std::time::Instant) -> Result<bool, WireError> {
-    wait(socket, nix::poll::PollFlags::POLLOUT, deadline)
-}
-
-fn wait(socket: &impl AsFd, what: nix::poll::PollFlags, deadline: std::time::Instant) -> Result<bool, WireError> {
-    use nix::poll::{PollFd, PollTimeout, poll};
-    loop {
-        let left = deadline.saturating_duration_since(std::time::Instant::now());
-        // Rounded up: a wait of 0 ms in the last millisecond would spin.
-        let timeout = PollTimeout::try_from(left.as_millis() + 1).unwrap_or(PollTimeout::MAX);
-        match poll(&mut [PollFd::new(socket.as_fd(), what)], timeout) {
-            Ok(0) if std::time::Instant::now() >= deadline => return Ok(false),
-            Ok(0) | Err(Errno::EINTR) => {}
-            Ok(_) => return Ok(true),
-            Err(errno) => return Err(errno.into()),
-        }
-    }
+    Ok(packet::wait(socket.as_fd(), true, deadline)?)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::{UnitName, UnitSpec};
+    use holdfast_unit::packet::pair;
+    use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
     use proptest::prelude::*;
+    use std::io::IoSlice;
     use std::io::{Read, Seek, Write};
+    use std::os::fd::AsRawFd;
 
     #[test]
     fn descriptors_arrive_in_order_and_close_on_exec() {

@@ -2,10 +2,10 @@
 
 use holdfast_supervise::wire::{self, WireError};
 use holdfast_supervise::{Event, RefusalKind, Refused, Reply, Request};
-use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, accept4, bind, listen, socket};
+use holdfast_unit::packet;
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
@@ -30,12 +30,9 @@ struct Connection {
 impl Server {
     /// Listens at `path`, mode 0600.
     pub fn bind(path: &Path) -> io::Result<Server> {
-        let _ = fs::remove_file(path);
-        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-        let listener = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None)?;
-        bind(listener.as_raw_fd(), &UnixAddr::new(path)?)?;
+        let listener = packet::listen(path, MAX_CLIENTS as u8)?;
+        // Nobody can be waiting yet: the first connection comes from `node`, which is started later.
         fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
-        listen(&listener, Backlog::new(MAX_CLIENTS as i32)?)?;
         Ok(Server { listener, clients: Vec::new(), next_id: 0 })
     }
 
@@ -51,10 +48,7 @@ impl Server {
 
     /// Takes new connections; over the bound they are closed at once.
     pub fn accept(&mut self) {
-        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-        while let Ok(fd) = accept4(self.listener.as_raw_fd(), flags) {
-            // SAFETY: the kernel has just made this descriptor for us.
-            let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+        while let Ok(Some(socket)) = packet::accept(self.listener.as_fd()) {
             if self.clients.len() < MAX_CLIENTS {
                 self.clients.push(Connection { id: self.next_id, socket, subscribed: false });
                 self.next_id += 1;
