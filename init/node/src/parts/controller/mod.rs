@@ -1,0 +1,3 @@
+//! The controller's side.
+
+pub mod facts;
