@@ -1,6 +1,6 @@
 //! What the controller wants the device to be: one tree, made from one config.
 
-use crate::{app::App, base_os::BaseOs, net, properties::Properties, storage};
+use crate::{app::App, base_os::BaseOs, net, properties::Properties, storage, trouble::Trouble};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -44,7 +44,7 @@ pub struct Desired {
     /// All info is sent again when this changes.
     pub controller_epoch: i64,
     /// Faults found while converting, each on its object.
-    pub faults: Vec<Fault>,
+    pub faults: Vec<Trouble>,
 }
 
 /// Counter commands: act when the counter grows beyond the last one acted on.
@@ -54,45 +54,4 @@ pub struct Commands {
     pub reboot: u32,
     /// Stop all apps and stay powered.
     pub shutdown: u32,
-}
-
-/// Kinds of objects that a fault may belong to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum ObjectKind {
-    /// The device as a whole.
-    Device,
-    /// A device property.
-    Property,
-    /// A physical port.
-    Port,
-    /// A system adapter.
-    Adapter,
-    /// An IP parameter set.
-    Network,
-    /// A network instance.
-    NetworkInstance,
-    /// A datastore.
-    Datastore,
-    /// A content tree.
-    Content,
-    /// A volume.
-    Volume,
-    /// An app instance.
-    App,
-    /// The base OS.
-    BaseOs,
-}
-
-/// One fault: the object, and a text that says expected, found, and what happens next.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Fault {
-    /// What kind of object.
-    pub kind: ObjectKind,
-    /// Its id as the config gives it: a UUID text, or a logical label for ports and adapters, or a key for properties.
-    pub id: String,
-    /// Its display name, or the id again.
-    pub name: String,
-    /// The error text, the same on console, in the log and in the info message.
-    pub text: String,
 }

@@ -3,10 +3,12 @@
 //! Principles:
 //! 1. Plain data only: no I/O, no wire types, no behaviour beyond names, units and limits.
 //! 2. What the controller wants ([`desired`]) and what is so ([`observed`]) are two separate trees over the same ids.
-//! 3. A fault belongs to an object: [`desired::Fault`] names it, says what was expected, found and what happens next.
-//! 4. Units live in names (`memory_bytes`, `interval_seconds`) or types.
+//! 3. What is wrong belongs to an object: [`trouble::Trouble`] names it, says what was expected, found and what happens next.
+//! 4. State and numbers that change all the time are two trees: a change of [`observed`] is an event, [`gauges`] are sampled.
+//! 5. Units live in names (`memory_bytes`, `interval_seconds`) or types.
 //!
-//! Reading order: [`desired`], [`net`], [`storage`], [`app`], [`slot`], [`base_os`], [`properties`], [`observed`], [`resources`], [`boot`], [`contract`].
+//! Reading order: [`desired`], [`net`], [`storage`], [`app`], [`slot`], [`base_os`], [`properties`], [`trouble`],
+//! [`observed`], [`gauges`], [`resources`], [`boot`], [`contract`].
 #![forbid(unsafe_code)]
 
 pub mod app;
@@ -14,11 +16,13 @@ pub mod base_os;
 pub mod boot;
 pub mod contract;
 pub mod desired;
+pub mod gauges;
 pub mod net;
 pub mod observed;
 pub mod properties;
 pub mod resources;
 pub mod slot;
 pub mod storage;
+pub mod trouble;
 
 pub use uuid::Uuid;

@@ -2,6 +2,8 @@
 //!
 //! The words are those of EVE's `ZInfoDevSW`; `attest/api` turns them into wire numbers.
 
+use crate::observed::Tens;
+use crate::trouble::{Object, ObjectKind, Trouble};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -114,7 +116,16 @@ pub struct SlotStatus {
     /// Finer state.
     pub sub_status: BaseOsSubStatus,
     /// Seconds left of the trial while testing, percent that came while [`BaseOsStatus::Downloading`], else 0.
-    pub sub_status_progress: u32,
+    pub sub_status_progress: Tens,
     /// Why it failed or what is wrong; empty when all is well.
     pub reason: String,
+}
+
+impl SlotStatus {
+    /// What is wrong with it: an error when its image failed, a warning while the slot serves.
+    #[must_use]
+    pub fn trouble(&self) -> Option<Trouble> {
+        let trouble = Trouble::from_text(Object::new(ObjectKind::BaseOs, self.slot, &self.version), &self.reason)?;
+        Some(if self.status == BaseOsStatus::Failed { trouble } else { Trouble::warning(trouble.on, trouble.text) })
+    }
 }

@@ -1,12 +1,13 @@
-//! From [`Observed`] to `ZMetricMsg`: one sample of everything.
+//! From [`Gauges`], with names and sizes from [`Observed`], to `ZMetricMsg`: one sample of everything.
 
-use crate::info::MIB;
+use crate::info::{MIB, words::instance_kind};
 use crate::proto::metrics::{
     AppCpuMetric, AppDiskMetric, AppMemoryMetric, AppMetric, DeviceMemoryMetric, DeviceMetric, DiskMetric,
     MemoryMetric, NetworkMetric, NetworkStats, UrlcloudMetric, ZMetricMsg, ZMetricNetworkInstance, ZMetricNetworkStats,
     ZMetricVolume, ZedcloudMetric, z_metric_msg::MetricContent,
 };
-use holdfast_model::observed::{AppStatus, InstanceStatus, InterfaceCounters, Observed, VolumeStatus};
+use holdfast_model::gauges::{AppGauges, Gauges, InterfaceCounters, VolumeGauges};
+use holdfast_model::observed::{AppStatus, InstanceStatus, Observed, VolumeStatus};
 use prost_types::Timestamp;
 use std::time::SystemTime;
 
@@ -61,36 +62,45 @@ pub struct PathTraffic {
 
 /// The sample.
 #[must_use]
-pub fn message(observed: &Observed, context: &Context) -> ZMetricMsg {
+pub fn message(observed: &Observed, gauges: &Gauges, context: &Context) -> ZMetricMsg {
     ZMetricMsg {
         dev_id: observed.device.id.to_string(),
         at_time_stamp: context.now.map(Timestamp::from),
-        am: observed.apps.iter().map(|status| app(status, &observed.volumes)).collect(),
-        nm: observed.instances.iter().map(instance).collect(),
-        vm: observed.volumes.iter().map(volume).collect(),
-        metric_content: Some(MetricContent::Dm(device(observed, context))),
+        am: observed.apps.iter().map(|status| app(status, &observed.volumes, gauges)).collect(),
+        nm: observed
+            .instances
+            .iter()
+            .map(|status| instance(status, &gauges.instances.get(&status.id).copied().unwrap_or_default()))
+            .collect(),
+        vm: observed.volumes.iter().map(|status| volume(status, volume_gauges(gauges, status))).collect(),
+        metric_content: Some(MetricContent::Dm(device(observed, gauges, context))),
         ..ZMetricMsg::default()
     }
 }
 
-fn device(observed: &Observed, context: &Context) -> DeviceMetric {
-    let device = &observed.device;
+fn device(observed: &Observed, gauges: &Gauges, context: &Context) -> DeviceMetric {
+    let (device, sample) = (&observed.device, &gauges.device);
+    let counters = |name: &str| gauges.ports.get(name).copied().unwrap_or_default();
     let apps_bytes: u64 = observed.apps.iter().map(|app| app.memory_bytes).sum();
-    let apps_used: u64 = observed.apps.iter().map(|app| app.memory_used_bytes).sum();
-    let host_used = mib32(device.memory_used_bytes.saturating_sub(apps_used));
+    let apps_used: u64 = gauges.apps.values().map(|app| app.memory_used_bytes).sum();
+    let host_used = mib32(sample.memory_used_bytes.saturating_sub(apps_used));
     DeviceMetric {
-        memory: Some(memory(device.memory_used_bytes, device.memory_bytes)),
-        network: observed.ports.iter().map(|port| network(&port.name, &port.interface, &port.counters)).collect(),
+        memory: Some(memory(sample.memory_used_bytes, device.memory_bytes)),
+        network: observed
+            .ports
+            .iter()
+            .map(|port| network(&port.name, &port.interface, &counters(&port.name)))
+            .collect(),
         zedcloud: vec![traffic(&context.traffic)],
         disk: vec![DiskMetric {
             disk: "DATA".to_owned(),
             mount_path: "/data".to_owned(),
             total: device.storage_bytes / MIB,
-            used: device.storage_used_bytes / MIB,
-            free: device.storage_bytes.saturating_sub(device.storage_used_bytes) / MIB,
+            used: sample.storage_used_bytes / MIB,
+            free: device.storage_bytes.saturating_sub(sample.storage_used_bytes) / MIB,
             ..DiskMetric::default()
         }],
-        cpu_metric: Some(cpu(device.cpu_total_ns, device.uptime_seconds)),
+        cpu_metric: Some(cpu(sample.cpu_total_ns, sample.uptime_seconds)),
         device_memory: Some(DeviceMemoryMetric {
             memory_mb: mib32(device.memory_bytes),
             allocated_apps_mb: mib32(apps_bytes),
@@ -104,38 +114,45 @@ fn device(observed: &Observed, context: &Context) -> DeviceMetric {
 }
 
 /// Disks of an app are its volumes, in order; their traffic is in the volumes' own metrics, where EVE has fields for it.
-fn app(app: &AppStatus, volumes: &[VolumeStatus]) -> AppMetric {
+fn volume_gauges(gauges: &Gauges, volume: &VolumeStatus) -> VolumeGauges {
+    gauges.volumes.get(&volume.id).copied().unwrap_or_default()
+}
+
+fn app(app: &AppStatus, volumes: &[VolumeStatus], gauges: &Gauges) -> AppMetric {
+    let idle = AppGauges::default();
+    let sample = gauges.apps.get(&app.id).unwrap_or(&idle);
+    let counters = |name: &str| sample.interfaces.get(name).copied().unwrap_or_default();
     let disks = app.volumes.iter().filter_map(|id| volumes.iter().find(|volume| volume.id == *id));
     AppMetric {
         app_id: app.id.to_string(),
         app_name: app.name.clone(),
         app_version: app.version.clone(),
-        cpu: Some(cpu(app.cpu_total_ns, 0)),
-        memory: Some(memory(app.memory_used_bytes, app.memory_bytes)),
-        network: app.interfaces.iter().map(|nic| network(&nic.name, &nic.tap, &nic.counters)).collect(),
+        cpu: Some(cpu(sample.cpu_total_ns, 0)),
+        memory: Some(memory(sample.memory_used_bytes, app.memory_bytes)),
+        network: app.interfaces.iter().map(|nic| network(&nic.name, &nic.tap, &counters(&nic.name))).collect(),
         disk: disks
-            .map(|volume| AppDiskMetric {
+            .map(|volume| (volume, volume_gauges(gauges, volume).used_bytes))
+            .map(|(volume, used_bytes)| AppDiskMetric {
                 disk: volume.name.clone(),
                 provisioned: volume.max_size_bytes / MIB,
-                used: volume.used_bytes / MIB,
-                dirty: volume.used_bytes > 0,
+                used: used_bytes / MIB,
+                dirty: used_bytes > 0,
                 ..AppDiskMetric::default()
             })
             .collect(),
         app_memory: Some(AppMemoryMetric {
             allocated_mb: mib32(app.memory_bytes),
-            used_mb: mib32(app.memory_used_bytes),
+            used_mb: mib32(sample.memory_used_bytes),
         }),
         ..AppMetric::default()
     }
 }
 
-fn instance(instance: &InstanceStatus) -> ZMetricNetworkInstance {
-    let counters = &instance.counters;
+fn instance(instance: &InstanceStatus, counters: &InterfaceCounters) -> ZMetricNetworkInstance {
     ZMetricNetworkInstance {
         network_id: instance.id.to_string(),
         network_version: instance.version.clone(),
-        inst_type: u32::try_from(instance.kind).unwrap_or(0),
+        inst_type: instance_kind(instance.kind),
         displayname: instance.name.clone(),
         activated: instance.activated,
         network: vec![network(&instance.name, &instance.bridge, counters)],
@@ -157,17 +174,17 @@ fn instance(instance: &InstanceStatus) -> ZMetricNetworkInstance {
     }
 }
 
-fn volume(volume: &VolumeStatus) -> ZMetricVolume {
+fn volume(volume: &VolumeStatus, sample: VolumeGauges) -> ZMetricVolume {
     ZMetricVolume {
         uuid: volume.id.to_string(),
         display_name: volume.name.clone(),
-        read_bytes: volume.counters.read_bytes,
-        write_bytes: volume.counters.written_bytes,
-        read_count: volume.counters.reads,
-        write_count: volume.counters.writes,
+        read_bytes: sample.counters.read_bytes,
+        write_bytes: sample.counters.written_bytes,
+        read_count: sample.counters.reads,
+        write_count: sample.counters.writes,
         total_bytes: volume.max_size_bytes,
-        used_bytes: volume.used_bytes,
-        free_bytes: volume.max_size_bytes.saturating_sub(volume.used_bytes),
+        used_bytes: sample.used_bytes,
+        free_bytes: volume.max_size_bytes.saturating_sub(sample.used_bytes),
     }
 }
 
@@ -243,36 +260,54 @@ fn mib32(bytes: u64) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use holdfast_model::observed::{AppInterfaceStatus, DiskCounters, PortStatus};
+    use holdfast_model::gauges::{DeviceGauges, DiskCounters};
+    use holdfast_model::observed::{AppInterfaceStatus, PortStatus};
     use uuid::Uuid;
 
     #[test]
     fn fields_that_testers_read_are_filled() {
         let mut observed = Observed::default();
         observed.device.memory_bytes = 1024 * MIB;
-        observed.device.memory_used_bytes = 256 * MIB;
-        observed.device.cpu_total_ns = 2_500_000_000;
-        let counters = InterfaceCounters { rx_bytes: 7, tx_packets: 3, ..InterfaceCounters::default() };
-        observed.ports.push(PortStatus { name: "eth0".to_owned(), counters, ..PortStatus::default() });
+        observed.ports.push(PortStatus { name: "eth0".to_owned(), ..PortStatus::default() });
+        let [app, volume] = [7, 5].map(Uuid::from_u128);
         observed.apps.push(AppStatus {
-            cpu_total_ns: 9,
-            memory_used_bytes: 64 * MIB,
+            id: app,
             memory_bytes: 128 * MIB,
-            interfaces: vec![AppInterfaceStatus { counters, ..AppInterfaceStatus::default() }],
-            volumes: vec![Uuid::from_u128(5), Uuid::from_u128(404)],
+            interfaces: vec![AppInterfaceStatus { name: "nic".to_owned(), ..AppInterfaceStatus::default() }],
+            volumes: vec![volume, Uuid::from_u128(404)],
             ..AppStatus::default()
         });
-        observed.instances.push(InstanceStatus { counters, ..InstanceStatus::default() });
+        observed.instances.push(InstanceStatus::default());
         observed.volumes.push(VolumeStatus {
-            id: Uuid::from_u128(5),
+            id: volume,
             name: "data".to_owned(),
-            used_bytes: 5 * MIB,
             max_size_bytes: 8 * MIB,
-            counters: DiskCounters { read_bytes: 1, written_bytes: 2, reads: 3, writes: 4 },
             ..VolumeStatus::default()
         });
+        let traffic = InterfaceCounters { rx_bytes: 7, tx_packets: 3, ..InterfaceCounters::default() };
+        let counters = DiskCounters { read_bytes: 1, written_bytes: 2, reads: 3, writes: 4 };
+        let gauges = Gauges {
+            device: DeviceGauges {
+                memory_used_bytes: 256 * MIB,
+                cpu_total_ns: 2_500_000_000,
+                ..DeviceGauges::default()
+            },
+            ports: [("eth0".to_owned(), traffic)].into(),
+            instances: [(Uuid::nil(), traffic)].into(),
+            volumes: [(volume, VolumeGauges { used_bytes: 5 * MIB, counters })].into(),
+            apps: [(
+                app,
+                AppGauges {
+                    cpu_total_ns: 9,
+                    memory_used_bytes: 64 * MIB,
+                    interfaces: [("nic".to_owned(), traffic)].into(),
+                },
+            )]
+            .into(),
+        };
 
-        let message = message(&observed, &Context { now: Some(SystemTime::UNIX_EPOCH), ..Context::default() });
+        let context = Context { now: Some(SystemTime::UNIX_EPOCH), ..Context::default() };
+        let message = message(&observed, &gauges, &context);
 
         let Some(MetricContent::Dm(device)) = message.metric_content else { panic!("no device metric") };
         let memory = device.memory.expect("memory");
@@ -286,7 +321,7 @@ mod tests {
         assert_eq!(message.nm[0].network_stats.expect("stats").tx.expect("tx").total_packets, 3);
         assert_eq!((message.am[0].network[0].rx_bytes, message.am[0].network[0].tx_pkts), (7, 3));
         let disks = &message.am[0].disk;
-        assert_eq!(disks.len(), 1, "a volume that is not there is no disk");
+        assert_eq!(disks.len(), 1, "an unknown volume is no disk");
         assert_eq!((disks[0].disk.as_str(), disks[0].provisioned, disks[0].used), ("data", 8, 5));
         let volume = &message.vm[0];
         assert_eq!(volume.used_bytes, 5 * MIB);

@@ -13,6 +13,7 @@ use holdfast_api::{info, metrics};
 use holdfast_controller_client::{
     Class, Client, ClientConfig, ConfigAnswer, ReceivedConfig, ReportQueue, attest, onboard,
 };
+use holdfast_model::gauges::Gauges;
 use holdfast_model::observed::{AppState, AppStatus, DeviceState, Observed};
 use holdfast_test_controller::config::{App, Datastore, DatastoreKind, Image, ImageFormat, NetworkInstance};
 use holdfast_test_controller::pki::Role;
@@ -132,8 +133,15 @@ async fn device_joins_reads_its_secrets_and_reports() {
     let mut timing = bench.client.timing();
     timing.fast_logs = true;
     bench.client.set_timing(timing);
-    reports.info_all(info::messages(&observed, info::Context { now, properties: Some(&desired.properties) }));
-    reports.metrics(metrics::message(&observed, &metrics::Context { now: Some(now), ..Default::default() }));
+    reports.info_all(info::messages(
+        &observed,
+        info::Context { now, properties: Some(&desired.properties), gauges: None },
+    ));
+    reports.metrics(metrics::message(
+        &observed,
+        &Gauges::default(),
+        &metrics::Context { now: Some(now), ..Default::default() },
+    ));
     let stamp = Stamp { seconds: 1_800_000_000, nanos: 5 };
     let line =
         |content: &str| Line { content: content.into(), severity: "info".into(), timestamp: stamp, ..Line::default() };

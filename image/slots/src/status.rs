@@ -10,6 +10,7 @@
 //! | Trial, Committing | inprogress, UPDATING / testing, seconds left | active, UPDATED |
 
 use crate::record::{Phase, Record};
+use holdfast_model::observed::Tens;
 use holdfast_model::slot::{BaseOsStatus, BaseOsSubStatus, PartitionState, Slot, SlotStatus};
 
 /// Status of both slots, the running one first. `seconds_left` of the trial comes from [`crate::trial::judge`].
@@ -23,7 +24,7 @@ pub fn status(record: &Record, running: Slot, seconds_left: Option<u32>) -> [Slo
         partition_state: PartitionState::Active,
         status: BaseOsStatus::Updated,
         sub_status: BaseOsSubStatus::None,
-        sub_status_progress: 0,
+        sub_status_progress: Tens::default(),
         reason: String::new(),
     };
     // The committed slot while it is given up as damaged: no good image is known in it any more.
@@ -64,7 +65,7 @@ pub fn status(record: &Record, running: Slot, seconds_left: Option<u32>) -> [Slo
         Phase::Armed(image) => updating(&image.version, BaseOsSubStatus::Rebooting),
         Phase::Trial { image, reason } => SlotStatus {
             partition_state: PartitionState::InProgress,
-            sub_status_progress: seconds_left.unwrap_or(0),
+            sub_status_progress: Tens::up(seconds_left.unwrap_or(0)),
             reason: reason.clone().unwrap_or_default(),
             ..updating(&image.version, BaseOsSubStatus::Testing)
         },
@@ -121,14 +122,14 @@ mod tests {
             (
                 phase(trial),
                 Slot::B,
-                [("2", P::InProgress, S::Updating, U::Testing, 42), ("1", P::Active, S::Updated, U::None, 0)],
+                [("2", P::InProgress, S::Updating, U::Testing, 50), ("1", P::Active, S::Updated, U::None, 0)],
             ),
         ];
         for (record, running, want) in cases {
             let got = status(&record, running, Some(42));
             for (g, w) in got.iter().zip(want) {
                 assert_eq!(
-                    (g.version.as_str(), g.partition_state, g.status, g.sub_status, g.sub_status_progress),
+                    (g.version.as_str(), g.partition_state, g.status, g.sub_status, g.sub_status_progress.get()),
                     w,
                     "{:?}",
                     record.phase

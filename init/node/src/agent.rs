@@ -306,8 +306,9 @@ impl Agent {
             vault: self.device.vault(),
             pcrs: self.device.pcrs(),
         };
-        let observed = reports::observe(&view);
+        let mut observed = reports::observe(&view);
         self.observed.send_if_modified(|old| {
+            observed.settle(old, machine::wall_seconds());
             let changed = *old != observed;
             if changed {
                 *old = observed;

@@ -8,6 +8,7 @@
 //! Nothing in the loop waits for anything but the next event. An operation that never ends holds up nobody but what its part
 //! makes wait for it. The heartbeat is a task of its own that watches [`Progress`].
 
+use crate::machine;
 use crate::part::{Asked, Event, Facts, Line, Ordered, Part, SaveFailed, Saved, Turn};
 use crate::world::{Clock, Files};
 use holdfast_model::desired::Desired;
@@ -187,6 +188,7 @@ impl Kernel {
             part.observe(&mut observed);
         }
         self.report.send_if_modified(|old| {
+            observed.settle(old, machine::seconds_of(self.means.clock.wall()));
             let changed = *old != observed;
             if changed {
                 *old = observed;

@@ -10,13 +10,14 @@
 //!
 //! Reading order: [`agent`] (the loop), [`boot`] and [`trust`] (what this boot is, keys, vault), [`recovery`] (a vault that this boot
 //! cannot unseal), [`session`] (the controller's side), [`network`], [`ports`] and [`services`], [`fetching`], [`parts`], [`update`],
-//! [`reports`], [`vmstats`], [`logs`], [`store`], [`supervisor`], [`seqpacket`], [`machine`], [`debug`] and [`resources`].
+//! [`reports`], [`gauges`], [`vmstats`], [`logs`], [`store`], [`supervisor`], [`seqpacket`], [`machine`], [`debug`] and [`resources`].
 #![forbid(unsafe_code)]
 
 pub mod agent;
 pub mod boot;
 pub mod debug;
 pub mod fetching;
+pub mod gauges;
 pub mod keeper;
 pub mod kernel;
 pub mod logs;

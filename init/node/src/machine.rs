@@ -1,6 +1,6 @@
 //! What the kernel tells about the machine: DMI, memory, processors, clocks, disk space, interface counters.
 
-use holdfast_model::observed::InterfaceCounters;
+use holdfast_model::gauges::InterfaceCounters;
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
@@ -16,9 +16,14 @@ pub fn now() -> Duration {
 /// Unix seconds, or 0 while the clock is plainly not set (before 2025).
 #[must_use]
 pub fn wall_seconds() -> i64 {
-    let seconds = std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .map_or(0, |d| i64::try_from(d.as_secs()).unwrap_or(0));
+    seconds_of(std::time::SystemTime::now())
+}
+
+/// Unix seconds of a time, or 0 when the clock that gave it was plainly not set (before 2025).
+#[must_use]
+pub fn seconds_of(wall: std::time::SystemTime) -> i64 {
+    let seconds =
+        wall.duration_since(std::time::UNIX_EPOCH).map_or(0, |d| i64::try_from(d.as_secs()).unwrap_or(i64::MAX));
     if seconds < 1_735_689_600 { 0 } else { seconds }
 }
 

@@ -13,9 +13,10 @@ use holdfast_engine::{Backoff, Change, Engine, Fact, Facts, Graph, Report, State
 use holdfast_format::site::{self, Site};
 use holdfast_model::app::App;
 use holdfast_model::contract::network::{Lease, Reply, Request};
-use holdfast_model::desired::{Desired, Fault, ObjectKind};
-use holdfast_model::net::{Adapter, Addressing4, Addressing6, InstanceKind, Prefix, Static};
+use holdfast_model::desired::Desired;
+use holdfast_model::net::{Adapter, Addressing4, Addressing6, Prefix, Static};
 use holdfast_model::observed::{AppInterfaceStatus, AppState, InstanceStatus, PortStatus};
+use holdfast_model::trouble::{Object, ObjectKind, Trouble};
 use holdfast_netkernel::cards::{card_facts, physical_links};
 use holdfast_netkernel::monitor::Event;
 use holdfast_netkernel::{Monitor, NetDriver, Services as _};
@@ -402,16 +403,16 @@ impl Network {
         Ok(nics)
     }
 
-    fn app_fault(&self, app: Uuid) -> Option<&Fault> {
+    fn app_fault(&self, app: Uuid) -> Option<&Trouble> {
         self.fault(ObjectKind::App, &app.to_string())
     }
 
-    fn instance_fault(&self, instance: Uuid) -> Option<&Fault> {
+    fn instance_fault(&self, instance: Uuid) -> Option<&Trouble> {
         self.fault(ObjectKind::NetworkInstance, &instance.to_string())
     }
 
-    fn fault(&self, kind: ObjectKind, id: &str) -> Option<&Fault> {
-        self.plan.as_ref()?.faults.iter().find(|f| f.kind == kind && f.id == id)
+    fn fault(&self, kind: ObjectKind, id: &str) -> Option<&Trouble> {
+        self.plan.as_ref()?.faults.iter().find(|f| f.on.is(kind, id))
     }
 
     /// Interfaces of an app as they are reported.
@@ -431,15 +432,16 @@ impl Network {
 
     /// Adapters as they are reported.
     #[must_use]
-    pub fn ports(&self, desired: &Desired) -> Vec<PortStatus> {
+    pub fn ports(&self) -> Vec<PortStatus> {
         let Some(plan) = &self.plan else {
             return Vec::new();
         };
-        let unused = match self.test.using() {
-            Using::Configured => "",
-            Using::Fallback => {
-                "no contact with the controller over the ports as configured: the network of the first boot is in use"
-            }
+        let unused = |name: &str| match self.test.using() {
+            Using::Configured => None,
+            Using::Fallback => Some(Trouble::warning(
+                Object::new(ObjectKind::Adapter, name, name),
+                "no contact with the controller over the ports as configured: the network of the first boot is in use",
+            )),
         };
         let mut list: Vec<PortStatus> = plan
             .ports
@@ -458,13 +460,18 @@ impl Network {
                 domain: p.domain.clone(),
                 mtu: p.mtu,
                 cost: p.cost,
-                error: self.fault(ObjectKind::Adapter, &p.name).map_or_else(|| unused.to_owned(), |f| f.text.clone()),
-                counters: machine::counters(&p.interface),
+                troubles: self
+                    .fault(ObjectKind::Adapter, &p.name)
+                    .cloned()
+                    .into_iter()
+                    .chain(unused(&p.name))
+                    .collect(),
             })
             .collect();
-        for fault in plan.faults.iter().chain(&desired.faults).filter(|f| f.kind == ObjectKind::Adapter) {
-            if !list.iter().any(|p| p.name == fault.id) {
-                list.push(PortStatus { name: fault.id.clone(), error: fault.text.clone(), ..PortStatus::default() });
+        for fault in plan.faults.iter().filter(|f| f.on.kind == ObjectKind::Adapter) {
+            if !list.iter().any(|p| p.name == fault.on.id) {
+                let troubles = vec![fault.clone()];
+                list.push(PortStatus { name: fault.on.id.clone(), troubles, ..PortStatus::default() });
             }
         }
         list
@@ -476,18 +483,18 @@ impl Network {
         let mut list = Vec::new();
         for wanted in &desired.instances {
             let planned = self.plan.iter().flat_map(|p| p.instances.iter()).find(|p| p.id == wanted.id);
-            let fault = self.instance_fault(wanted.id).map(|f| f.text.clone());
+            let mut troubles: Vec<Trouble> = self.instance_fault(wanted.id).cloned().into_iter().collect();
             let mut keys = Vec::new();
             if let Some(p) = planned {
                 keys.push(ItemKey::Link(p.bridge.clone()));
                 keys.extend(p.service.as_ref().map(|s| ItemKey::Service(s.clone())));
             }
-            let mut error = fault.unwrap_or_default();
             for key in &keys {
                 if let Some(State::Failed { error: text, .. }) = self.states.get(key)
-                    && error.is_empty()
+                    && troubles.is_empty()
                 {
-                    error = format!("network instance {}: {key}: {text}", wanted.name);
+                    let on = Object::new(ObjectKind::NetworkInstance, wanted.id, &wanted.name);
+                    troubles.push(Trouble::error(on, format!("network instance {}: {key}: {text}", wanted.name)));
                 }
             }
             let made = !keys.is_empty() && keys.iter().all(|k| self.states.get(k) == Some(&State::Created));
@@ -497,18 +504,14 @@ impl Network {
                 id: wanted.id,
                 version: wanted.version.clone(),
                 name: wanted.name.clone(),
-                kind: match wanted.kind {
-                    InstanceKind::Switch => 1,
-                    InstanceKind::Local => 2,
-                },
+                kind: wanted.kind,
                 activated: made && wanted.activate,
                 bridge: planned.map(|p| p.bridge.clone()).unwrap_or_default(),
                 address: planned.and_then(|p| p.address).map(|a| a.address),
                 uplink: planned.and_then(|p| p.uplink_adapter.clone()).unwrap_or_default(),
                 assignments: taps.iter().filter_map(|t| t.address.map(|a| (t.mac, IpAddr::V4(a)))).collect(),
                 interfaces: taps.iter().map(|t| (t.tap.clone(), t.mac, t.app)).collect(),
-                error,
-                counters: planned.map(|p| machine::counters(&p.bridge)).unwrap_or_default(),
+                troubles,
             });
         }
         list

@@ -121,13 +121,13 @@ pub async fn run(boot: &Boot, paths: &Paths, supervisor: &Rc<RefCell<Supervisor>
         {
             bail!("{failure}: {}", known.why);
         }
-        let observed = observe(boot, &device, &network, &update, &known);
-        let lasting = session::without_gauges(&observed);
+        let mut observed = observe(boot, &device, &network, &update, &known);
+        observed.settle(&told, machine::wall_seconds());
         // A report without our id would be refused.
-        if known.device.is_some() && lasting != told {
-            told = lasting;
-            let context = info::Context { now: SystemTime::now(), properties: None };
+        if known.device.is_some() && observed != told {
+            let context = info::Context { now: SystemTime::now(), properties: None, gauges: None };
             reports.info_all(info::messages(&observed, context));
+            told = observed;
         }
     }
 }
@@ -203,18 +203,20 @@ fn observe(boot: &Boot, device: &Device, network: &Network, update: &Update, kno
     let strength = device.identity().strength();
     let closed = trust::VaultState::Closed { why: known.why.clone() };
     let trial = update.in_trial();
+    let trust = trust::status(boot, &strength, &closed, device.pcrs());
+    let slots = update.slots();
     Observed {
         device: holdfast_model::observed::DeviceStatus {
             state: if trial { DeviceState::Updating } else { DeviceState::Maintenance },
-            trust: trust::status(boot, &strength, &closed, device.pcrs()),
-            slots: update.slots(),
+            troubles: reports::device_troubles(&trust, &slots, &known.attestation_error),
+            trust,
+            slots,
             last_reboot: power::last_boot(&boot.facts, None),
             attestation: known.attestation,
-            attestation_error: known.attestation_error.clone(),
             maintenance: if trial { String::new() } else { known.why.clone() },
             ..reports::machine_status(boot, known.device)
         },
-        ports: network.ports(&Desired::default()),
+        ports: network.ports(),
         ..Observed::default()
     }
 }

@@ -4,7 +4,6 @@ use crate::boot::{Boot, Paths};
 use crate::machine;
 use crate::network::Network;
 use crate::parts::app::decide::{Runtime, Vm};
-use crate::parts::app::vm as vms;
 use crate::parts::content::state::Contents;
 use crate::parts::volume::files as volumes;
 use crate::session::Status;
@@ -14,11 +13,11 @@ use crate::update::Update;
 use holdfast_identity::Identity;
 use holdfast_model::desired::Desired;
 use holdfast_model::observed::{
-    AppInterfaceStatus, AppState, AppStatus, DeviceState, DeviceStatus, DiskCounters, LoadState, Observed,
-    RebootRecord, VolumeStatus,
+    AppState, AppStatus, DeviceState, DeviceStatus, LoadState, Observed, RebootRecord, Tens, TrustStatus, VolumeStatus,
 };
+use holdfast_model::slot::SlotStatus;
 use holdfast_model::storage::VolumeOrigin;
-use holdfast_supervise::cgroup_path;
+use holdfast_model::trouble::{Object, ObjectKind, Trouble};
 use std::collections::BTreeMap;
 use uuid::Uuid;
 
@@ -67,7 +66,7 @@ pub struct View<'a> {
 pub fn observe(view: &View<'_>) -> Observed {
     Observed {
         device: device(view),
-        ports: view.network.ports(view.desired),
+        ports: view.network.ports(),
         instances: view.network.instances(view.desired),
         contents: view
             .contents
@@ -94,16 +93,17 @@ fn device(view: &View<'_>) -> DeviceStatus {
     } else {
         DeviceState::Booting
     };
-    let (storage_bytes, storage_used_bytes) = machine::storage(&view.paths.data);
+    let (storage_bytes, _) = machine::storage(&view.paths.data);
+    let trust = trust::status(view.boot, &view.identity.strength(), view.vault, view.pcrs.clone());
+    let slots = view.update.slots();
     DeviceStatus {
         state,
         storage_bytes,
-        storage_used_bytes,
         last_reboot: view.last_reboot.clone(),
-        trust: trust::status(view.boot, &view.identity.strength(), view.vault, view.pcrs.clone()),
-        slots: view.update.slots(),
+        troubles: device_troubles(&trust, &slots, &view.session.attestation_error),
+        trust,
+        slots,
         attestation: view.session.attestation,
-        attestation_error: view.session.attestation_error.clone(),
         maintenance: if view.desired.maintenance { "ordered by the controller".into() } else { String::new() },
         reboot_counter: view.reboot_counter,
         shutdown_counter: view.shutdown_counter,
@@ -112,10 +112,17 @@ fn device(view: &View<'_>) -> DeviceStatus {
     }
 }
 
+/// What is wrong with parts of the device.
+#[must_use]
+pub fn device_troubles(trust: &TrustStatus, slots: &[SlotStatus], attestation_error: &str) -> Vec<Trouble> {
+    let attestation = Trouble::from_text(Object::new(ObjectKind::Attestation, "", "attestation"), attestation_error);
+    attestation.into_iter().chain(trust.trouble()).chain(slots.iter().filter_map(SlotStatus::trouble)).collect()
+}
+
 /// What can be said of the device without its vault.
 #[must_use]
 pub fn machine_status(boot: &Boot, device: Option<Uuid>) -> DeviceStatus {
-    let (memory_bytes, memory_used_bytes) = machine::memory();
+    let (memory_bytes, _) = machine::memory();
     DeviceStatus {
         id: device.unwrap_or_default(),
         architecture: std::env::consts::ARCH.to_owned(),
@@ -126,10 +133,7 @@ pub fn machine_status(boot: &Boot, device: Option<Uuid>) -> DeviceStatus {
         bios_version: machine::dmi("bios_version"),
         cpus: machine::cpus(),
         memory_bytes,
-        memory_used_bytes,
         boot_time_seconds: machine::boot_time_seconds(),
-        uptime_seconds: machine::now().as_secs(),
-        cpu_total_ns: machine::cpu_total_ns(),
         boot_count: boot.facts.boot_count,
         ..DeviceStatus::default()
     }
@@ -143,28 +147,32 @@ fn volume(view: &View<'_>, wanted: &holdfast_model::storage::Volume) -> VolumeSt
     };
     let there = file.exists();
     // A volume of an image is there once the image is: its writable layer is made at the first start.
-    let (state, progress, error) = match (wanted.origin, content) {
+    let on = Object::new(ObjectKind::Volume, wanted.id, &wanted.name);
+    let (state, progress, troubles) = match (wanted.origin, content) {
         (VolumeOrigin::Content(_), Some(c)) if c.state == LoadState::Loaded => {
-            (LoadState::VolumeCreated, 100, String::new())
+            (LoadState::VolumeCreated, Tens::down(100), Vec::new())
         }
-        (VolumeOrigin::Content(_), Some(c)) => (c.state, c.progress, c.error.clone()),
+        (VolumeOrigin::Content(id), Some(c)) => {
+            let cause = Object::new(ObjectKind::Content, id, &c.name);
+            let of_volume = |t: &Trouble| Trouble { on: on.clone(), ..t.clone() }.caused_by(cause.clone());
+            (c.state, c.progress, c.troubles.iter().map(of_volume).collect())
+        }
         (VolumeOrigin::Content(id), None) => {
-            (LoadState::Error, 0, format!("volume {}: expected content {id} in the config, found none", wanted.name))
+            let text = format!("volume {}: expected content {id} in the config, found none", wanted.name);
+            (LoadState::Error, Tens::default(), vec![Trouble::error(on, text)])
         }
-        (VolumeOrigin::Blank, _) if there => (LoadState::VolumeCreated, 100, String::new()),
-        (VolumeOrigin::Blank, _) => (LoadState::Initial, 0, String::new()),
+        (VolumeOrigin::Blank, _) if there => (LoadState::VolumeCreated, Tens::down(100), Vec::new()),
+        (VolumeOrigin::Blank, _) => (LoadState::Initial, Tens::default(), Vec::new()),
     };
     VolumeStatus {
         id: wanted.id,
         name: wanted.name.clone(),
         state,
         progress,
-        used_bytes: volumes::used_bytes(&file) + content.map_or(0, |c| c.size_bytes),
+        content: content.map(|c| c.id),
         max_size_bytes: if wanted.max_size_bytes > 0 { wanted.max_size_bytes } else { volumes::DEFAULT_LAYER_BYTES },
         generation: wanted.generation,
-        // Known by the VM that uses it: asked when metrics are due.
-        counters: DiskCounters::default(),
-        error,
+        troubles,
     }
 }
 
@@ -180,14 +188,6 @@ fn apps(view: &View<'_>) -> Vec<AppStatus> {
             }
             _ => 0,
         };
-        let (memory_used_bytes, cpu_total_ns) =
-            if running { machine::cgroup_usage(&cgroup_path(&vms::unit_of(app.id))) } else { (0, 0) };
-        let interfaces = view
-            .network
-            .app_interfaces(app)
-            .into_iter()
-            .map(|i| AppInterfaceStatus { counters: machine::counters(&i.tap).from_the_other_end(), ..i })
-            .collect();
         list.push(AppStatus {
             id: app.id,
             version: app.version.clone(),
@@ -195,12 +195,10 @@ fn apps(view: &View<'_>) -> Vec<AppStatus> {
             state,
             activated: running,
             boot_time_seconds,
-            interfaces,
-            error,
+            interfaces: view.network.app_interfaces(app),
+            troubles: Trouble::from_text(Object::new(ObjectKind::App, app.id, &app.name), &error).into_iter().collect(),
             starts: runtime.map_or(0, |r| r.starts),
             memory_bytes: app.memory_bytes,
-            memory_used_bytes,
-            cpu_total_ns,
             volumes: app.volumes.iter().map(|v| v.volume).collect(),
         });
     }

@@ -4,7 +4,7 @@
 use crate::boot::{Boot, Paths};
 use crate::logs::{Line, Waiting};
 use crate::trust::Device;
-use crate::vmstats;
+use crate::{gauges, vmstats};
 use anyhow::{Context, Result};
 use holdfast_api::cipher::Keys;
 use holdfast_api::config::to_desired;
@@ -15,12 +15,12 @@ use holdfast_controller_client::{
     onboard, timing,
 };
 use holdfast_model::desired::Desired;
-use holdfast_model::observed::{AttestationState, InterfaceCounters, Observed};
+use holdfast_model::gauges::Gauges;
+use holdfast_model::observed::{AttestationState, Observed};
 use holdfast_model::properties::Properties;
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::{mpsc, watch};
@@ -375,7 +375,8 @@ impl Session {
             logs: self.inputs.logs.clone(),
             version: self.inputs.boot.release.version.clone(),
             image: format!("IMG{}", self.inputs.boot.facts.slot),
-            control: self.inputs.paths.control(),
+            paths: self.inputs.paths.clone(),
+            gauges: Gauges::default(),
             sent: BTreeSet::new(),
         };
         tokio::task::spawn_local(feeder.run());
@@ -405,14 +406,14 @@ struct Feeder {
     logs: Rc<RefCell<Waiting>>,
     version: String,
     image: String,
-    /// Where the control sockets of VMs are.
-    control: PathBuf,
+    paths: Paths,
+    /// The last sample.
+    gauges: Gauges,
     sent: BTreeSet<info::InfoKey>,
 }
 
 impl Feeder {
     async fn run(mut self) {
-        let mut last = None;
         let mut device_info_at = Instant::now();
         let mut metrics_at = Instant::now();
         let mut logs_at = Instant::now();
@@ -429,11 +430,7 @@ impl Feeder {
                 if observed.device.id.is_nil() {
                     continue;
                 }
-                let lasting = without_gauges(&observed);
-                if last.as_ref() != Some(&lasting) {
-                    last = Some(lasting);
-                    self.info(&observed);
-                }
+                self.info(&observed);
             }
             if now.duration_since(device_info_at) >= timing.device_info {
                 device_info_at = now;
@@ -448,10 +445,12 @@ impl Feeder {
                     traffic: self.client.traffic(),
                     ..metrics::Context::default()
                 };
-                let mut observed = self.observed.borrow().clone();
-                let stats = vmstats::collect(&self.control, &observed).await;
-                vmstats::fold(&mut observed, &stats);
-                self.reports.metrics(metrics::message(&observed, &context));
+                let observed = self.observed.borrow().clone();
+                let mut gauges = gauges::sample(&observed, &self.paths);
+                let stats = vmstats::collect(&self.paths.control(), &observed).await;
+                vmstats::fold(&observed, &mut gauges, &stats);
+                self.reports.metrics(metrics::message(&observed, &gauges, &context));
+                self.gauges = gauges;
             }
             if now.duration_since(logs_at) >= PACK_LOGS {
                 logs_at = now;
@@ -462,8 +461,9 @@ impl Feeder {
 
     fn info(&mut self, observed: &Observed) {
         let properties = self.properties.borrow().clone();
-        let messages =
-            info::messages(observed, info::Context { now: SystemTime::now(), properties: Some(&properties) });
+        let context =
+            info::Context { now: SystemTime::now(), properties: Some(&properties), gauges: Some(&self.gauges) };
+        let messages = info::messages(observed, context);
         let present: BTreeSet<info::InfoKey> = messages.iter().map(|(key, _)| key.clone()).collect();
         for key in self.sent.difference(&present) {
             if let Some(message) = info::gone(key, &observed.device.id, SystemTime::now()) {
@@ -513,36 +513,6 @@ fn wire_line(line: Line) -> newlog::Line {
     }
 }
 
-/// The report without what changes all the time: only a change of the rest is worth an info message at once.
-pub(crate) fn without_gauges(observed: &Observed) -> Observed {
-    let mut o = observed.clone();
-    let d = &mut o.device;
-    (d.memory_used_bytes, d.storage_used_bytes, d.uptime_seconds, d.cpu_total_ns, d.boot_time_seconds) =
-        (0, 0, 0, 0, 0);
-    for slot in &mut d.slots {
-        slot.sub_status_progress = slot.sub_status_progress.div_ceil(10) * 10;
-    }
-    for port in &mut o.ports {
-        port.counters = InterfaceCounters::default();
-    }
-    for instance in &mut o.instances {
-        instance.counters = InterfaceCounters::default();
-    }
-    for content in &mut o.contents {
-        content.progress = content.progress / 10 * 10;
-    }
-    for volume in &mut o.volumes {
-        (volume.used_bytes, volume.progress) = (0, volume.progress / 10 * 10);
-    }
-    for app in &mut o.apps {
-        (app.memory_used_bytes, app.cpu_total_ns, app.boot_time_seconds) = (0, 0, app.boot_time_seconds / 60);
-        for interface in &mut app.interfaces {
-            interface.counters = InterfaceCounters::default();
-        }
-    }
-    o
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -569,16 +539,5 @@ mod tests {
         addresses.send_replace([("eth0".to_owned(), IpAddr::from([10, 0, 2, 15]))].into());
         wait_for_address(&mut have).await;
         assert_eq!(began.elapsed(), FIRST_ADDRESS);
-    }
-
-    #[test]
-    fn gauges_alone_are_no_news() {
-        let mut a = Observed::default();
-        a.device.memory_used_bytes = 5;
-        let mut b = a.clone();
-        (b.device.memory_used_bytes, b.device.uptime_seconds) = (6, 7);
-        assert_eq!(without_gauges(&a), without_gauges(&b));
-        b.device.config_revision = "2".into();
-        assert_ne!(without_gauges(&a), without_gauges(&b));
     }
 }

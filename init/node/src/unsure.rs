@@ -1,6 +1,7 @@
 //! Objects of the config that have a fault: what they are to be is not known, and yet they are not deleted.
 
-use holdfast_model::desired::{Desired, ObjectKind};
+use holdfast_model::desired::Desired;
+use holdfast_model::trouble::{ObjectKind, Severity};
 use std::collections::BTreeMap;
 use uuid::Uuid;
 
@@ -17,8 +18,8 @@ impl Unsure {
     #[must_use]
     pub fn of(desired: &Desired, kind: ObjectKind) -> Self {
         let mut unsure = Self::default();
-        for fault in desired.faults.iter().filter(|f| f.kind == kind) {
-            match Uuid::try_parse(&fault.id) {
+        for fault in desired.faults.iter().filter(|f| f.on.kind == kind && f.severity == Severity::Error) {
+            match Uuid::try_parse(&fault.on.id) {
                 Ok(id) => drop(unsure.by_id.entry(id).or_insert_with(|| fault.text.clone())),
                 Err(_) => unsure.unnamed = true,
             }
@@ -42,12 +43,12 @@ impl Unsure {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use holdfast_model::desired::Fault;
+    use holdfast_model::trouble::{Object, Trouble};
 
     #[test]
     fn an_object_with_a_fault_may_be_wanted_and_one_without_a_name_may_be_any() {
         let (a, b) = (Uuid::from_u128(1), Uuid::from_u128(2));
-        let fault = |kind, id: &str| Fault { kind, id: id.into(), name: "x".into(), text: "typo".into() };
+        let fault = |kind, id: &str| Trouble::error(Object::new(kind, id, "x"), "typo");
         let mut desired = Desired { faults: vec![fault(ObjectKind::App, &a.to_string())], ..Desired::default() };
         let unsure = Unsure::of(&desired, ObjectKind::App);
         assert_eq!((unsure.may_want(&a), unsure.may_want(&b), unsure.fault(&a)), (true, false, Some("typo")));

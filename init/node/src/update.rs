@@ -14,8 +14,9 @@ use holdfast_model::base_os::BaseOs;
 use holdfast_model::boot::Partitions;
 use holdfast_model::contract::fetch::{FailureClass, Outcome, Report, Task};
 use holdfast_model::desired::Desired;
-use holdfast_model::observed::{BootReason, ContentStatus, LoadState};
+use holdfast_model::observed::{BootReason, ContentStatus, LoadState, Tens};
 use holdfast_model::slot::{BaseOsStatus, BaseOsSubStatus, Slot, SlotStatus};
+use holdfast_model::trouble::{Object, ObjectKind, Trouble};
 use holdfast_slots::run::{RebootDue, run};
 use holdfast_slots::trial::{Controller, Deadlines, Health, Verdict, judge};
 use holdfast_slots::{Event, Image, Phase, Record};
@@ -155,7 +156,7 @@ impl Update {
             if self.download.busy && !self.download.verifying && other.sub_status == BaseOsSubStatus::Installing {
                 other.status = BaseOsStatus::Downloading;
                 other.sub_status = BaseOsSubStatus::None;
-                other.sub_status_progress = self.download.progress;
+                other.sub_status_progress = Tens::down(self.download.progress);
             }
             // A download that keeps failing is not a failed version yet, but its reason must be seen.
             if other.reason.is_empty() && !self.download.error.is_empty() {
@@ -189,10 +190,12 @@ impl Update {
             id: tree.id,
             name: tree.name.clone(),
             state,
-            progress: if there { 100 } else { self.download.progress },
+            progress: Tens::down(if there { 100 } else { self.download.progress }),
             sha256: if there { tree.sha256.clone() } else { String::new() },
             size_bytes: 0,
-            error: self.download.error.clone(),
+            troubles: Trouble::from_text(Object::new(ObjectKind::Content, tree.id, &tree.name), &self.download.error)
+                .into_iter()
+                .collect(),
         })
     }
 

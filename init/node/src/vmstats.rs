@@ -1,12 +1,13 @@
-//! What the VMMs count: asked of each running app's VM when a metrics message is due, folded into the report.
+//! What the VMMs count: asked of each running app's VM when a metrics message is due, folded into the sample.
 //!
-//! Processor time and memory come from cgroups, packets from taps ([`crate::reports`]); only the VMM knows what went to
+//! Processor time and memory come from cgroups, packets from taps ([`crate::gauges`]); only the VMM knows what went to
 //! which disk. A VM that does not answer costs its own counters and a bounded wait, nothing else.
 
 use crate::parts::app::vm as vms;
 use crate::seqpacket::Connection;
 use holdfast_model::contract::vm::{Reply, Request, Stats};
-use holdfast_model::observed::{DiskCounters, Observed};
+use holdfast_model::gauges::{DiskCounters, Gauges};
+use holdfast_model::observed::Observed;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
@@ -34,13 +35,14 @@ pub async fn collect(folder: &Path, observed: &Observed) -> BTreeMap<Uuid, Stats
     found
 }
 
-/// Writes the counters of disks to their volumes.
-pub fn fold(observed: &mut Observed, stats: &BTreeMap<Uuid, Stats>) {
+/// Adds the counters of disks to those of the volumes that they are.
+pub fn fold(observed: &Observed, gauges: &mut Gauges, stats: &BTreeMap<Uuid, Stats>) {
     for app in &observed.apps {
         for (device, counters) in stats.get(&app.id).into_iter().flat_map(|stats| &stats.devices) {
             let Some(volume) = disk_volume(device).and_then(|n| app.volumes.get(n)) else { continue };
-            if let Some(volume) = observed.volumes.iter_mut().find(|v| v.id == *volume) {
-                let DiskCounters { read_bytes, written_bytes, reads, writes } = &mut volume.counters;
+            if observed.volumes.iter().any(|v| v.id == *volume) {
+                let sample = gauges.volumes.entry(*volume).or_default();
+                let DiskCounters { read_bytes, written_bytes, reads, writes } = &mut sample.counters;
                 *read_bytes += counters.in_bytes;
                 *written_bytes += counters.out_bytes;
                 *reads += counters.in_ops;
@@ -89,20 +91,20 @@ mod tests {
 
     #[test]
     fn disks_count_for_the_volumes_they_are() {
-        let mut observed = observed();
+        let (observed, mut gauges) = (observed(), Gauges::default());
         let devices = [("disk rootfs", 1), ("disk overlay", 2), ("disk vol0", 5), ("disk config", 100), ("net0", 1000)];
-        fold(&mut observed, &BTreeMap::from([(Uuid::from_u128(1), stats(&devices))]));
-        let counters = |n: usize| observed.volumes[n].counters;
-        assert_eq!(counters(0), DiskCounters { read_bytes: 3, written_bytes: 30, reads: 2, writes: 4 });
-        assert_eq!(counters(1), DiskCounters { read_bytes: 5, written_bytes: 50, reads: 1, writes: 2 });
+        fold(&observed, &mut gauges, &BTreeMap::from([(Uuid::from_u128(1), stats(&devices))]));
+        let counters = |n: u128| gauges.volumes[&Uuid::from_u128(n)].counters;
+        assert_eq!(counters(2), DiskCounters { read_bytes: 3, written_bytes: 30, reads: 2, writes: 4 });
+        assert_eq!(counters(3), DiskCounters { read_bytes: 5, written_bytes: 50, reads: 1, writes: 2 });
     }
 
     #[test]
     fn strange_names_and_volumes_that_are_not_there_count_nowhere() {
-        let mut observed = observed();
+        let (observed, mut gauges) = (observed(), Gauges::default());
         let devices = [("disk vol7", 1), ("disk vol18446744073709551615", 1), ("disk volx", 1), ("vol0", 1), ("", 1)];
-        fold(&mut observed, &BTreeMap::from([(Uuid::from_u128(1), stats(&devices))]));
-        assert!(observed.volumes.iter().all(|v| v.counters == DiskCounters::default()));
+        fold(&observed, &mut gauges, &BTreeMap::from([(Uuid::from_u128(1), stats(&devices))]));
+        assert_eq!(gauges, Gauges::default());
     }
 
     #[tokio::test]

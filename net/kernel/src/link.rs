@@ -3,8 +3,8 @@
 use crate::ALIAS;
 use crate::error::{NetlinkError, tolerate};
 use crate::rtnl::{self, Rtnl};
+use holdfast_model::gauges::InterfaceCounters;
 use holdfast_model::net::Mac;
-use holdfast_model::observed::InterfaceCounters;
 use rtnetlink::packet_core::Nla;
 use rtnetlink::packet_route::link::{
     InfoBridgePort, InfoData, InfoPortData, InfoTun, InfoVeth, InfoVlan, LinkAttribute, LinkFlags, LinkInfo,

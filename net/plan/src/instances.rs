@@ -10,8 +10,8 @@ use crate::{Input, names};
 use holdfast_engine::Graph;
 use holdfast_model::app::App;
 use holdfast_model::contract::network::{Assignment, NetworkService};
-use holdfast_model::desired::{Fault, ObjectKind};
 use holdfast_model::net::{InstanceKind, Mac, NetworkInstance, Prefix, Rule};
+use holdfast_model::trouble::{Object, ObjectKind, Trouble};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use uuid::Uuid;
@@ -112,7 +112,7 @@ pub(crate) fn plan(
     input: &Input,
     ports: &[PortPlan],
     graph: &mut Graph<NetItem>,
-    faults: &mut Vec<Fault>,
+    faults: &mut Vec<Trouble>,
 ) -> Instances {
     let mut out = Instances {
         instances: Vec::new(),
@@ -130,12 +130,10 @@ pub(crate) fn plan(
                 out.instances.push(plan);
                 out.taps.extend(taps);
             }
-            Err(text) => faults.push(Fault {
-                kind: ObjectKind::NetworkInstance,
-                id: instance.id.to_string(),
-                name: instance.name.clone(),
-                text: format!("network instance {}: {text}", instance.name),
-            }),
+            Err(text) => faults.push(Trouble::error(
+                Object::new(ObjectKind::NetworkInstance, instance.id, &instance.name),
+                format!("network instance {}: {text}", instance.name),
+            )),
         }
     }
     for app in &input.desired.apps {
@@ -149,13 +147,11 @@ pub(crate) fn plan(
     out
 }
 
-pub(crate) fn app_fault(app: &App, interface: &str, text: &str) -> Fault {
-    Fault {
-        kind: ObjectKind::App,
-        id: app.id.to_string(),
-        name: app.name.clone(),
-        text: format!("app {} interface {interface}: {text}", app.name),
-    }
+pub(crate) fn app_fault(app: &App, interface: &str, text: &str) -> Trouble {
+    Trouble::error(
+        Object::new(ObjectKind::App, app.id, &app.name),
+        format!("app {} interface {interface}: {text}", app.name),
+    )
 }
 
 /// What instances before this one have taken.
@@ -255,7 +251,7 @@ fn interfaces(
     input: &Input,
     plan: &InstancePlan,
     local: Option<&Local>,
-    faults: &mut Vec<Fault>,
+    faults: &mut Vec<Trouble>,
 ) -> (Vec<TapPlan>, BTreeMap<String, Ipv4Addr>) {
     let members: Vec<_> = input
         .desired

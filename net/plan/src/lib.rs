@@ -31,8 +31,9 @@ pub use ports::{PortPlan, last_resort};
 
 use holdfast_engine::Graph;
 use holdfast_model::contract::network::Lease;
-use holdfast_model::desired::{Desired, Fault};
+use holdfast_model::desired::Desired;
 use holdfast_model::net::Mac;
+use holdfast_model::trouble::Trouble;
 use std::collections::BTreeMap;
 use uuid::Uuid;
 
@@ -70,7 +71,7 @@ pub struct Plan {
     /// What shall exist.
     pub graph: Graph<NetItem>,
     /// What is wrong, each on its object.
-    pub faults: Vec<Fault>,
+    pub faults: Vec<Trouble>,
     /// Addresses of apps, to be kept for the next plan.
     pub allocations: Allocations,
     /// Adapters, best first.

@@ -7,8 +7,9 @@ use crate::links::{self, Lower, Tag};
 use crate::{Input, names};
 use holdfast_engine::Graph;
 use holdfast_model::contract::network::{ClientService, Lease};
-use holdfast_model::desired::{Desired, Fault, ObjectKind};
+use holdfast_model::desired::Desired;
 use holdfast_model::net::{Adapter, Addressing4, Addressing6, Port, PortUsage, Prefix};
+use holdfast_model::trouble::{Object, ObjectKind, Trouble};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use uuid::Uuid;
 
@@ -69,7 +70,7 @@ impl PortPlan {
 }
 
 /// Plans all adapters; best (lowest cost) first.
-pub(crate) fn plan(input: &Input, graph: &mut Graph<NetItem>, faults: &mut Vec<Fault>) -> Vec<PortPlan> {
+pub(crate) fn plan(input: &Input, graph: &mut Graph<NetItem>, faults: &mut Vec<Trouble>) -> Vec<PortPlan> {
     let desired = input.desired;
     let mut adapters: Vec<&Adapter> = desired.adapters.iter().collect();
     adapters.sort_by_key(|a| a.cost);
@@ -77,12 +78,10 @@ pub(crate) fn plan(input: &Input, graph: &mut Graph<NetItem>, faults: &mut Vec<F
     for adapter in adapters {
         match one(input, adapter, &plans) {
             Ok(p) => plans.push(p),
-            Err(text) => faults.push(Fault {
-                kind: ObjectKind::Adapter,
-                id: adapter.name.clone(),
-                name: adapter.name.clone(),
-                text: format!("adapter {}: {text}", adapter.name),
-            }),
+            Err(text) => faults.push(Trouble::error(
+                Object::new(ObjectKind::Adapter, &adapter.name, &adapter.name),
+                format!("adapter {}: {text}", adapter.name),
+            )),
         }
     }
     links::items(plans.iter().map(|p| (p.interface.as_str(), p.vlan.as_ref(), p.mtu)), graph);

@@ -15,8 +15,8 @@ use crate::instances::{InstancePlan, TapPlan, app_fault};
 use crate::names::interface_id;
 use crate::ports::PortPlan;
 use holdfast_model::app::App;
-use holdfast_model::desired::Fault;
 use holdfast_model::net::{self, InstanceKind, Prefix, Protocol, RateUnit, RuleAction};
+use holdfast_model::trouble::Trouble;
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -53,7 +53,7 @@ fn base(name: &str, kind: ChainKind, hook: Hook, priority: i32, policy: Policy, 
 }
 
 /// The two tables.
-pub(crate) fn tables(parts: &Parts, faults: &mut Vec<Fault>) -> [Table; 2] {
+pub(crate) fn tables(parts: &Parts, faults: &mut Vec<Trouble>) -> [Table; 2] {
     let mut dnat = Vec::new();
     let mut chains = Vec::new();
     let mut forward = vec![
@@ -209,7 +209,7 @@ fn is_allow_all(r: &net::Rule) -> bool {
 }
 
 /// A switch cannot enforce access rules yet: says so for each interface that has others than "allow all".
-pub(crate) fn switch_faults(parts: &Parts, faults: &mut Vec<Fault>) {
+pub(crate) fn switch_faults(parts: &Parts, faults: &mut Vec<Trouble>) {
     for tap in parts.taps.iter().filter(|t| t.address.is_none()) {
         if !matches!(tap.rules.as_slice(), [r] if is_allow_all(r))
             && let Some(app) = parts.apps.iter().find(|a| a.id == tap.app)
@@ -229,7 +229,7 @@ struct Writer<'a, 'b> {
     address: Ipv4Addr,
     /// Uplink ports in use: interface, protocol, port.
     mapped: &'b mut BTreeSet<(String, u8, u16)>,
-    faults: &'b mut Vec<Fault>,
+    faults: &'b mut Vec<Trouble>,
     out: Vec<Rule>,
     into: Vec<Rule>,
     dnat: &'b mut Vec<Rule>,

@@ -5,8 +5,8 @@ use crate::kinds::service::ServiceKind;
 use crate::kinds::{Card, Guest};
 use holdfast_engine::{Backoff, Change, Engine, Fact, Facts, State, diff};
 use holdfast_model::app::App;
-use holdfast_model::desired::ObjectKind;
 use holdfast_model::net::{self, Addresses, AppInterface, InstanceKind, NetworkInstance, Protocol, RuleAction, Subnet};
+use holdfast_model::trouble::ObjectKind;
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Instant;
 
@@ -326,7 +326,7 @@ fn faults_stay_with_their_object_and_the_rest_is_planned() {
     named.host = Some("example.org".into());
     d.apps.push(app(15, uuid(5), vec![named]));
     let p = make(&d, true, &Allocations::default());
-    let mut found: Vec<(ObjectKind, String)> = p.faults.iter().map(|f| (f.kind, f.text.clone())).collect();
+    let mut found: Vec<(ObjectKind, String)> = p.faults.iter().map(|f| (f.on.kind, f.text.clone())).collect();
     found.sort_by(|a, b| a.1.cmp(&b.1));
     let texts: Vec<&str> = found.iter().map(|f| f.1.as_str()).collect();
     assert_eq!(

@@ -8,8 +8,9 @@ use crate::proto::config::{
 };
 use base64::{Engine, engine::general_purpose::STANDARD};
 use holdfast_model::app::{App, VolumeRef};
-use holdfast_model::desired::{Desired, ObjectKind};
+use holdfast_model::desired::Desired;
 use holdfast_model::net::{Addresses, AppInterface, Mac, Prefix};
+use holdfast_model::trouble::ObjectKind;
 
 /// Most interfaces, and most disks, of one app.
 const MAX_DEVICES: usize = 16;

@@ -3,8 +3,9 @@
 use super::{Faults, quoted, uuid};
 use crate::proto::config::{ConfigItem, DeviceOpsCmd, EdgeDevConfig};
 use holdfast_model::base_os::BaseOs;
-use holdfast_model::desired::{Commands, Desired, ObjectKind};
+use holdfast_model::desired::{Commands, Desired};
 use holdfast_model::properties::Properties;
+use holdfast_model::trouble::ObjectKind;
 
 /// Reads what concerns the device as a whole, its properties included.
 pub(super) fn read(config: &EdgeDevConfig, desired: &mut Desired, faults: &mut Faults) {

@@ -16,7 +16,8 @@ mod tests;
 
 use crate::cipher::{Decryptor, Keys};
 use crate::proto::config::EdgeDevConfig;
-use holdfast_model::desired::{Desired, Fault, ObjectKind};
+use holdfast_model::desired::Desired;
+use holdfast_model::trouble::{Object, ObjectKind, Trouble};
 use std::collections::HashSet;
 use uuid::Uuid;
 
@@ -46,13 +47,11 @@ pub fn to_desired(config: &EdgeDevConfig, keys: Option<Keys<'_>>) -> Desired {
 
 /// The faults found so far.
 #[derive(Default)]
-struct Faults(Vec<Fault>);
+struct Faults(Vec<Trouble>);
 
 impl Faults {
     fn add(&mut self, kind: ObjectKind, id: &str, name: &str, text: impl Into<String>) {
-        let id = quoted(id);
-        let name = if name.is_empty() { id.clone() } else { quoted(name) };
-        self.0.push(Fault { kind, id, name, text: text.into() });
+        self.0.push(Trouble::error(Object::new(kind, quoted(id), &quoted(name)), text));
     }
 }
 

@@ -6,8 +6,9 @@ use crate::proto::config::{
     ContentTree as WireTree, DatastoreConfig, DsType, EdgeDevConfig, Format, Target, Volume as WireVolume,
     VolumeContentOriginType,
 };
-use holdfast_model::desired::{Desired, ObjectKind};
+use holdfast_model::desired::Desired;
 use holdfast_model::storage::{ContentTree, Datastore, DatastoreKind, ImageFormat, Volume, VolumeOrigin};
+use holdfast_model::trouble::ObjectKind;
 
 /// Reads datastores, content trees and volumes, in the order in which they refer to each other.
 pub(super) fn read(config: &EdgeDevConfig, secrets: &Decryptor<'_>, desired: &mut Desired, faults: &mut Faults) {

@@ -294,7 +294,7 @@ fn fault_is_named_on_its_object_and_the_rest_is_applied() {
         break_it(&mut config);
         let desired = to_desired(&config, None);
         let found: Vec<_> =
-            desired.faults.iter().map(|fault| (fault.kind, fault.id.as_str(), fault.text.as_str())).collect();
+            desired.faults.iter().map(|fault| (fault.on.kind, fault.on.id.as_str(), fault.text.as_str())).collect();
         assert_eq!(found.len(), expected.len(), "{what}: {found:#?}");
         for ((kind, id, text), (expected_kind, expected_id, expected_text)) in found.iter().zip(*expected) {
             assert_eq!((kind, id), (expected_kind, expected_id), "{what}");

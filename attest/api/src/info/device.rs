@@ -1,18 +1,18 @@
 //! The device's own message.
 
+use super::errors::merged;
+use super::ports::dns;
 use super::words::{attestation_state, boot_reason, device_state};
-use super::{API_CAPABILITY, MIB, Report, stamp, texts};
+use super::{API_CAPABILITY, MIB, Report, stamp};
 use crate::proto::info::{
     AttestationInfo, BaseOsStatus as WireBaseOs, BaseOsSubStatus as WireBaseOsSub, DataSecAtRest, DataSecAtRestStatus,
-    DevicePort, DevicePortStatus, Entity, HwSecurityModuleStatus, MaintenanceModeReason, PcrStatus, SystemAdapterInfo,
-    VaultInfo, ZInfoAppInstance, ZInfoConfigItem, ZInfoConfigItemStatus, ZInfoDevSw, ZInfoDevice, ZInfoDns,
-    ZInfoManufacturer, ZInfoStorage, ZSwState,
+    HwSecurityModuleStatus, MaintenanceModeReason, PcrStatus, VaultInfo, ZInfoAppInstance, ZInfoConfigItem,
+    ZInfoConfigItemStatus, ZInfoDevSw, ZInfoDevice, ZInfoManufacturer, ZInfoStorage, ZSwState,
 };
-use holdfast_model::desired::{Fault, ObjectKind};
-use holdfast_model::net::mac_text;
-use holdfast_model::observed::{DeviceState, DeviceStatus, PortStatus};
+use holdfast_model::observed::{DeviceState, DeviceStatus};
 use holdfast_model::properties::Properties;
 use holdfast_model::slot::{BaseOsStatus, BaseOsSubStatus, PartitionState, Slot, SlotStatus};
+use holdfast_model::trouble::ObjectKind;
 use std::collections::BTreeMap;
 
 impl Report<'_> {
@@ -72,7 +72,7 @@ impl Report<'_> {
             state: device_state(device.state).into(),
             attestation_info: Some(AttestationInfo {
                 state: attestation_state(device.attestation).into(),
-                error: self.error(&device.attestation_error, Entity::Attestation, "", ""),
+                error: merged(self.device_troubles(ObjectKind::Attestation)),
             }),
             api_capability: API_CAPABILITY.into(),
             ..ZInfoDevice::default()
@@ -83,16 +83,18 @@ impl Report<'_> {
     fn slots(&self) -> Vec<ZInfoDevSw> {
         let mut slots: Vec<&SlotStatus> = self.observed.device.slots.iter().collect();
         slots.sort_by_key(|slot| !slot.running);
-        let fault = self.observed.faults.iter().find(|fault| fault.kind == ObjectKind::BaseOs);
-        slots.into_iter().map(|slot| self.slot(slot, fault.filter(|_| !slot.running))).collect()
+        slots.into_iter().map(|slot| self.slot(slot)).collect()
     }
 
-    fn slot(&self, slot: &SlotStatus, fault: Option<&Fault>) -> ZInfoDevSw {
+    fn slot(&self, slot: &SlotStatus) -> ZInfoDevSw {
         let (label, device) = match slot.slot {
             Slot::A => ("IMGA", "OS-A"),
             Slot::B => ("IMGB", "OS-B"),
         };
-        let text = fault.map_or(&slot.reason, |fault| &fault.text);
+        // A fault of the config is about the image to be, whose place is the slot that is not running.
+        let faults = self.observed.faults.iter().filter(|t| t.on.kind == ObjectKind::BaseOs && !slot.running);
+        let id = slot.slot.to_string();
+        let troubles = self.device_troubles(ObjectKind::BaseOs).filter(|t| t.on.id == id);
         let status = match slot.status {
             BaseOsStatus::Downloading => ZSwState::DownloadStarted,
             BaseOsStatus::DownloadDone => ZSwState::Delivered,
@@ -109,9 +111,9 @@ impl Report<'_> {
             status: status.into(),
             short_version: slot.version.clone(),
             long_version: slot.version.clone(),
-            sw_err: self.error(text, Entity::BaseOs, &slot.slot.to_string(), &slot.version),
+            sw_err: merged(faults.chain(troubles)),
             download_progress: match slot.status {
-                BaseOsStatus::Downloading => slot.sub_status_progress,
+                BaseOsStatus::Downloading => slot.sub_status_progress.get(),
                 BaseOsStatus::DownloadDone | BaseOsStatus::Updating | BaseOsStatus::Updated => 100,
                 _ => 0,
             },
@@ -134,63 +136,7 @@ impl Report<'_> {
                 BaseOsSubStatus::Testing => WireBaseOsSub::UpdateTesting,
             }
             .into(),
-            sub_status_progress: slot.sub_status_progress,
-        }
-    }
-
-    fn adapters(&self) -> SystemAdapterInfo {
-        let mut ports: Vec<DevicePort> = self.observed.ports.iter().map(|port| self.port(port)).collect();
-        let mut others = Vec::new();
-        for fault in &self.observed.faults {
-            let entity = match fault.kind {
-                ObjectKind::Port => Entity::Port,
-                ObjectKind::Adapter => Entity::SystemAdapter,
-                ObjectKind::Network => {
-                    others.push(format!("network {}: {}", fault.name, fault.text));
-                    continue;
-                }
-                _ => continue,
-            };
-            let err = self.error(&fault.text, entity, &fault.id, &fault.name);
-            match ports.iter_mut().find(|port| port.name == fault.name) {
-                Some(port) if port.err.is_none() => port.err = err,
-                Some(_) => {}
-                None => ports.push(DevicePort { name: fault.name.clone(), err, ..DevicePort::default() }),
-            }
-        }
-        SystemAdapterInfo {
-            current_index: 0,
-            status: vec![DevicePortStatus {
-                version: 1,
-                key: "zedagent".to_owned(), // EVE's word for "from the controller"
-                last_succeeded: Some(self.at),
-                ports,
-                last_error: others.join("; "),
-                ..DevicePortStatus::default()
-            }],
-        }
-    }
-
-    fn port(&self, port: &PortStatus) -> DevicePort {
-        DevicePort {
-            ifname: port.interface.clone(),
-            name: port.name.clone(),
-            is_mgmt: port.management,
-            free: port.cost == 0,
-            dhcp_type: if port.dhcp { 4 } else { 1 },
-            subnet: subnet(port),
-            gateway: port.gateways.first().map(ToString::to_string).unwrap_or_default(),
-            domainname: port.domain.clone(),
-            dns_servers: texts(&port.dns),
-            mac_addr: mac_text(port.mac),
-            ip_addrs: texts(&port.addresses),
-            default_routers: texts(&port.gateways),
-            dns: Some(dns(port)),
-            up: port.up,
-            err: self.error(&port.error, Entity::SystemAdapter, &port.name, &port.name),
-            cost: port.cost.into(),
-            mtu: port.mtu,
-            ..DevicePort::default()
+            sub_status_progress: slot.sub_status_progress.get(),
         }
     }
 
@@ -201,11 +147,6 @@ impl Report<'_> {
             (true, false) => DataSecAtRestStatus::DatasecAtRestDisabled,
             (false, _) => DataSecAtRestStatus::DatasecAtRestError,
         };
-        let text = match (trust.vault_open, trust.vault_note.as_str()) {
-            (true, _) => "",
-            (false, "") => "the vault is not open",
-            (false, why) => why,
-        };
         // The note of an open vault is no error: it is said beside what is weaker.
         let note = trust.vault_open.then_some(&trust.vault_note).filter(|note| !note.is_empty());
         let info: Vec<&str> = note.into_iter().chain(&trust.weaknesses).map(String::as_str).collect();
@@ -215,7 +156,7 @@ impl Report<'_> {
             vault_list: vec![VaultInfo {
                 name: "Application Data Store".to_owned(),
                 status: status.into(),
-                vault_err: self.error(text, Entity::Vault, "", "Application Data Store"),
+                vault_err: merged(self.device_troubles(ObjectKind::Vault)),
                 pcr_status: if trust.vault_sealed { PcrStatus::PcrEnabled } else { PcrStatus::PcrDisabled }.into(),
             }],
         }
@@ -233,14 +174,15 @@ impl Report<'_> {
             }
         }
         for fault in &self.observed.faults {
-            let key = match fault.kind {
-                ObjectKind::Property => fault.id.clone(),
-                ObjectKind::Device => format!("config/device/{}", fault.id),
-                ObjectKind::Datastore => format!("config/datastore/{}", fault.id),
-                ObjectKind::Network => format!("config/network/{}", fault.id),
+            let key = match fault.on.kind {
+                ObjectKind::Property => fault.on.id.clone(),
+                ObjectKind::Device => format!("config/device/{}", fault.on.id),
+                ObjectKind::Datastore => format!("config/datastore/{}", fault.on.id),
+                ObjectKind::Network => format!("config/network/{}", fault.on.id),
                 _ => continue,
             };
-            status.config_items.entry(key).or_default().error = fault.text.clone();
+            let error = &mut status.config_items.entry(key).or_default().error;
+            *error = if error.is_empty() { fault.text.clone() } else { format!("{error}; {}", fault.text) };
         }
         status
     }
@@ -248,8 +190,8 @@ impl Report<'_> {
     /// Every app still present, those in error included: a tester sees a deletion by absence here.
     fn app_instances(&self) -> Vec<ZInfoAppInstance> {
         let mut apps: BTreeMap<String, String> = BTreeMap::new();
-        for fault in self.observed.faults.iter().filter(|fault| fault.kind == ObjectKind::App) {
-            apps.insert(fault.id.clone(), fault.name.clone());
+        for fault in self.observed.faults.iter().filter(|fault| fault.on.kind == ObjectKind::App) {
+            apps.insert(fault.on.id.to_ascii_lowercase(), fault.on.name.clone());
         }
         for app in &self.observed.apps {
             apps.insert(app.id.to_string(), app.name.clone());
@@ -278,12 +220,4 @@ fn property_values(properties: &Properties) -> [(&'static str, String); 12] {
         ("timer.cert.interval", properties.certificate_interval_seconds.to_string()),
         ("newlog.allow.fastupload", properties.fast_log_upload.to_string()),
     ]
-}
-
-fn subnet(port: &PortStatus) -> String {
-    port.addresses.first().map(|ip| format!("{ip}/{}", port.prefix_length)).unwrap_or_default()
-}
-
-fn dns(port: &PortStatus) -> ZInfoDns {
-    ZInfoDns { dn_sservers: texts(&port.dns), dn_sdomain: port.domain.clone(), dn_ssearch: Vec::new() }
 }

@@ -1,22 +1,26 @@
 //! From [`Observed`] to `ZInfoMsg`: one message for each object, keyed so that a newer one replaces an older one.
 //!
-//! An object that exists only as a fault of the config is reported too: in error, with the fault's text. Faults that
-//! belong to no object with a message of its own (datastores, networks, the device) are reported as errors of
-//! configuration items named `config/<kind>/<id>`.
+//! A fault of the config is reported with its object: beside what the device itself observes of it, or alone when the object exists
+//! only as a fault. Faults that belong to no object with a message of its own (datastores, networks, the device) are reported as
+//! errors of configuration items named `config/<kind>/<id>`.
 //!
-//! Reading order: this file, `device` (the device's own message), `objects` (all others), `words` (states as EVE says
-//! them).
+//! Reading order: this file, `device` (the device's own message), `ports` (its ports), `objects` (all others), `errors` (EVE's
+//! `ErrorInfo`), `words` (states as EVE says them).
 
 mod device;
+mod errors;
 mod objects;
-mod words;
+mod ports;
+pub(crate) mod words;
 
 use crate::proto::info::{
-    ApiCapability, DeviceEntity, Entity, ErrorInfo, Severity, ZInfoApp, ZInfoContentTree, ZInfoMsg,
-    ZInfoNetworkInstance, ZInfoTypes, ZInfoVolume, z_info_msg::InfoContent,
+    ApiCapability, ZInfoApp, ZInfoContentTree, ZInfoMsg, ZInfoNetworkInstance, ZInfoTypes, ZInfoVolume,
+    z_info_msg::InfoContent,
 };
+use holdfast_model::gauges::Gauges;
 use holdfast_model::observed::Observed;
 use holdfast_model::properties::Properties;
+use holdfast_model::trouble::{ObjectKind, Trouble};
 use prost_types::Timestamp;
 use std::time::SystemTime;
 
@@ -34,6 +38,8 @@ pub struct Context<'a> {
     pub now: SystemTime,
     /// Properties in force, to be echoed; `None` before the first config.
     pub properties: Option<&'a Properties>,
+    /// The last sample, for sizes; `None` before the first.
+    pub gauges: Option<&'a Gauges>,
 }
 
 /// What an info message is about. A message replaces an older one of the same key.
@@ -103,10 +109,11 @@ pub fn messages(observed: &Observed, context: Context<'_>) -> Vec<(InfoKey, ZInf
         out.push((InfoKey::new(InfoKind::Blobs, ""), report.message(ZInfoTypes::ZiBlobList, content)));
     }
     for fault in &observed.faults {
-        if let Some((key, message)) = report.fault(fault)
-            && out.iter().all(|(other, _)| *other != key)
-        {
-            out.push((key, message));
+        if let Some((kind, ztype, content)) = report.only_a_fault(fault) {
+            let key = InfoKey::new(kind, &fault.on.id);
+            if out.iter().all(|(other, _)| other.kind != kind || !other.id.eq_ignore_ascii_case(&key.id)) {
+                out.push((key, report.message(ztype, content)));
+            }
         }
     }
     out
@@ -155,19 +162,19 @@ impl Report<'_> {
         }
     }
 
-    /// An error message; `None` for an empty text.
-    fn error(&self, text: &str, entity: Entity, id: &str, name: &str) -> Option<ErrorInfo> {
-        (!text.is_empty()).then(|| ErrorInfo {
-            description: text.to_owned(),
-            timestamp: Some(self.at),
-            severity: Severity::Error.into(),
-            entities: vec![DeviceEntity {
-                entity: entity.into(),
-                entity_id: id.to_owned(),
-                entity_name: name.to_owned(),
-            }],
-            retry_condition: String::new(),
-        })
+    /// Everything that is wrong with an object: what is observed of it, then what is wrong with its config, each text once.
+    fn all<'b>(&'b self, own: &'b [Trouble], kind: ObjectKind, id: &'b str) -> impl Iterator<Item = &'b Trouble> {
+        own.iter().chain(self.faults_of(kind, id).filter(|fault| own.iter().all(|other| other.text != fault.text)))
+    }
+
+    /// What is wrong with an object's config.
+    fn faults_of<'b>(&'b self, kind: ObjectKind, id: &'b str) -> impl Iterator<Item = &'b Trouble> {
+        self.observed.faults.iter().filter(move |t| t.on.kind == kind && t.on.id.eq_ignore_ascii_case(id))
+    }
+
+    /// What is observed to be wrong with a part of the device.
+    fn device_troubles(&self, kind: ObjectKind) -> impl Iterator<Item = &Trouble> {
+        self.observed.device.troubles.iter().filter(move |t| t.on.kind == kind)
     }
 }
 
@@ -180,29 +187,15 @@ pub(crate) fn stamp(seconds: i64) -> Option<Timestamp> {
     (seconds > 0).then_some(Timestamp { seconds, nanos: 0 })
 }
 
-/// What a message says, without its time stamp: equal contents need not be sent twice.
+/// What a message says, without the time at which it was made: equal contents need not be sent twice.
 #[must_use]
 pub fn without_stamp(message: &ZInfoMsg) -> ZInfoMsg {
     let mut message = message.clone();
     message.at_time_stamp = None;
-    let clear = |error: &mut ErrorInfo| error.timestamp = None;
-    match &mut message.info_content {
-        Some(InfoContent::Dinfo(device)) => {
-            for status in device.system_adapter.iter_mut().flat_map(|adapters| &mut adapters.status) {
-                status.last_succeeded = None;
-                status.ports.iter_mut().filter_map(|port| port.err.as_mut()).for_each(clear);
-            }
-            device.sw_list.iter_mut().filter_map(|slot| slot.sw_err.as_mut()).for_each(clear);
-            device.attestation_info.iter_mut().filter_map(|info| info.error.as_mut()).for_each(clear);
-            let vaults = device.data_sec_at_rest_info.iter_mut().flat_map(|vaults| &mut vaults.vault_list);
-            vaults.filter_map(|vault| vault.vault_err.as_mut()).for_each(clear);
+    if let Some(InfoContent::Dinfo(device)) = &mut message.info_content {
+        for status in device.system_adapter.iter_mut().flat_map(|adapters| &mut adapters.status) {
+            status.last_succeeded = None;
         }
-        Some(InfoContent::Ainfo(app)) => app.app_err.iter_mut().for_each(clear),
-        Some(InfoContent::Niinfo(instance)) => instance.network_err.iter_mut().for_each(clear),
-        Some(InfoContent::Vinfo(volume)) => volume.volume_err.iter_mut().for_each(clear),
-        Some(InfoContent::Cinfo(tree)) => tree.err.iter_mut().for_each(clear),
-        Some(InfoContent::Binfo(blobs)) => blobs.blob.iter_mut().filter_map(|blob| blob.err.as_mut()).for_each(clear),
-        _ => {}
     }
     message
 }

@@ -1,15 +1,16 @@
 //! Messages of apps, network instances, volumes, images and blobs, and of objects that exist only as a fault.
 
-use super::words::{app_state, load_state};
-use super::{InfoKey, InfoKind, Report, stamp, texts};
+use super::errors::{errors, merged};
+use super::words::{app_state, instance_kind, load_state};
+use super::{InfoKind, Report, stamp, texts};
 use crate::proto::info::{
-    ContentResources, Entity, VolumeResources, ZInfoApp, ZInfoBlob, ZInfoBlobList, ZInfoContentTree, ZInfoMsg,
-    ZInfoNetwork, ZInfoNetworkInstance, ZInfoTypes, ZInfoVolume, ZNetworkInstanceState, ZSwState,
-    ZmetIpAssignmentEntry, ZmetVifInfo, z_info_msg::InfoContent,
+    ContentResources, VolumeResources, ZInfoApp, ZInfoBlob, ZInfoBlobList, ZInfoContentTree, ZInfoNetwork,
+    ZInfoNetworkInstance, ZInfoTypes, ZInfoVolume, ZNetworkInstanceState, ZSwState, ZmetIpAssignmentEntry, ZmetVifInfo,
+    z_info_msg::InfoContent,
 };
-use holdfast_model::desired::{Fault, ObjectKind};
 use holdfast_model::net::mac_text;
 use holdfast_model::observed::{AppStatus, ContentStatus, InstanceStatus, VolumeStatus};
+use holdfast_model::trouble::{ObjectKind, Severity, Trouble, worst};
 use std::collections::BTreeMap;
 
 impl Report<'_> {
@@ -19,7 +20,7 @@ impl Report<'_> {
             app_version: app.version.clone(),
             app_name: app.name.clone(),
             boot_time: stamp(app.boot_time_seconds),
-            app_err: self.error(&app.error, Entity::AppInstance, &app.id.to_string(), &app.name).into_iter().collect(),
+            app_err: errors(self.all(&app.troubles, ObjectKind::App, &app.id.to_string())),
             state: app_state(app.state).into(),
             network: app
                 .interfaces
@@ -43,16 +44,16 @@ impl Report<'_> {
         for (mac, ip) in &instance.assignments {
             assignments.entry(*mac).or_default().push(ip.to_string());
         }
-        let state = match (instance.error.is_empty(), instance.activated) {
-            (false, _) => ZNetworkInstanceState::ZnetinstStateError,
-            (true, true) => ZNetworkInstanceState::ZnetinstStateOnline,
-            (true, false) => ZNetworkInstanceState::ZnetinstStateInit,
+        let state = match (worst(&instance.troubles) == Some(Severity::Error), instance.activated) {
+            (true, _) => ZNetworkInstanceState::ZnetinstStateError,
+            (false, true) => ZNetworkInstanceState::ZnetinstStateOnline,
+            (false, false) => ZNetworkInstanceState::ZnetinstStateInit,
         };
         #[allow(deprecated)]
         ZInfoNetworkInstance {
             network_id: instance.id.to_string(),
             network_version: instance.version.clone(),
-            inst_type: u32::try_from(instance.kind).unwrap_or(0),
+            inst_type: instance_kind(instance.kind),
             displayname: instance.name.clone(),
             activated: instance.activated,
             ports: if instance.uplink.is_empty() { Vec::new() } else { vec![instance.uplink.clone()] },
@@ -71,26 +72,22 @@ impl Report<'_> {
                     app_id: app.to_string(),
                 })
                 .collect(),
-            network_err: self
-                .error(&instance.error, Entity::NetworkInstance, &instance.id.to_string(), &instance.name)
-                .into_iter()
-                .collect(),
+            network_err: errors(self.all(&instance.troubles, ObjectKind::NetworkInstance, &instance.id.to_string())),
             state: state.into(),
             ..ZInfoNetworkInstance::default()
         }
     }
 
     pub(super) fn volume(&self, volume: &VolumeStatus) -> ZInfoVolume {
+        let sample = self.context.gauges.and_then(|gauges| gauges.volumes.get(&volume.id));
+        let used_bytes = sample.map_or(0, |sample| sample.used_bytes);
         ZInfoVolume {
             uuid: volume.id.to_string(),
             display_name: volume.name.clone(),
-            resources: Some(VolumeResources {
-                max_size_bytes: volume.max_size_bytes,
-                cur_size_bytes: volume.used_bytes,
-            }),
+            resources: Some(VolumeResources { max_size_bytes: volume.max_size_bytes, cur_size_bytes: used_bytes }),
             state: load_state(volume.state).into(),
-            progress_percentage: volume.progress,
-            volume_err: self.error(&volume.error, Entity::Volume, &volume.id.to_string(), &volume.name),
+            progress_percentage: volume.progress.get(),
+            volume_err: merged(self.all(&volume.troubles, ObjectKind::Volume, &volume.id.to_string())),
             generation_count: volume.generation,
             ..ZInfoVolume::default()
         }
@@ -103,8 +100,8 @@ impl Report<'_> {
             sha256: tree.sha256.clone(),
             resources: Some(ContentResources { cur_size_bytes: tree.size_bytes }),
             state: load_state(tree.state).into(),
-            progress_percentage: tree.progress,
-            err: self.error(&tree.error, Entity::ContentTree, &tree.id.to_string(), &tree.name),
+            progress_percentage: tree.progress.get(),
+            err: merged(self.all(&tree.troubles, ObjectKind::Content, &tree.id.to_string())),
             component_sha_list: if tree.sha256.is_empty() { Vec::new() } else { vec![tree.sha256.clone()] },
             ..ZInfoContentTree::default()
         }
@@ -116,24 +113,23 @@ impl Report<'_> {
             sha256: tree.sha256.clone(),
             resources: Some(ContentResources { cur_size_bytes: tree.size_bytes }),
             state: load_state(tree.state).into(),
-            progress_percentage: tree.progress,
-            err: self.error(&tree.error, Entity::ContentBlob, &tree.sha256, &tree.name),
+            progress_percentage: tree.progress.get(),
+            err: merged(&tree.troubles),
             ..ZInfoBlob::default()
         });
         ZInfoBlobList { blob: blob.collect() }
     }
 
-    /// The message of an object that exists only as a fault.
-    pub(super) fn fault(&self, fault: &Fault) -> Option<(InfoKey, ZInfoMsg)> {
-        let (id, name) = (fault.id.clone(), fault.name.clone());
-        let error = |entity| self.error(&fault.text, entity, &fault.id, &fault.name);
-        let (kind, ztype, content) = match fault.kind {
+    /// The message of an object that exists only as a fault; `None` for objects reported inside the device's message.
+    pub(super) fn only_a_fault(&self, fault: &Trouble) -> Option<(InfoKind, ZInfoTypes, InfoContent)> {
+        let (id, name) = (fault.on.id.clone(), fault.on.name.clone());
+        let all = || self.faults_of(fault.on.kind, &fault.on.id);
+        Some(match fault.on.kind {
             ObjectKind::App => {
-                let app_err = error(Entity::AppInstance).into_iter().collect();
                 let app = ZInfoApp {
                     app_id: id,
                     app_name: name,
-                    app_err,
+                    app_err: errors(all()),
                     state: ZSwState::Error.into(),
                     ..ZInfoApp::default()
                 };
@@ -143,7 +139,7 @@ impl Report<'_> {
                 let instance = ZInfoNetworkInstance {
                     network_id: id,
                     displayname: name,
-                    network_err: error(Entity::NetworkInstance).into_iter().collect(),
+                    network_err: errors(all()),
                     state: ZNetworkInstanceState::ZnetinstStateError.into(),
                     ..ZInfoNetworkInstance::default()
                 };
@@ -154,7 +150,7 @@ impl Report<'_> {
                     uuid: id,
                     display_name: name,
                     state: ZSwState::Error.into(),
-                    volume_err: error(Entity::Volume),
+                    volume_err: merged(all()),
                     ..ZInfoVolume::default()
                 };
                 (InfoKind::Volume, ZInfoTypes::ZiVolume, InfoContent::Vinfo(volume))
@@ -164,20 +160,20 @@ impl Report<'_> {
                     uuid: id,
                     display_name: name,
                     state: ZSwState::Error.into(),
-                    err: error(Entity::ContentTree),
+                    err: merged(all()),
                     ..ZInfoContentTree::default()
                 };
                 (InfoKind::Content, ZInfoTypes::ZiContentTree, InfoContent::Cinfo(tree))
             }
-            // Reported inside the device's message.
             ObjectKind::Device
             | ObjectKind::Property
             | ObjectKind::Port
             | ObjectKind::Adapter
             | ObjectKind::Network
             | ObjectKind::Datastore
-            | ObjectKind::BaseOs => return None,
-        };
-        Some((InfoKey::new(kind, &fault.id), self.message(ztype, content)))
+            | ObjectKind::BaseOs
+            | ObjectKind::Attestation
+            | ObjectKind::Vault => return None,
+        })
     }
 }

@@ -3,15 +3,17 @@ use crate::proto::info::{
     AttestationState as WireAttestation, BaseOsStatus as WireBaseOs, DataSecAtRestStatus, HwSecurityModuleStatus,
     MaintenanceModeReason, ZDeviceState, ZInfoDevice, ZNetworkInstanceState, ZSwState,
 };
-use holdfast_model::desired::{Fault, ObjectKind};
-use holdfast_model::observed::AppInterfaceStatus;
-use holdfast_model::observed::{AppState, AppStatus, AttestationState, DeviceState, InstanceStatus, PortStatus};
+use holdfast_model::net::InstanceKind;
+use holdfast_model::observed::{
+    AppInterfaceStatus, AppState, AppStatus, AttestationState, DeviceState, InstanceStatus, PortStatus, Tens,
+};
 use holdfast_model::slot::{BaseOsStatus, BaseOsSubStatus, PartitionState, Slot, SlotStatus};
+use holdfast_model::trouble::{Object, Trouble};
 use std::time::Duration;
 use uuid::Uuid;
 
 fn context() -> Context<'static> {
-    Context { now: SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000), properties: None }
+    Context { now: SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000), properties: None, gauges: None }
 }
 
 fn observed() -> Observed {
@@ -31,10 +33,11 @@ fn observed() -> Observed {
         partition_state: if running { PartitionState::Active } else { PartitionState::Unused },
         status: if running { BaseOsStatus::Updated } else { BaseOsStatus::Failed },
         sub_status: BaseOsSubStatus::None,
-        sub_status_progress: 0,
+        sub_status_progress: Tens::default(),
         reason: if running { String::new() } else { "controller not reached in 300 s".to_owned() },
     };
     observed.device.slots = vec![slot(Slot::A, false, "2"), slot(Slot::B, true, "1")];
+    observed.device.troubles = observed.device.slots.iter().filter_map(SlotStatus::trouble).collect();
     observed.ports.push(PortStatus {
         name: "eth0".to_owned(),
         interface: "eth0".to_owned(),
@@ -48,7 +51,7 @@ fn observed() -> Observed {
     observed.instances.push(InstanceStatus {
         id: Uuid::from_u128(3),
         name: "n1".to_owned(),
-        kind: 2,
+        kind: InstanceKind::Local,
         activated: true,
         assignments: vec![
             ([2, 0, 0, 0, 0, 1], "10.1.0.2".parse().expect("address")),
@@ -102,6 +105,7 @@ fn a_closed_vault_says_why_and_one_that_escrow_opened_says_so() {
 
     observed.device.trust.vault_open = false;
     observed.device.trust.vault_note = "sealed under another release key".into();
+    observed.device.troubles.extend(observed.device.trust.trouble());
     observed.device.maintenance = "the vault is closed".into();
     let device = device(&observed);
     let vault = device.data_sec_at_rest_info.as_ref().expect("vault");
@@ -137,7 +141,7 @@ fn app_and_instance_show_state_and_addresses() {
 fn object_that_is_only_a_fault_is_reported_in_error_with_its_text() {
     let mut observed = observed();
     let fault =
-        |kind, id: &str| Fault { kind, id: id.to_owned(), name: format!("{id} name"), text: format!("{id} is broken") };
+        |kind, id: &str| Trouble::error(Object::new(kind, id, &format!("{id} name")), format!("{id} is broken"));
     observed.faults = vec![
         fault(ObjectKind::App, "app"),
         fault(ObjectKind::NetworkInstance, "instance"),
@@ -178,11 +182,37 @@ fn gone_app_has_state_invalid_and_gone_instance_unspecified() {
 #[test]
 fn same_state_at_another_time_says_the_same() {
     let mut broken = observed();
-    broken.apps[0].error = "no memory".to_owned();
-    broken.ports[0].error = "no link".to_owned();
+    broken.apps[0].troubles = vec![Trouble::error(Object::new(ObjectKind::App, "7", "web"), "no memory")];
+    broken.ports[0].troubles = vec![Trouble::error(Object::new(ObjectKind::Adapter, "eth0", "eth0"), "no link")];
     let later = Context { now: context().now + Duration::from_secs(60), ..context() };
     for ((_, first), (_, second)) in messages(&broken, context()).iter().zip(&messages(&broken, later)) {
         assert_ne!(first, second);
         assert_eq!(without_stamp(first), without_stamp(second));
     }
+}
+
+#[test]
+fn a_second_object_with_the_id_of_the_first_is_an_error_of_the_first() {
+    let mut observed = observed();
+    let id = observed.apps[0].id.to_string();
+    let second = Object::new(ObjectKind::App, id.to_uppercase(), "second");
+    observed.faults = vec![Trouble::error(second, "a second object with this id; only the first is used")];
+    let messages = messages(&observed, context());
+    let apps: Vec<_> = messages.iter().filter(|(key, _)| key.kind == InfoKind::App).collect();
+    let [(_, ZInfoMsg { info_content: Some(InfoContent::Ainfo(app)), .. })] = apps.as_slice() else {
+        panic!("{apps:?}")
+    };
+    assert_eq!(app.state(), ZSwState::Running);
+    assert!(app.app_err[0].description.contains("a second object"), "{:?}", app.app_err);
+}
+
+#[test]
+fn a_warning_on_a_network_instance_leaves_it_online() {
+    let mut observed = observed();
+    let on = Object::new(ObjectKind::NetworkInstance, observed.instances[0].id, "n1");
+    observed.instances[0].troubles = vec![Trouble::warning(on, "one of two ports is down")];
+    let messages = messages(&observed, context());
+    let Some(InfoContent::Niinfo(instance)) = &messages[2].1.info_content else { panic!("{:?}", messages[2]) };
+    assert_eq!(instance.state(), ZNetworkInstanceState::ZnetinstStateOnline);
+    assert_eq!(instance.network_err.len(), 1);
 }

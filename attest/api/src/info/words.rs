@@ -1,6 +1,7 @@
 //! States of the model in EVE's words.
 
 use crate::proto::info::{AttestationState as WireAttestation, BootReason as WireBootReason, ZDeviceState, ZSwState};
+use holdfast_model::net::InstanceKind;
 use holdfast_model::observed::{AppState, AttestationState, BootReason, DeviceState, LoadState};
 
 pub(super) fn device_state(state: DeviceState) -> ZDeviceState {
@@ -71,5 +72,13 @@ pub(super) fn app_state(state: AppState) -> ZSwState {
         AppState::Restarting => ZSwState::Restarting,
         AppState::Purging => ZSwState::Purging,
         AppState::Error => ZSwState::Error,
+    }
+}
+
+/// Number of `ZNetworkInstType`.
+pub(crate) fn instance_kind(kind: InstanceKind) -> u32 {
+    match kind {
+        InstanceKind::Switch => 1,
+        InstanceKind::Local => 2,
     }
 }

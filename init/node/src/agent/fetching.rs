@@ -9,6 +9,7 @@ use crate::parts::content::kept::KeptContent;
 use anyhow::{Context, Result};
 use holdfast_model::contract::fetch::{FailureClass, Outcome, Report, Task};
 use holdfast_model::storage::ImageFormat;
+use holdfast_model::trouble;
 use holdfast_supervise::UnitName;
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
@@ -72,7 +73,7 @@ impl Agent {
         };
         let _ = fs::remove_file(&partial);
         content.failed(now, failure.0, &failure.1, retry);
-        let text = content.status.error.clone();
+        let text = trouble::texts(&content.status.troubles);
         self.say("error", &text);
     }
 
@@ -109,7 +110,7 @@ impl Agent {
                 }
                 Err((class, text)) => {
                     content.failed(now, class, &text, retry);
-                    let text = content.status.error.clone();
+                    let text = trouble::texts(&content.status.troubles);
                     self.say_once("error", &text);
                 }
             }

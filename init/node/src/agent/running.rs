@@ -8,9 +8,9 @@ use crate::parts::app::vm::{self as vms, Disk, Nic, Plan};
 use crate::parts::volume::files as volumes;
 use anyhow::{Context, Result};
 use holdfast_model::app::App;
-use holdfast_model::desired::ObjectKind;
 use holdfast_model::observed::AppState;
 use holdfast_model::storage::VolumeOrigin;
+use holdfast_model::trouble::{self, ObjectKind, Severity};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -130,7 +130,11 @@ impl Agent {
                 self.logs.borrow_mut().apps.remove(&id);
                 let wanted: Vec<(Uuid, i64)> = self.desired.volumes.iter().map(|v| (v.id, v.generation)).collect();
                 // A volume that the config has with a fault is not in the list, and yet not to be lost.
-                let sure = !self.desired.faults.iter().any(|f| f.kind == ObjectKind::Volume);
+                let sure = !self
+                    .desired
+                    .faults
+                    .iter()
+                    .any(|f| f.on.kind == ObjectKind::Volume && f.severity == Severity::Error);
                 if sure
                     && let Ok(gone) = volumes::collect(&self.paths.data("volumes"), &wanted)
                     && !gone.is_empty()
@@ -205,9 +209,9 @@ impl Agent {
                                 content.status.name
                             )));
                         }
-                        (LoadState::Error, _) => return Err(failed(content.status.error.clone())),
-                        (_, _) if !content.status.error.is_empty() => {
-                            return Err(failed(content.status.error.clone()));
+                        (LoadState::Error, _) => return Err(failed(trouble::texts(&content.status.troubles))),
+                        (_, _) if !content.status.troubles.is_empty() => {
+                            return Err(failed(trouble::texts(&content.status.troubles)));
                         }
                         (LoadState::Initial, _) => {
                             return Err(Readiness::Coming(AppState::Initial));

@@ -127,7 +127,7 @@ fn links_that_cannot_be_made_are_named_on_the_adapter() {
         change(&mut desired);
         let plan = made(&desired, &cards, &path::Facts::default());
         assert_eq!(texts(&plan), [expected]);
-        assert_eq!(plan.faults[0].kind, ObjectKind::Adapter);
+        assert_eq!(plan.faults[0].on.kind, ObjectKind::Adapter);
         assert!(plan.ports.iter().any(|p| p.name == "eth0"), "{expected}: the other adapter stays");
     }
 }

@@ -13,8 +13,9 @@ mod tests;
 
 use super::{Faults, Named, quoted, read_all, uuid};
 use crate::proto::config::EdgeDevConfig;
-use holdfast_model::desired::{Desired, ObjectKind};
+use holdfast_model::desired::Desired;
 use holdfast_model::net::Prefix;
+use holdfast_model::trouble::ObjectKind;
 use std::net::IpAddr;
 
 /// Smallest MTU that EVE takes (the IPv6 minimum).

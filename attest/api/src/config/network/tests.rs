@@ -4,8 +4,9 @@ use crate::proto::config::{
     BondAdapter, EdgeDevConfig, NetworkConfig, NetworkInstanceConfig, PhysicalIo, SystemAdapter, UuiDandVersion,
     VlanAdapter,
 };
-use holdfast_model::desired::{Desired, ObjectKind};
+use holdfast_model::desired::Desired;
 use holdfast_model::net::{Addressing4, Addressing6, BondMode, LinkKind, Medium, PortUsage};
+use holdfast_model::trouble::ObjectKind;
 use proptest::prelude::*;
 use prost::Message;
 
@@ -63,7 +64,7 @@ fn layered() -> EdgeDevConfig {
 /// The only fault, as kind, id and text.
 fn only_fault(desired: &Desired) -> (ObjectKind, &str, &str) {
     match desired.faults.as_slice() {
-        [fault] => (fault.kind, fault.id.as_str(), fault.text.as_str()),
+        [fault] => (fault.on.kind, fault.on.id.as_str(), fault.text.as_str()),
         more => panic!("expected one fault, found {more:#?}"),
     }
 }
@@ -105,7 +106,7 @@ fn a_link_that_makes_no_sense_is_refused_by_name() {
         break_it(&mut config);
         let desired = to_desired(&config, None);
         let fault = &desired.faults[0];
-        assert_eq!((fault.kind, fault.id.as_str()), (ObjectKind::Port, id), "{text}");
+        assert_eq!((fault.on.kind, fault.on.id.as_str()), (ObjectKind::Port, id), "{text}");
         assert!(fault.text.contains(text), "{}", fault.text);
     }
 }

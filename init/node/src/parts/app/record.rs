@@ -6,6 +6,7 @@ use super::vm::FIRST_UID;
 use holdfast_model::app::App;
 use holdfast_model::contract::end::ExitClass;
 use holdfast_model::observed::{AppInterfaceStatus, AppState, AppStatus};
+use holdfast_model::trouble::{Object, ObjectKind, Trouble};
 use holdfast_supervise::{UnitState, UnitStatus};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use uuid::Uuid;
@@ -148,7 +149,9 @@ impl AppRecord {
             activated: matches!(self.runtime.vm, Vm::Running { .. }),
             boot_time_seconds: self.booted_at,
             interfaces,
-            error: self.error.clone(),
+            troubles: Trouble::from_text(Object::new(ObjectKind::App, id, &self.name), &self.error)
+                .into_iter()
+                .collect(),
             starts: self.runtime.starts,
             memory_bytes: app.map_or(0, |a| a.memory_bytes),
             volumes: app.map_or_else(

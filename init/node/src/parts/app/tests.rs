@@ -7,9 +7,9 @@ use crate::testing::Bench;
 use crate::world::Local;
 use holdfast_model::app::VolumeRef;
 use holdfast_model::contract::fetch::ImageConfig;
-use holdfast_model::desired::Fault;
 use holdfast_model::observed::LoadState;
 use holdfast_model::storage::{ContentTree, ImageFormat, Volume, VolumeOrigin};
+use holdfast_model::trouble::{self, Object, Trouble};
 use holdfast_supervise::{Exit, UnitState};
 use std::cell::RefCell;
 use std::future::ready;
@@ -130,6 +130,10 @@ fn running() -> (Rc<World>, AppPart, Bench) {
     (world, part, bench)
 }
 
+fn error(part: &AppPart) -> String {
+    trouble::texts(&status(part).troubles)
+}
+
 fn status(part: &AppPart) -> AppStatus {
     let mut observed = Observed::default();
     part.observe(&mut observed);
@@ -173,7 +177,7 @@ fn a_vm_that_cannot_be_started_is_tried_again_later() {
     volume(&mut bench, made());
     bench.event(&mut part, &nothing_runs());
     bench.config(&mut part, desired(&[web()]));
-    assert!(status(&part).error.starts_with("app web: no tap; it is started again"), "{:?}", status(&part));
+    assert!(error(&part).starts_with("app web: no tap; it is started again"), "{:?}", status(&part));
     bench.at(&mut part, 4);
     assert_eq!(world.did("start web as 0"), 1);
     bench.at(&mut part, 5);
@@ -192,7 +196,7 @@ fn a_purge_waits_for_the_new_volume_and_is_done_once_even_when_the_agent_restart
     assert_eq!(status(&part).state, AppState::Purging);
     volume(&mut bench, VolumeFact { error: "no space".into(), ..made() });
     bench.settle(&mut part);
-    assert_eq!((status(&part).state, status(&part).error.as_str()), (AppState::Purging, "no space"));
+    assert_eq!((status(&part).state, error(&part).as_str()), (AppState::Purging, "no space"));
     assert_eq!(world.did("start web as 0"), 1);
     volume(&mut bench, VolumeFact { purged: Some(4), ..made() });
     bench.settle(&mut part);
@@ -225,9 +229,9 @@ fn an_app_with_a_fault_runs_on_and_keeps_what_was_acted_on() {
     let before = kept(&bench);
     let mut broken = desired(&[]);
     let text = "interface eth0: typo".to_owned();
-    broken.faults.push(Fault { kind: ObjectKind::App, id: WEB.to_string(), name: "web".into(), text });
+    broken.faults.push(Trouble::error(Object::new(ObjectKind::App, WEB, "web"), text));
     bench.config(&mut part, broken.clone());
-    assert_eq!((status(&part).state, status(&part).error.as_str()), (AppState::Running, "interface eth0: typo"));
+    assert_eq!((status(&part).state, error(&part).as_str()), (AppState::Running, "interface eth0: typo"));
     assert_eq!((world.did(&format!("stop {WEB}")), kept(&bench)), (1, before.clone()), "stopped by the counter only");
     bench.event(&mut part, &unit(UnitState::Ended, 3, Some(Exit::Code(0))));
     assert_eq!(status(&part).state, AppState::Error);
@@ -253,7 +257,7 @@ fn a_guest_that_restarts_itself_is_started_again_without_an_error() {
     let (world, mut part, mut bench) = running();
     bench.event(&mut part, &unit(UnitState::Ended, 2, Some(Exit::Code(10))));
     assert_eq!(world.did("start web as 0"), 2);
-    assert_eq!((status(&part).state, status(&part).error.as_str()), (AppState::Running, ""));
+    assert_eq!((status(&part).state, error(&part).as_str()), (AppState::Running, ""));
     assert_eq!(bench.said("app web: the guest restarts"), 1);
 }
 
@@ -261,7 +265,7 @@ fn a_guest_that_restarts_itself_is_started_again_without_an_error() {
 fn what_pid_1_does_not_know_has_ended() {
     let (world, mut part, mut bench) = running();
     bench.event(&mut part, &nothing_runs());
-    assert!(status(&part).error.contains("unknown to PID 1"), "{:?}", status(&part));
+    assert!(error(&part).contains("unknown to PID 1"), "{:?}", status(&part));
     bench.at(&mut part, 6);
     assert_eq!(world.did("start web as 0"), 2);
 }
@@ -273,7 +277,7 @@ fn apps_that_may_not_run_end_and_say_why() {
     bench.settle(&mut part);
     assert_eq!(world.did(&format!("stop {WEB}")), 1);
     bench.event(&mut part, &unit(UnitState::Ended, 2, Some(Exit::Code(0))));
-    assert_eq!((status(&part).state, status(&part).error.as_str()), (AppState::Halted, "maintenance mode"));
+    assert_eq!((status(&part).state, error(&part).as_str()), (AppState::Halted, "maintenance mode"));
     bench.facts.publish(Held(None));
     bench.settle(&mut part);
     assert_eq!(world.did("start web as 0"), 2);

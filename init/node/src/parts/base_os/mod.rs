@@ -26,7 +26,7 @@ use holdfast_model::boot::Partitions;
 use holdfast_model::contract::fetch::{FailureClass, Report};
 use holdfast_model::desired::Desired;
 use holdfast_model::observed::{ContentStatus, Observed};
-use holdfast_model::slot::Slot;
+use holdfast_model::slot::{Slot, SlotStatus};
 use holdfast_slots::{Event as SlotEvent, Image, Record};
 use holdfast_supervise::{UnitName, UnitState, UnitStatus};
 use std::rc::Rc;
@@ -364,6 +364,7 @@ impl Part for BaseOsPart {
 
     fn observe(&self, observed: &mut Observed) {
         observed.device.slots = self.state.slots();
+        observed.device.troubles.extend(observed.device.slots.iter().filter_map(SlotStatus::trouble));
         observed.contents.extend(self.content.clone());
     }
 }

@@ -5,8 +5,9 @@ use super::download::Download;
 use holdfast_model::base_os::BaseOs;
 use holdfast_model::contract::fetch::FailureClass;
 use holdfast_model::desired::Desired;
-use holdfast_model::observed::{BootReason, ContentStatus, LoadState};
+use holdfast_model::observed::{BootReason, ContentStatus, LoadState, Tens};
 use holdfast_model::slot::{BaseOsStatus, BaseOsSubStatus, Slot, SlotStatus};
+use holdfast_model::trouble::{Object, ObjectKind, Trouble};
 use holdfast_slots::trial::{Controller, Deadlines, Health, Verdict, judge};
 use holdfast_slots::{Event, Phase, Record};
 use std::time::Duration;
@@ -211,7 +212,7 @@ impl State {
             if comes && other.sub_status == BaseOsSubStatus::Installing {
                 other.status = BaseOsStatus::Downloading;
                 other.sub_status = BaseOsSubStatus::None;
-                other.sub_status_progress = self.download.progress;
+                other.sub_status_progress = Tens::down(self.download.progress);
             }
             // A download that keeps failing is not a failed version yet, but its reason must be seen.
             if other.reason.is_empty() && !self.download.error.is_empty() {
@@ -245,10 +246,12 @@ impl State {
             id: tree.id,
             name: tree.name.clone(),
             state,
-            progress: if exists { 100 } else { self.download.progress },
+            progress: Tens::down(if exists { 100 } else { self.download.progress }),
             sha256: if exists { tree.sha256.clone() } else { String::new() },
             size_bytes: 0,
-            error: self.download.error.clone(),
+            troubles: Trouble::from_text(Object::new(ObjectKind::Content, tree.id, &tree.name), &self.download.error)
+                .into_iter()
+                .collect(),
         })
     }
 }

@@ -1,7 +1,7 @@
 //! What the content part tells others.
 
 use holdfast_model::contract::fetch::ImageConfig;
-use holdfast_model::observed::LoadState;
+use holdfast_model::observed::{LoadState, Tens};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use uuid::Uuid;
@@ -18,7 +18,7 @@ pub struct ImageFact {
     /// How far it is.
     pub state: LoadState,
     /// Percent of the bytes that came.
-    pub progress: u32,
+    pub progress: Tens,
     /// Digest found; empty while not known.
     pub sha256: String,
     /// Bytes on disk.

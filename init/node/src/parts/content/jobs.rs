@@ -7,6 +7,7 @@ use super::{ContentPart, RETRY, retry, unit_of};
 use crate::fetching::Reports;
 use crate::part::{Event, Turn};
 use holdfast_model::contract::fetch::{FailureClass, Outcome, Report};
+use holdfast_model::trouble;
 use std::rc::Rc;
 use uuid::Uuid;
 
@@ -95,7 +96,7 @@ impl ContentPart {
         let longest = self.taken.as_deref().map_or(RETRY, retry);
         let Some(content) = self.current(job) else { return };
         content.failed(turn.now, class, text, longest);
-        turn.say("error", content.status.error.clone());
+        turn.say("error", trouble::texts(&content.status.troubles));
         self.remove(vec![partial_name(job.0)], turn);
     }
 }

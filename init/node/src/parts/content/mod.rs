@@ -24,9 +24,10 @@ use crate::keeper::{Keeper, Said};
 use crate::part::{Event, Part, Turn};
 use crate::unsure::Unsure;
 use holdfast_model::contract::fetch::FailureClass;
-use holdfast_model::desired::{Desired, ObjectKind};
+use holdfast_model::desired::Desired;
 use holdfast_model::observed::{LoadState, Observed};
 use holdfast_model::storage::{ContentTree, ImageFormat};
+use holdfast_model::trouble::{self, ObjectKind};
 use holdfast_supervise::{UnitName, UnitState, UnitStatus};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -156,7 +157,7 @@ impl ContentPart {
                 }
                 Err(text) => {
                     content.failed(turn.now, FailureClass::Refused, &text, retry(&desired));
-                    let text = content.status.error.clone();
+                    let text = trouble::texts(&content.status.troubles);
                     self.said.once(turn, "error", &text);
                 }
             }
@@ -218,7 +219,7 @@ impl ContentPart {
                 size_bytes: c.status.size_bytes,
                 file: if loaded { self.means.images.file(&c.status.sha256) } else { PathBuf::new() },
                 image: c.image.clone(),
-                error: c.status.error.clone(),
+                error: trouble::texts(&c.status.troubles),
             };
             (*id, fact)
         });

@@ -2,8 +2,9 @@
 
 use super::kept::KeptContent;
 use holdfast_model::contract::fetch::{FailureClass, ImageConfig, Phase, Report};
-use holdfast_model::observed::{ContentStatus, LoadState};
+use holdfast_model::observed::{ContentStatus, LoadState, Tens};
 use holdfast_model::storage::ContentTree;
+use holdfast_model::trouble::{Object, ObjectKind, Trouble};
 use std::collections::BTreeMap;
 use std::time::Duration;
 use uuid::Uuid;
@@ -85,10 +86,10 @@ impl Content {
         self.busy = false;
         self.failures = 0;
         self.status.state = LoadState::Loaded;
-        self.status.progress = 100;
+        self.status.progress = Tens::down(100);
         self.status.sha256.clone_from(&kept.sha256);
         self.status.size_bytes = kept.size_bytes;
-        self.status.error.clear();
+        self.status.troubles.clear();
         self.image = kept.configuration();
     }
 
@@ -103,7 +104,7 @@ impl Content {
         self.busy = false;
         self.failures += 1;
         self.status.state = LoadState::Error;
-        self.status.progress = 0;
+        self.status.progress = Tens::default();
         // What the network broke may heal in seconds; what the server or content is wrong about takes the operator.
         let wait = match class {
             FailureClass::Transport | FailureClass::Local => {
@@ -112,11 +113,10 @@ impl Content {
             FailureClass::Refused | FailureClass::Content => retry,
         };
         self.retry_at = now + wait;
-        self.status.error = format!(
-            "content {}: {text}; tried again within {} s",
-            self.status.name,
-            retry.as_secs().max(wait.as_secs())
-        );
+        let again = format!("tried again within {} s", retry.as_secs().max(wait.as_secs()));
+        let on = Object::new(ObjectKind::Content, self.status.id, &self.status.name);
+        let trouble = Trouble::error(on, format!("content {}: {text}; {again}", self.status.name));
+        self.status.troubles = vec![trouble.retried(again)];
     }
 
     /// Takes a progress report in.
@@ -127,8 +127,8 @@ impl Content {
                 Phase::Downloading => LoadState::Downloading,
                 Phase::Verifying => LoadState::Verifying,
             };
-            self.status.progress =
-                if *total == 0 { 0 } else { u32::try_from(bytes.saturating_mul(100) / total).unwrap_or(100).min(99) };
+            let percent = bytes.saturating_mul(100).checked_div(*total).unwrap_or(0).min(99);
+            self.status.progress = Tens::down(u32::try_from(percent).unwrap_or(99));
         }
     }
 }

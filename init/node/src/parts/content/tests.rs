@@ -7,8 +7,8 @@ use crate::fetching::Reports;
 use crate::testing::Bench;
 use crate::world::Local;
 use holdfast_model::contract::fetch::{ImageConfig, Outcome, Phase, Report};
-use holdfast_model::desired::Fault;
 use holdfast_model::storage::{Datastore, DatastoreKind};
+use holdfast_model::trouble::{self, Object, Trouble};
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::future::{pending, ready};
@@ -150,7 +150,9 @@ fn a_job_that_dies_is_tried_again_and_its_half_removed() {
     bench.config(&mut part, desired(&[(1, "web:1")]));
     let mut observed = Observed::default();
     part.observe(&mut observed);
-    assert!(observed.contents[0].error.contains("content c1: the download job ended without a result"));
+    assert!(
+        trouble::texts(&observed.contents[0].troubles).contains("content c1: the download job ended without a result")
+    );
     bench.at(&mut part, 9);
     assert_eq!(world.began.borrow().len(), 1);
     bench.at(&mut part, 10);
@@ -180,7 +182,7 @@ fn a_content_with_a_fault_keeps_its_image_and_one_that_is_deleted_does_not() {
     bench.config(&mut part, desired(&[(1, "web:1"), (2, "db:1")]));
     let mut broken = desired(&[]);
     let text = "datastore: typo".to_owned();
-    broken.faults.push(Fault { kind: ObjectKind::Content, id: id(1).to_string(), name: "c1".into(), text });
+    broken.faults.push(Trouble::error(Object::new(ObjectKind::Content, id(1), "c1"), text));
     bench.config(&mut part, broken);
     assert_eq!(*world.names.borrow(), [name_of("aa")].into());
     bench.config(&mut part, desired(&[(1, "web:1")]));

@@ -19,9 +19,9 @@ use crate::part::{Event, Part, Turn};
 use crate::parts::app::facts::{HeldVolumes, Purges, WantedVolumes};
 use crate::parts::content::facts::{ImageFact, Images};
 use crate::unsure::Unsure;
-use holdfast_model::desired::ObjectKind;
-use holdfast_model::observed::{DiskCounters, LoadState, Observed, VolumeStatus};
+use holdfast_model::observed::{LoadState, Observed, Tens, VolumeStatus};
 use holdfast_model::storage::{Volume, VolumeOrigin};
+use holdfast_model::trouble::{Object, ObjectKind, Trouble};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -143,38 +143,50 @@ impl VolumePart {
             VolumeOrigin::Blank => None,
         };
         let (state, progress, error) = match self.error(volume) {
-            text if !text.is_empty() => (LoadState::Error, 0, text),
+            text if !text.is_empty() => (LoadState::Error, Tens::default(), text),
             _ => progress(volume, image, self.state.has(&key)),
         };
-        let used = self.state.present.as_ref().and_then(|p| p.get(&key)).copied().unwrap_or(0);
         VolumeStatus {
             id: volume.id,
             name: volume.name.clone(),
             state,
             progress,
-            used_bytes: used + image.map_or(0, |i| i.size_bytes),
             max_size_bytes: size_of(volume),
             generation: volume.generation,
-            counters: DiskCounters::default(),
-            error,
+            content: content_of(volume),
+            troubles: troubles(volume, &error),
         }
     }
 }
 
 /// How far a volume is that did not fail itself. One of an image exists once the image does: its writable layer is made when the
 /// first app starts with it.
-fn progress(volume: &Volume, image: Option<&ImageFact>, exists: bool) -> (LoadState, u32, String) {
+fn progress(volume: &Volume, image: Option<&ImageFact>, exists: bool) -> (LoadState, Tens, String) {
     match (volume.origin, image) {
         (VolumeOrigin::Content(_), Some(i)) if i.state == LoadState::Loaded => {
-            (LoadState::VolumeCreated, 100, String::new())
+            (LoadState::VolumeCreated, Tens::down(100), String::new())
         }
         (VolumeOrigin::Content(_), Some(i)) => (i.state, i.progress, i.error.clone()),
-        (VolumeOrigin::Content(id), None) => {
-            (LoadState::Error, 0, format!("volume {}: expected content {id} in the config, found none", volume.name))
-        }
-        (VolumeOrigin::Blank, _) if exists => (LoadState::VolumeCreated, 100, String::new()),
-        (VolumeOrigin::Blank, _) => (LoadState::Initial, 0, String::new()),
+        (VolumeOrigin::Content(id), None) => (
+            LoadState::Error,
+            Tens::default(),
+            format!("volume {}: expected content {id} in the config, found none", volume.name),
+        ),
+        (VolumeOrigin::Blank, _) if exists => (LoadState::VolumeCreated, Tens::down(100), String::new()),
+        (VolumeOrigin::Blank, _) => (LoadState::Initial, Tens::default(), String::new()),
     }
+}
+
+fn content_of(volume: &Volume) -> Option<uuid::Uuid> {
+    match volume.origin {
+        VolumeOrigin::Content(id) => Some(id),
+        VolumeOrigin::Blank => None,
+    }
+}
+
+/// The text as trouble of the volume; that of an image causes its own.
+fn troubles(volume: &Volume, text: &str) -> Vec<Trouble> {
+    Trouble::from_text(Object::new(ObjectKind::Volume, volume.id, &volume.name), text).into_iter().collect()
 }
 
 impl Part for VolumePart {

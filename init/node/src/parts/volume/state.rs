@@ -162,8 +162,9 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use holdfast_model::desired::{Desired, Fault, ObjectKind};
+    use holdfast_model::desired::Desired;
     use holdfast_model::storage::VolumeOrigin;
+    use holdfast_model::trouble::{Object, ObjectKind, Trouble};
 
     fn volume(id: u128, generation: i64) -> Volume {
         Volume {
@@ -242,12 +243,7 @@ mod tests {
 
     #[test]
     fn only_what_nobody_can_want_is_removed() {
-        let fault = Fault {
-            kind: ObjectKind::Volume,
-            id: Uuid::from_u128(4).to_string(),
-            name: "v4".into(),
-            text: "size: typo".into(),
-        };
+        let fault = Trouble::error(Object::new(ObjectKind::Volume, Uuid::from_u128(4), "v4"), "size: typo");
         let desired = Desired { faults: vec![fault], ..Desired::default() };
         let unsure = Unsure::of(&desired, ObjectKind::Volume);
         let state = with(&[key(1, 0), key(2, 0), key(2, 1), key(3, 0), key(4, 0), key(5, 0)]);

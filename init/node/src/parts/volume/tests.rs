@@ -3,7 +3,8 @@
 use super::*;
 use crate::testing::Bench;
 use crate::world::Local;
-use holdfast_model::desired::{Desired, Fault};
+use holdfast_model::desired::Desired;
+use holdfast_model::trouble::{Object, Trouble};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::ready;
@@ -122,8 +123,7 @@ fn volumes_go_only_when_it_is_certain_that_nobody_wants_them() {
     let all = [name(1, 0), name(2, 0), name(3, 0)];
     let (memory, mut part, mut bench) = part(&all);
     let mut desired = with(&[volume(1, 0)]);
-    let fault =
-        Fault { kind: ObjectKind::Volume, id: Uuid::from_u128(3).to_string(), name: "v3".into(), text: "typo".into() };
+    let fault = Trouble::error(Object::new(ObjectKind::Volume, Uuid::from_u128(3), "v3"), "typo");
     desired.faults.push(fault);
     bench.config(&mut part, desired.clone());
     assert_eq!(memory.names.borrow().len(), 3, "it is not known yet which virtual machines run");
