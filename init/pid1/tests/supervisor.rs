@@ -3,6 +3,7 @@
 //! The wrong way to see these behaviours would be to look into the supervisor's memory: what counts is what `node`
 //! is told and what the processes themselves find (descriptors, uid, capabilities, cgroup).
 
+use holdfast_model::contract::end::{End, ExitClass};
 use holdfast_pid1::supervisor::cgroup::Cgroups;
 use holdfast_pid1::supervisor::{Cause, Down, DownKind, Options, Platform, Supervisor};
 use holdfast_supervise::{
@@ -188,10 +189,102 @@ fn unit_gets_its_descriptors_environment_and_nothing_else() {
     let (exit, mut output) = bench.run_to_end(&spec, &fds);
 
     output.sort();
-    let mut expected = ["first", "second", "0 1 2 3 4 5 ", "world", "/", "bad"].map(String::from);
+    let mut expected = ["first", "second", "0 1 2 3 4 5 6 ", "world", "/", "bad"].map(String::from);
     expected.sort();
-    // 5 is the directory that `ls` itself has open.
+    // 5 is for its last words, 6 the directory that `ls` itself has open.
     assert_eq!((exit, output), (Exit::Code(0), expected.to_vec()));
+    bench.end();
+}
+
+#[test]
+fn last_words_are_kept_with_the_status_and_outlive_the_unit() {
+    let mut bench = Running::new("words");
+    let script =
+        r#"printf '{"class":"guest-reset","reason":"the guest asked for a reset"}' >&$HOLDFAST_LAST_WORDS; kill -9 $$"#;
+    bench.client.start(&shell("u", script), &[]).unwrap();
+
+    let ended = bench.wait("u", |s| s.state == UnitState::Ended);
+
+    let words = End::new(ExitClass::GuestReset, "the guest asked for a reset");
+    assert_eq!((ended.exit, ended.end.as_ref()), (Some(Exit::Signal(9)), Some(&words)));
+    assert_eq!(bench.client.list().unwrap()[0].end, Some(words));
+    bench.end();
+}
+
+#[test]
+fn unit_without_usable_last_words_gets_an_end_from_its_exit() {
+    let mut bench = Running::new("silent");
+    let table = [
+        ("silent", "exit 3", ExitClass::Exited { code: 3 }),
+        ("killed", "kill -9 $$", ExitClass::Killed { signal: 9 }),
+        ("crashed", "kill -SEGV $$", ExitClass::Crashed { signal: 11 }),
+        ("garbage", "echo hello >&$HOLDFAST_LAST_WORDS; exit 4", ExitClass::Exited { code: 4 }),
+        ("flood", "head -c 9000 /dev/zero >&$HOLDFAST_LAST_WORDS; exit 5", ExitClass::Exited { code: 5 }),
+        (
+            "twice",
+            r#"for n in 1 2; do printf '{"class":"done","reason":""}' >&$HOLDFAST_LAST_WORDS; done; exit 6"#,
+            ExitClass::Exited { code: 6 },
+        ),
+    ];
+    for (unit, script, class) in table {
+        bench.client.start(&shell(unit, script), &[]).unwrap();
+        let end = bench.wait(unit, |s| s.state == UnitState::Ended).end.unwrap();
+        assert_eq!(end.class, class, "{unit}");
+        assert!(end.reason.starts_with(&format!("unit {unit}: ")), "{end}");
+    }
+    bench.end();
+}
+
+#[test]
+fn unit_over_its_memory_limit_ends_as_out_of_memory() {
+    let mut bench = Running::new("oom");
+    if bench.cgroups.is_none() {
+        println!("not run: needs a cgroup of its own");
+        bench.end();
+        return;
+    }
+    // Memory that cannot be reclaimed, held by the shell itself.
+    let mut spec = shell("u", "x=x; while :; do x=$x$x; done");
+    spec.limits.memory_max_bytes = Some(16 << 20);
+    match bench.client.start(&spec, &[]) {
+        Ok(_) => {
+            let end = bench.wait("u", |s| s.state == UnitState::Ended).end.unwrap();
+            assert_eq!(end.class, ExitClass::OutOfMemory, "{end}");
+            assert!(end.reason.contains("16 MiB"), "{end}");
+        }
+        // A kernel without the controller refuses the limit.
+        Err(error) => println!("not run: no memory controller: {error}"),
+    }
+    bench.end();
+}
+
+#[test]
+fn descriptors_of_the_largest_app_fit_into_one_start() {
+    let mut bench = Running::new("largest");
+    // Document, control socket, KVM, kernel, initrd; 18 disks, one of them in two layers, and the document's disk;
+    // 16 cards of one queue pair each, and for each pair a tap and a vhost.
+    let count = 5 + 18 + 2 + 16 * 2;
+    let null = File::open("/dev/null").unwrap();
+    let fds = vec![null.as_fd(); count];
+    let mut spec = shell("u", "echo $HOLDFAST_LAST_WORDS; ls /proc/self/fd | wc -l");
+    spec.limits = holdfast_supervise::Limits::default();
+
+    let (exit, output) = bench.run_to_end(&spec, &fds);
+
+    // Three streams, the last words, and what `ls` itself has open.
+    assert_eq!((exit, output), (Exit::Code(0), vec![(3 + count).to_string(), (3 + count + 2).to_string()]));
+    assert!(count <= holdfast_supervise::MAX_FDS);
+    bench.end();
+}
+
+#[test]
+fn as_many_units_as_the_largest_device_needs_are_kept() {
+    let mut bench = Running::new("count");
+    // 50 apps with two companions each, 200 networks.
+    for n in 0..50 * 3 + 200 {
+        bench.client.start(&shell(&format!("u{n}"), "exit 0"), &[]).unwrap();
+    }
+    assert_eq!(bench.client.list().unwrap().len(), 350);
     bench.end();
 }
 

@@ -262,6 +262,7 @@ mod tests {
             since_ms: 0,
             restarts: 0,
             exit: None,
+            end: None,
             spec: None,
         }
     }

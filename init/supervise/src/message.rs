@@ -1,6 +1,7 @@
 //! Requests, replies and events.
 
 use crate::{SpecError, UnitName, UnitSpec};
+use holdfast_model::contract::end::End;
 use serde::{Deserialize, Serialize};
 
 /// What a client asks. Each request gets exactly one [`Reply`].
@@ -126,6 +127,9 @@ pub struct UnitStatus {
     pub restarts: u32,
     /// How the last run ended, if one has.
     pub exit: Option<Exit>,
+    /// Why the last run ended: the unit's last words, or what PID 1 makes of the exit when it left without any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub end: Option<End>,
     /// As given to `Start`; left out in events.
     pub spec: Option<Box<UnitSpec>>,
 }
@@ -310,10 +314,11 @@ mod tests {
                     since_ms: 1,
                     restarts: 0,
                     exit: Some(Exit::Signal(9)),
+                    end: Some(End::new(holdfast_model::contract::end::ExitClass::Killed { signal: 9 }, "x")),
                     spec: None,
                 })))
                 .unwrap(),
-                r#"{"unit":{"name":"node","state":{"running":{"pid":7}},"since_ms":1,"restarts":0,"exit":{"signal":9},"spec":null}}"#,
+                r#"{"unit":{"name":"node","state":{"running":{"pid":7}},"since_ms":1,"restarts":0,"exit":{"signal":9},"end":{"class":{"killed":{"signal":9}},"reason":"x"},"spec":null}}"#,
             ),
         ];
         for (found, expected) in table {

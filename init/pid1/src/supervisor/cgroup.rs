@@ -68,6 +68,12 @@ impl Cgroups {
         File::options().write(true).open(&procs).map_err(|source| CgroupError { path: procs, source })
     }
 
+    /// How often the kernel has ended a process in it for lack of memory, since it was made.
+    pub fn out_of_memory_kills(&self, unit: &UnitName) -> u64 {
+        let text = fs::read_to_string(self.root.join(unit.as_str()).join("memory.events")).unwrap_or_default();
+        text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.parse().ok()).unwrap_or(0)
+    }
+
     /// SIGKILL to every process in it.
     pub fn kill(&self, unit: &UnitName) {
         // Nothing to kill when it is not there.

@@ -1,10 +1,11 @@
 //! The supervision loop: units, their output, their clients, health, and the way down.
 //!
 //! Decisions are pure and take the time as a value: [`unit`] (state machine and backoff), [`health`] (heartbeats),
-//! [`logs`] and [`lines`] (output), [`shutdown`] (order of the way down). Acting is in [`spawn`], [`reap`],
+//! [`ends`] (why a run ended), [`logs`] and [`lines`] (output), [`shutdown`] (order of the way down). Acting is in [`spawn`], [`reap`],
 //! [`cgroup`], [`server`]; [`run`] joins them in one `poll` loop.
 
 pub mod cgroup;
+pub mod ends;
 pub mod health;
 pub mod lines;
 pub mod logs;

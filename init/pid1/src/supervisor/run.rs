@@ -21,8 +21,14 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
 use units::Entry;
 
+/// Most apps, and the programs that each may have: a VMM and two companions (a TPM, a display).
+const APPS: (usize, usize) = (50, 3);
+/// Most networks, each with one service.
+const NETWORKS: usize = 200;
+/// DHCP clients of ports, download jobs, tunnels, sensors, `node` itself; ended units that nobody has removed yet.
+const OTHERS: usize = 162;
 /// Most units at a time, ended ones included.
-pub const MAX_UNITS: usize = 128;
+pub const MAX_UNITS: usize = APPS.0 * APPS.1 + NETWORKS + OTHERS;
 /// `Event::Logs` is sent at most once in this time.
 const LOG_EVENT_INTERVAL_MS: u64 = 100;
 /// How often the removal of a cgroup with dying processes, and the slot's health, are looked at.

@@ -59,6 +59,7 @@ pub fn next_to_stop<'a>(units: impl Iterator<Item = &'a Unit>, last: Option<&Uni
 #[cfg(test)]
 mod tests {
     use super::*;
+    use holdfast_model::contract::end::{End, ExitClass};
     use holdfast_supervise::{Exit, UnitSpec};
 
     fn unit(name: &str, order: u64) -> Unit {
@@ -78,12 +79,12 @@ mod tests {
         units[1].stop(0, None);
         units[2].stop(0, None);
         assert_eq!(names(&units), [] as [&str; 0]);
-        units[1].exited(1, Exit::Code(0));
+        units[1].exited(1, Exit::Code(0), End::new(ExitClass::Done, ""));
         assert_eq!(names(&units), [] as [&str; 0]);
-        units[2].exited(2, Exit::Code(0));
+        units[2].exited(2, Exit::Code(0), End::new(ExitClass::Done, ""));
         assert_eq!(names(&units), ["node"]);
         units[0].stop(2, None);
-        units[0].exited(3, Exit::Code(0));
+        units[0].exited(3, Exit::Code(0), End::new(ExitClass::Done, ""));
         assert_eq!(names(&units), [] as [&str; 0]);
     }
 }

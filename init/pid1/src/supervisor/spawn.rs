@@ -4,7 +4,8 @@
 //! sound also where the parent has threads (tests). The child reports the step that failed through a pipe that a
 //! successful `execve` closes.
 
-use holdfast_supervise::{Capabilities, UnitSpec};
+use holdfast_supervise::{Capabilities, MAX_FDS, UnitSpec};
+use holdfast_unit::last_words;
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -26,6 +27,8 @@ pub struct Spawned {
     pub out: OwnedFd,
     /// Read end of its standard error, non-blocking.
     pub err: OwnedFd,
+    /// Read end of its last words, non-blocking.
+    pub words: OwnedFd,
 }
 
 /// A process that was not.
@@ -39,7 +42,9 @@ pub struct SpawnError {
 /// Longest wait for the child to reach `execve` or fail.
 const EXEC_DEADLINE_MS: u16 = 10_000;
 /// Inherited descriptors are first moved above this number, so that placing one never overwrites another.
-const PARKING: RawFd = 128;
+const PARKING: RawFd = 256;
+const _: () =
+    assert!(3 + MAX_FDS + 1 <= PARKING as usize, "streams, inherited descriptors and last words lie below it");
 /// Steps of the child, as sent in its failure report.
 const STEPS: [&str; 14] = [
     "session",
@@ -58,12 +63,14 @@ const STEPS: [&str; 14] = [
     "cgroup",
 ];
 
-/// Starts the unit's program. `fds` become 3, 4, ...; `cgroup` is an open `cgroup.procs`.
+/// Starts the unit's program. `fds` become 3, 4, ..., the descriptor of its last words follows them; `cgroup` is an open
+/// `cgroup.procs`.
 pub fn spawn(spec: &UnitSpec, fds: &[OwnedFd], cgroup: Option<&File>) -> Result<Spawned, SpawnError> {
     let at = |step| move |errno| SpawnError { step, errno };
     let pipe = |step| pipe2(OFlag::O_CLOEXEC).map_err(at(step));
     let (out, out_child) = pipe("output pipe")?;
     let (err, err_child) = pipe("error pipe")?;
+    let (words, words_child) = pipe("last words")?;
     let (report, report_child) = pipe("report pipe")?;
     let null: OwnedFd =
         File::open("/dev/null").map(Into::into).map_err(|e| SpawnError { step: "/dev/null", errno: io_errno(&e) })?;
@@ -71,8 +78,13 @@ pub fn spawn(spec: &UnitSpec, fds: &[OwnedFd], cgroup: Option<&File>) -> Result<
         // A configuration in a memfd is read again by the next run; sockets and pipes answer ESPIPE.
         let _ = lseek(fd, 0, Whence::SeekSet);
     }
-    let mut child = Child::prepare(spec, [&null, &out_child, &err_child].into_iter().chain(fds), &report_child, cgroup)
-        .map_err(at("arguments"))?;
+    let mut child = Child::prepare(
+        spec,
+        [&null, &out_child, &err_child].into_iter().chain(fds).chain([&words_child]),
+        &report_child,
+        cgroup,
+    )
+    .map_err(at("arguments"))?;
 
     let sandbox = &spec.sandbox;
     let mut flags = libc::CLONE_PIDFD as u64;
@@ -109,10 +121,10 @@ pub fn spawn(spec: &UnitSpec, fds: &[OwnedFd], cgroup: Option<&File>) -> Result<
         let _ = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(pid as i32), None);
         return Err(error);
     }
-    for fd in [&out, &err] {
+    for fd in [&out, &err, &words] {
         nix::fcntl::fcntl(fd, nix::fcntl::FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map_err(at("output pipe"))?;
     }
-    Ok(Spawned { pid: pid as u32, pidfd, out, err })
+    Ok(Spawned { pid: pid as u32, pidfd, out, err, words })
 }
 
 /// Waits for the end of the report pipe: empty when `execve` succeeded.
@@ -174,6 +186,9 @@ impl Child {
             texts.push(text(arg)?);
         }
         let arguments = texts.len();
+        let fds: Vec<RawFd> = fds.map(AsRawFd::as_raw_fd).collect();
+        // The last one is that of the last words.
+        texts.push(text(&format!("{}={}", last_words::VARIABLE, fds.len() - 1))?);
         for (key, value) in &spec.env {
             texts.push(text(&format!("{key}={value}"))?);
         }
@@ -184,7 +199,7 @@ impl Child {
             argv: pointers(&texts[..arguments]),
             envp: pointers(&texts[arguments..]),
             _texts: texts,
-            fds: fds.map(AsRawFd::as_raw_fd).collect(),
+            fds,
             report: report.as_raw_fd(),
             cgroup: cgroup.map(AsRawFd::as_raw_fd),
             uid: spec.uid,

@@ -1,6 +1,8 @@
 //! The life of one unit as a pure state machine; see [`UnitState`] for the picture.
 #![forbid(unsafe_code)]
 
+use super::ends;
+use holdfast_model::contract::end::End;
 use holdfast_supervise::{Exit, Restart, UnitSpec, UnitState, UnitStatus};
 
 /// What the loop must do after a transition.
@@ -32,6 +34,7 @@ pub struct Unit {
     since_ms: u64,
     restarts: u32,
     exit: Option<Exit>,
+    end: Option<End>,
     /// Short runs in a row, which is the exponent of the backoff.
     short_runs: u32,
     /// When SIGKILL follows the stop signal; only while stopping, and only until it was sent.
@@ -48,6 +51,7 @@ impl Unit {
             since_ms: now_ms,
             restarts: 0,
             exit: None,
+            end: None,
             short_runs: 0,
             kill_at_ms: None,
         }
@@ -76,6 +80,7 @@ impl Unit {
             since_ms: self.since_ms,
             restarts: self.restarts,
             exit: self.exit.clone(),
+            end: self.end.clone(),
             spec: with_spec.then(|| Box::new(self.spec.clone())),
         }
     }
@@ -87,14 +92,16 @@ impl Unit {
 
     /// The process could not be made. Counts as a failed run.
     pub fn not_started(&mut self, now_ms: u64, why: String) -> Option<Action> {
-        self.ended(now_ms, Exit::NotStarted(why), false, true)
+        let exit = Exit::NotStarted(why);
+        let end = ends::of(&self.spec, &exit, None, false);
+        self.ended(now_ms, exit, end, false, true)
     }
 
-    /// The main process has ended. [`Action::KillAll`] of what it left behind is implied.
-    pub fn exited(&mut self, now_ms: u64, exit: Exit) -> Option<Action> {
+    /// The main process has ended, for the reason `end`. [`Action::KillAll`] of what it left behind is implied.
+    pub fn exited(&mut self, now_ms: u64, exit: Exit, end: End) -> Option<Action> {
         let stopping = matches!(self.state, UnitState::Stopping { .. });
         let short = now_ms.saturating_sub(self.since_ms) < self.spec.backoff.max_ms;
-        self.ended(now_ms, exit, stopping, short)
+        self.ended(now_ms, exit, end, stopping, short)
     }
 
     /// Somebody wants it to end, at most `deadline_ms` after the signal (its own deadline when `None`).
@@ -148,7 +155,7 @@ impl Unit {
         }
     }
 
-    fn ended(&mut self, now_ms: u64, exit: Exit, stopping: bool, short: bool) -> Option<Action> {
+    fn ended(&mut self, now_ms: u64, exit: Exit, end: End, stopping: bool, short: bool) -> Option<Action> {
         let again = !stopping
             && match self.spec.restart {
                 Restart::Never => false,
@@ -156,6 +163,7 @@ impl Unit {
                 Restart::Always => true,
             };
         self.exit = Some(exit);
+        self.end = Some(end);
         if !again {
             self.enter(now_ms, UnitState::Ended);
             return Some(Action::Release);
@@ -190,6 +198,11 @@ mod tests {
         unit
     }
 
+    fn exited(unit: &mut Unit, now_ms: u64, exit: Exit) -> Option<Action> {
+        let end = ends::of(&unit.spec, &exit, None, false);
+        unit.exited(now_ms, exit, end)
+    }
+
     #[test]
     fn restart_policy_decides_by_exit() {
         let table = [
@@ -202,7 +215,7 @@ mod tests {
         ];
         for (policy, exit, again) in table {
             let mut unit = unit(policy);
-            let action = unit.exited(5, exit.clone());
+            let action = exited(&mut unit, 5, exit.clone());
             assert_eq!(matches!(unit.state(), UnitState::Backoff { .. }), again, "{policy:?} {exit:?}");
             assert_eq!(action, (!again).then_some(Action::Release));
         }
@@ -214,7 +227,7 @@ mod tests {
         let mut now = 0;
         let mut waits = Vec::new();
         for _ in 0..6 {
-            unit.exited(now, Exit::Code(1));
+            exited(&mut unit, now, Exit::Code(1));
             let UnitState::Backoff { until_ms } = unit.state() else { panic!("{:?}", unit.state()) };
             waits.push(until_ms - now);
             assert_eq!(unit.due(until_ms - 1), None);
@@ -224,7 +237,7 @@ mod tests {
         }
         assert_eq!(waits, [100, 200, 400, 800, 1000, 1000]);
         assert_eq!(unit.status(false).restarts, 6);
-        unit.exited(now + 1000, Exit::Code(1));
+        exited(&mut unit, now + 1000, Exit::Code(1));
         assert_eq!(unit.state(), UnitState::Backoff { until_ms: now + 1100 });
     }
 
@@ -235,7 +248,7 @@ mod tests {
         assert_eq!(unit.due(349), None);
         assert_eq!(unit.due(350), Some(Action::KillAll));
         assert_eq!(unit.due(351), None, "killed once");
-        assert_eq!(unit.exited(360, Exit::Signal(9)), Some(Action::Release));
+        assert_eq!(exited(&mut unit, 360, Exit::Signal(9)), Some(Action::Release));
         assert_eq!(unit.state(), UnitState::Ended);
     }
 
@@ -257,7 +270,7 @@ mod tests {
     #[test]
     fn stop_during_backoff_ends_the_unit() {
         let mut unit = unit(Restart::Always);
-        unit.exited(0, Exit::Code(1));
+        exited(&mut unit, 0, Exit::Code(1));
         assert_eq!(unit.stop(10, None), Some(Action::Release));
         assert_eq!(unit.next_ms(), None);
     }
@@ -280,7 +293,7 @@ mod tests {
             for (event, wait) in events {
                 now += wait;
                 match event {
-                    0 if unit.state().pid().is_some() => { unit.exited(now, Exit::Code(1)); }
+                    0 if unit.state().pid().is_some() => { exited(&mut unit, now, Exit::Code(1)); }
                     1 => { unit.stop(now, None); stopped = true; }
                     _ => if unit.due(now) == Some(Action::Spawn) {
                         prop_assert!(!stopped);

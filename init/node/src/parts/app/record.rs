@@ -180,7 +180,7 @@ mod tests {
     use holdfast_supervise::Exit;
 
     fn status(state: UnitState, since_ms: u64, exit: Option<Exit>) -> UnitStatus {
-        UnitStatus { name: unit_of(Uuid::from_u128(1)), state, since_ms, restarts: 0, exit, spec: None }
+        UnitStatus { name: unit_of(Uuid::from_u128(1)), state, since_ms, restarts: 0, exit, end: None, spec: None }
     }
 
     const NOW: Duration = Duration::from_secs(9);

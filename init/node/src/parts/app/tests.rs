@@ -109,7 +109,7 @@ fn made() -> VolumeFact {
 
 fn unit(state: UnitState, at: u64, exit: Option<Exit>) -> Event {
     let name = vm::unit_of(WEB);
-    Event::Unit(Rc::new(UnitStatus { name, state, since_ms: at * 1000, restarts: 0, exit, spec: None }))
+    Event::Unit(Rc::new(UnitStatus { name, state, since_ms: at * 1000, restarts: 0, exit, end: None, spec: None }))
 }
 
 fn nothing_runs() -> Event {

@@ -121,7 +121,7 @@ fn kept(bench: &Bench) -> Kept {
 }
 
 fn unit(id: Uuid, state: UnitState) -> UnitStatus {
-    UnitStatus { name: unit_of(id), state, since_ms: 0, restarts: 0, exit: None, spec: None }
+    UnitStatus { name: unit_of(id), state, since_ms: 0, restarts: 0, exit: None, end: None, spec: None }
 }
 
 #[test]

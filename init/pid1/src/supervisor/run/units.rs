@@ -2,12 +2,15 @@
 
 use super::{MAX_UNITS, Platform, READ_BYTES, Supervisor};
 use crate::clock;
+use crate::supervisor::ends;
 use crate::supervisor::lines::{Brake, Splitter};
 use crate::supervisor::reap;
 use crate::supervisor::shutdown::{Cause, Down, DownKind, MAX_UNIT_DEADLINE_MS};
 use crate::supervisor::spawn::spawn;
 use crate::supervisor::unit::{Action, Unit};
+use holdfast_model::contract::end::{End, ExitClass};
 use holdfast_supervise::{Event, Exit, RefusalKind, Refused, Reply, Request, Stream, UnitName, UnitSpec, UnitState};
+use holdfast_unit::last_words;
 use nix::errno::Errno;
 use std::os::fd::OwnedFd;
 
@@ -17,6 +20,10 @@ pub(super) struct Entry {
     fds: Vec<OwnedFd>,
     pub(super) pidfd: Option<OwnedFd>,
     pub(super) pipes: Vec<Pipe>,
+    /// Where the last words of this run come.
+    words: Option<OwnedFd>,
+    /// Kills for lack of memory before this run.
+    oom_kills: u64,
     brake: Brake,
     /// Remove it when it has ended.
     forget: bool,
@@ -27,6 +34,13 @@ pub(super) struct Pipe {
     pub(super) fd: OwnedFd,
     stream: Stream,
     splitter: Splitter,
+}
+
+/// The last words of a unit whose main process has ended. One read is all: what fits into it arrives whole.
+fn read_words(pipe: &OwnedFd) -> Option<End> {
+    let mut buffer = [0u8; last_words::MAX_BYTES + 1];
+    let length = nix::unistd::read(pipe, &mut buffer).ok()?;
+    last_words::parse(buffer.get(..length)?)
 }
 
 impl<P: Platform> Supervisor<P> {
@@ -50,7 +64,16 @@ impl<P: Platform> Supervisor<P> {
         }
         let unit = Unit::new(spec, self.next_order, clock::now_ms());
         self.next_order += 1;
-        let entry = Entry { unit, fds, pidfd: None, pipes: Vec::new(), brake: Brake::new(200, 20), forget: false };
+        let entry = Entry {
+            unit,
+            fds,
+            pidfd: None,
+            pipes: Vec::new(),
+            words: None,
+            oom_kills: 0,
+            brake: Brake::new(200, 20),
+            forget: false,
+        };
         self.units.insert(name.clone(), entry);
         self.act(&name, Action::Spawn);
         match self.units.get(&name).map(|e| e.unit.status(false)) {
@@ -185,6 +208,7 @@ impl<P: Platform> Supervisor<P> {
         };
         let spec = &entry.unit.spec;
         let cgroup = self.options.cgroups.as_ref().map(|c| c.enter(name, &spec.limits)).transpose();
+        let oom_kills = self.options.cgroups.as_ref().map_or(0, |c| c.out_of_memory_kills(name));
         let result = cgroup
             .map_err(|e| e.to_string())
             .and_then(|cgroup| spawn(spec, &entry.fds, cgroup.as_ref()).map_err(|e| e.to_string()));
@@ -194,6 +218,8 @@ impl<P: Platform> Supervisor<P> {
                 let pipe = |fd, stream| Pipe { fd, stream, splitter: Splitter::default() };
                 entry.pipes = vec![pipe(spawned.out, Stream::Out), pipe(spawned.err, Stream::Err)];
                 entry.pidfd = Some(spawned.pidfd);
+                entry.words = Some(spawned.words);
+                entry.oom_kills = oom_kills;
                 entry.unit.started(now, spawned.pid);
                 if self.options.watched.as_ref() == Some(name) {
                     self.health.node_started(now);
@@ -226,14 +252,22 @@ impl<P: Platform> Supervisor<P> {
         entry.pidfd = None;
         entry.pipes.clear();
         let text = exit.to_string();
-        let action = entry.unit.exited(clock::now_ms(), exit);
+        let words = entry.words.take().and_then(|pipe| read_words(&pipe));
+        let killed = self.options.cgroups.as_ref().map_or(0, |c| c.out_of_memory_kills(name)) > entry.oom_kills;
+        let end = ends::of(&entry.unit.spec, &exit, words, killed);
+        let action = entry.unit.exited(clock::now_ms(), exit, end.clone());
         let next = match entry.unit.state() {
             UnitState::Backoff { until_ms } => {
                 format!(", starts again in {} ms", until_ms.saturating_sub(clock::now_ms()))
             }
             _ => String::new(),
         };
-        self.note(name, &format!("{text}{next}"));
+        let said = match end.class {
+            // Nothing that the exit does not say.
+            ExitClass::Exited { .. } | ExitClass::Crashed { .. } | ExitClass::Killed { .. } => String::new(),
+            _ => format!(": {end}"),
+        };
+        self.note(name, &format!("{text}{next}{said}"));
         if let Some(action) = action {
             self.act(name, action);
         }
