@@ -27,6 +27,16 @@ pub struct Properties {
     pub boot_retry_seconds: u32,
     /// `timer.cert.interval`.
     pub certificate_interval_seconds: u32,
+    /// `timer.port.testduration`: a port configuration that never worked is given up after so long without the controller.
+    pub port_test_seconds: u32,
+    /// `timer.port.testinterval`: one that has worked is given up after two of these; a port without contact is tried first again
+    /// after one.
+    pub port_retest_seconds: u32,
+    /// `timer.port.testbetterinterval`: the preferred port configuration is tried again after so long with another that works;
+    /// 0 = never.
+    pub port_better_seconds: u32,
+    /// `network.fallback.any.eth`: DHCP on every Ethernet port is among the port configurations although there are others.
+    pub fallback_any_ethernet: bool,
     /// `newlog.allow.fastupload`.
     pub fast_log_upload: bool,
     /// Properties that were given and are not known here, as they came. Images signed with development keys look among them for
@@ -49,6 +59,10 @@ impl Default for Properties {
             download_retry_seconds: 600,
             boot_retry_seconds: 600,
             certificate_interval_seconds: 24 * 3600,
+            port_test_seconds: 30,
+            port_retest_seconds: 300,
+            port_better_seconds: 600,
+            fallback_any_ethernet: false,
             fast_log_upload: false,
             unknown: Vec::new(),
         }

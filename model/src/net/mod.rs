@@ -8,6 +8,7 @@ mod adapter;
 mod instance;
 mod link;
 mod port;
+mod port_config;
 mod prefix;
 mod rules;
 
@@ -15,6 +16,7 @@ pub use adapter::{Adapter, Addressing4, Addressing6, Static};
 pub use instance::{Addresses, AppInterface, InstanceKind, NetworkInstance, Subnet};
 pub use link::{BondMode, Link, LinkKind, Medium};
 pub use port::{Port, PortUsage};
+pub use port_config::{Layers, PathTest, PortConfig, PortConfigSource, PortConfigs, Verdict};
 pub use prefix::Prefix;
 pub use rules::{Protocol, RateUnit, Rule, RuleAction};
 

@@ -9,8 +9,8 @@
 //! 5. An app's traffic leaves over the uplink of its network instance or not at all.
 //!
 //! Reading order: [`kinds`] (what the graph is made of), [`links`], [`ports`], [`path`] (which adapter carries what),
-//! [`instances`], [`rules`], [`firewall`] (typed nftables),
-//! [`address`], [`names`].
+//! [`instances`], [`rules`], [`firewall`] (typed nftables), [`address`], [`names`]; beside them [`portlist`] (which ports the device
+//! reaches its controller by).
 #![forbid(unsafe_code)]
 
 pub mod address;
@@ -20,6 +20,7 @@ pub mod kinds;
 pub mod links;
 pub mod names;
 pub mod path;
+pub mod portlist;
 pub mod ports;
 pub mod rules;
 

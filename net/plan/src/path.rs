@@ -6,12 +6,12 @@
 use crate::PortPlan;
 use std::collections::BTreeMap;
 
-/// What is known of interfaces beyond their plan, by kernel name. What is missing is not known, and speaks for the interface.
+/// What is known of adapters beyond their plan. What is missing is not known, and speaks for the adapter.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Facts {
-    /// The link has a carrier.
+    /// The link has a carrier, by kernel interface.
     pub carrier: BTreeMap<String, bool>,
-    /// The controller was reached over it when that was last tried.
+    /// The controller was reached over it when that was last tried, by adapter name.
     pub reach: BTreeMap<String, bool>,
 }
 
@@ -37,7 +37,7 @@ pub fn fitness(port: &PortPlan, facts: &Facts) -> Fitness {
         Fitness::NoCarrier
     } else if port.addresses.is_empty() {
         Fitness::NoAddress
-    } else if facts.reach.get(&port.interface) == Some(&false) {
+    } else if facts.reach.get(&port.name) == Some(&false) {
         Fitness::Unreached
     } else {
         Fitness::Fit

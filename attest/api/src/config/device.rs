@@ -46,6 +46,9 @@ const NUMBERS: &[Number] = &[
     ("timer.download.retry", |p| &mut p.download_retry_seconds, 60, u32::MAX),
     ("timer.boot.retry", |p| &mut p.boot_retry_seconds, 10, u32::MAX),
     ("timer.cert.interval", |p| &mut p.certificate_interval_seconds, 60, u32::MAX),
+    ("timer.port.testduration", |p| &mut p.port_test_seconds, 10, 3_600),
+    ("timer.port.testinterval", |p| &mut p.port_retest_seconds, 300, 3_600),
+    ("timer.port.testbetterinterval", |p| &mut p.port_better_seconds, 0, u32::MAX),
     ("timer.send.timeout", |p| &mut p.send_timeout_seconds, 0, 3_600),
     ("timer.dial.timeout", |p| &mut p.dial_timeout_seconds, 0, 3_600),
 ];
@@ -57,6 +60,8 @@ fn properties(items: &[ConfigItem], maintenance: &mut bool, faults: &mut Faults)
             number(value, *low, *high).map(|value| *field(&mut properties) = value)
         } else if key == "newlog.allow.fastupload" {
             boolean(value).map(|value| properties.fast_log_upload = value)
+        } else if key == "network.fallback.any.eth" {
+            switch(value).map(|value| properties.fallback_any_ethernet = value.unwrap_or(false))
         } else if key == "maintenance.mode" {
             // The property wins over the field when it says something ("none" says nothing).
             switch(value).map(|value| *maintenance = value.unwrap_or(*maintenance))

@@ -205,7 +205,7 @@ fn hsm_text(device: &DeviceStatus) -> String {
     if device.trust.tpm { format!("{}, {boot}", device.trust.tpm_text) } else { format!("no TPM, {boot}") }
 }
 
-fn property_values(properties: &Properties) -> [(&'static str, String); 12] {
+fn property_values(properties: &Properties) -> [(&'static str, String); 16] {
     [
         ("timer.config.interval", properties.config_interval_seconds.to_string()),
         ("timer.metric.interval", properties.metric_interval_seconds.to_string()),
@@ -218,6 +218,10 @@ fn property_values(properties: &Properties) -> [(&'static str, String); 12] {
         ("timer.download.retry", properties.download_retry_seconds.to_string()),
         ("timer.boot.retry", properties.boot_retry_seconds.to_string()),
         ("timer.cert.interval", properties.certificate_interval_seconds.to_string()),
+        ("timer.port.testduration", properties.port_test_seconds.to_string()),
+        ("timer.port.testinterval", properties.port_retest_seconds.to_string()),
+        ("timer.port.testbetterinterval", properties.port_better_seconds.to_string()),
+        ("network.fallback.any.eth", if properties.fallback_any_ethernet { "enabled" } else { "disabled" }.to_owned()),
         ("newlog.allow.fastupload", properties.fast_log_upload.to_string()),
     ]
 }
