@@ -165,10 +165,11 @@ impl<I: Item> Engine<I> {
     /// Sets what shall exist. An operation that runs is not disturbed; what it did is changed again when it has ended.
     pub fn set_intended(&mut self, mut intended: Graph<I>) {
         intended.share_with(&self.intended);
-        intended.share_with(&self.current);
         if intended == self.intended {
             return;
         }
+        // Equal values may say more here than what was found could.
+        self.current.share_with(&intended);
         self.failures.retain(|key, f| match (&f.wanted, intended.shared(key)) {
             (None, None) => true,
             (Some(then), Some(now)) => is_same(then, now),

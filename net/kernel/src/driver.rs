@@ -3,12 +3,14 @@
 use crate::error::NetlinkError;
 use crate::kinds::{self, Sight};
 use crate::netlink::Netlink;
+use crate::nft::commit::commit;
 use crate::rtnl::Rtnl;
 use crate::sockets::Prepared;
 use holdfast_engine::{Action, Driver, Graph, Item};
-use holdfast_plan::kinds::{ItemKey, NetItem, Service};
+use holdfast_plan::kinds::{Batch, ItemKey, NetItem, Service};
 use std::future::Future;
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use thiserror::Error;
 
 /// Why an item failed.
@@ -20,6 +22,9 @@ pub enum DriverError {
     /// A service could not be started, changed or stopped.
     #[error("{0}")]
     Service(String),
+    /// The kernel refused a change of the firewall.
+    #[error("{0}")]
+    Firewall(String),
     /// A file could not be written.
     #[error("{path}: {source}")]
     File {
@@ -52,7 +57,7 @@ pub trait Services {
 #[derive(Debug)]
 pub struct NetDriver<S> {
     pub(crate) rtnl: Rtnl,
-    pub(crate) nft: Netlink,
+    nft: Arc<Mutex<Netlink>>,
     pub(crate) resolver: PathBuf,
     /// The services, for whoever needs them between runs.
     pub services: S,
@@ -62,7 +67,12 @@ impl<S: Services> NetDriver<S> {
     /// For the network namespace of the calling thread, inside a tokio runtime. `resolver` is where `resolv.conf` is
     /// written.
     pub fn new(services: S, resolver: impl Into<PathBuf>) -> Result<Self, NetlinkError> {
-        Ok(Self { rtnl: Rtnl::new()?, nft: Netlink::netfilter()?, resolver: resolver.into(), services })
+        Ok(Self {
+            rtnl: Rtnl::new()?,
+            nft: Arc::new(Mutex::new(Netlink::netfilter()?)),
+            resolver: resolver.into(),
+            services,
+        })
     }
 
     /// What exists now of what this program makes: to be adopted by a fresh engine. `intended` says where to look for what
@@ -80,6 +90,11 @@ impl<S: Services> NetDriver<S> {
         Ok(missing.map(|(key, _)| key.clone()).collect())
     }
 
+    /// The socket of nftables, for reading.
+    pub fn nft(&self) -> MutexGuard<'_, Netlink> {
+        self.nft.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The rtnetlink connection, for reading links and counters.
     pub fn netlink(&self) -> &Rtnl {
         &self.rtnl
@@ -90,6 +105,9 @@ impl<S: Services> Driver<NetItem> for NetDriver<S> {
     type Error = DriverError;
 
     async fn run(&self, actions: &[Action<NetItem>]) -> Vec<Result<(), DriverError>> {
+        if actions.iter().all(|a| a.item().batch() == Some(Batch::Nftables)) {
+            return commit(&self.nft, actions).await;
+        }
         let mut results = Vec::with_capacity(actions.len());
         for action in actions {
             results.push(match action {

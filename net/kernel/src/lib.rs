@@ -4,7 +4,8 @@
 //! 1. Every actuator is idempotent: asked twice, the second time changes nothing.
 //! 2. What exists is read back from the kernel ([`NetDriver::discover`]); what is ours is marked there (interface alias, protocol
 //!    numbers of addresses, routes and rules), so a restarted process disturbs nothing and removes what is left over.
-//! 3. A firewall table is replaced in one transaction: no packet ever meets half of it.
+//! 3. The firewall changes in transactions of what changes: no packet ever meets half of a change, and what an app's rules
+//!    count survives the change of another's.
 //! 4. Every wait for the kernel has a deadline. Links, addresses, routes and rules go through the `rtnetlink` crate, whose
 //!    connection is a task of the caller's (current-thread) runtime; nf_tables, which has no crate that fits, is asked
 //!    directly.

@@ -73,6 +73,12 @@ impl Message {
         self
     }
 
+    /// Bytes of the finished message.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        self.bytes.len()
+    }
+
     /// The finished message with its length and sequence number.
     #[must_use]
     pub fn finish(mut self, sequence: u32) -> Vec<u8> {
@@ -158,7 +164,7 @@ impl Netlink {
             // Kernel texts for errors, without the request echoed back.
             sys::set_option(&fd, libc::SOL_NETLINK, libc::NETLINK_EXT_ACK, 1)?;
             sys::set_option(&fd, libc::SOL_NETLINK, libc::NETLINK_CAP_ACK, 1)?;
-            // A firewall of a few thousand rules is one message. Without privilege the default stays.
+            // A transaction is one datagram, and a refused one brings an answer for each of its messages.
             let _ = sys::set_option(&fd, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, 8 << 20);
             let _ = sys::set_option(&fd, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, 2 << 20);
             Ok(fd)
@@ -214,13 +220,13 @@ impl Netlink {
         }
     }
 
-    /// Sends messages between begin and end of an nfnetlink transaction: all happen or none.
-    pub fn transaction(&self, what: &str, subsystem: u16, items: Vec<(String, Message)>) -> Result<(), NetlinkError> {
+    /// Sends messages between begin and end of an nftables transaction: all happen or none.
+    pub fn transaction(&self, what: &str, items: Vec<(String, Message)>) -> Result<(), NetlinkError> {
         // struct nfgenmsg: family, version, resource id (the subsystem) in network order.
         let mut header = [0_u8; 4];
-        header[2..4].copy_from_slice(&subsystem.to_be_bytes());
+        header[2..4].copy_from_slice(&(libc::NFNL_SUBSYS_NFTABLES as u16).to_be_bytes());
         let first = self.next_sequence();
-        let mut bytes = Message::new(0x10, 0, &header).finish(first);
+        let mut bytes = Message::new(libc::NFNL_MSG_BATCH_BEGIN as u16, 0, &header).finish(first);
         let mut names = vec![what.to_owned()];
         let count = items.len();
         for (i, (name, mut message)) in items.into_iter().enumerate() {
@@ -232,7 +238,7 @@ impl Netlink {
             bytes.extend(message.finish(self.next_sequence()));
         }
         let last = self.sequence.get();
-        bytes.extend(Message::new(0x11, 0, &header).finish(self.next_sequence()));
+        bytes.extend(Message::new(libc::NFNL_MSG_BATCH_END as u16, 0, &header).finish(self.next_sequence()));
         self.send(what, &bytes)?;
         // The kernel has answered by now: an error for each message that failed, or for the first when the commit did,
         // and the acknowledgement of the last otherwise.

@@ -5,11 +5,12 @@ use holdfast_engine::{Backoff, Engine, Graph, drive};
 use holdfast_links::tap::{attach, mtu};
 use holdfast_model::net::Prefix;
 use holdfast_netkernel::route::KernelRoute;
-use holdfast_netkernel::{Event, Monitor, NetDriver, Netlink, PROTOCOL, Prepared, Rtnl, Services, sys, sysctl, tap};
+use holdfast_netkernel::{Event, Monitor, NetDriver, PROTOCOL, Prepared, Rtnl, Services, sys, sysctl, tap};
 use holdfast_plan::ItemKey;
-use holdfast_plan::firewall::*;
-use holdfast_plan::kinds::{Bridge, BridgePort, NetItem, Nftables, PolicyRule, Service, Tap};
-use holdfast_plan::rules::TABLE;
+use holdfast_plan::firewall::skeleton::TAPS;
+use holdfast_plan::firewall::{Family, Owner, Part, Rule, Verdict};
+use holdfast_plan::kinds::firewall_element::{FirewallElement, Target};
+use holdfast_plan::kinds::{Bridge, BridgePort, FirewallChain, FirewallSkeleton, NetItem, PolicyRule, Service, Tap};
 use std::net::Ipv4Addr;
 use std::process::Command;
 use std::time::Instant;
@@ -159,14 +160,22 @@ impl Services for NoServices {
 
 /// A tap in a bridge behind the firewall.
 fn bridged_tap(multi_queue: bool) -> Graph<NetItem> {
-    let table = |family| NetItem::Nftables(Nftables(Table { family, name: TABLE.into(), chains: Vec::new() }));
     let mut graph = Graph::new();
+    graph.extend([Family::Inet, Family::Bridge].map(|family| NetItem::from(FirewallSkeleton::of(family))));
+    let drop = vec![Rule::new(vec![], Verdict::Drop)];
+    let chain = FirewallChain::new(Family::Bridge, "from-t", drop, Owner::default());
     graph.extend([
-        table(Family::Inet),
-        table(Family::Bridge),
+        NetItem::from(FirewallElement {
+            family: Family::Bridge,
+            map: TAPS,
+            key: vec![Part::Interface("tap-t".into())],
+            target: Target::Goto(chain.name.clone()),
+            owner: Owner::default(),
+        }),
+        NetItem::from(chain),
         NetItem::Bridge(Bridge { name: "br-t".into(), mac: [2, 0, 0, 0, 0, 9], mtu: 1400 }),
         NetItem::Tap(Tap { name: "tap-t".into(), app: Uuid::nil(), owner_uid: 2003, multi_queue, mtu: 1400 }),
-        NetItem::BridgePort(BridgePort { port: "tap-t".into(), bridge: "br-t".into(), isolated: true }),
+        NetItem::BridgePort(BridgePort { port: "tap-t".into(), bridge: "br-t".into(), isolated: true, filtered: true }),
     ]);
     graph
 }
@@ -257,203 +266,6 @@ async fn addresses_routes_rules_and_variables_are_idempotent_and_read_back() {
     assert!(n.routes().await.expect("list").iter().all(|r| !r.ours));
     assert!(n.rules().await.expect("list").is_empty());
     assert!(n.addresses().await.expect("list").iter().all(|a| !a.ours));
-}
-
-fn table() -> Table {
-    let tcp = Match::Protocol(6);
-    Table {
-        family: Family::Inet,
-        name: "holdfast".into(),
-        chains: vec![
-            Chain {
-                name: "forward".into(),
-                base: Some(Base { kind: ChainKind::Filter, hook: Hook::Forward, priority: 0, policy: Policy::Drop }),
-                rules: vec![
-                    Rule::new(vec![Match::CtState(ct_state::INVALID)], Verdict::Drop),
-                    Rule::new(
-                        vec![Match::CtReply, Match::CtState(ct_state::ESTABLISHED | ct_state::RELATED)],
-                        Verdict::Accept,
-                    ),
-                    Rule::new(
-                        vec![Match::InputInterface("br-1".into()), Match::Source(prefix("10.1.0.2/32"))],
-                        Verdict::Jump("out".into()),
-                    ),
-                    Rule::new(
-                        vec![Match::OutputInterface("br-1".into()), Match::CtDnat, Match::CtOriginal],
-                        Verdict::Accept,
-                    )
-                    .counted(),
-                ],
-            },
-            Chain {
-                name: "out".into(),
-                base: None,
-                rules: vec![
-                    Rule::new(
-                        vec![Match::Destination(prefix("10.0.0.0/20")), tcp.clone(), Match::DestinationPort(80)],
-                        Verdict::Return,
-                    ),
-                    Rule::new(
-                        vec![
-                            Match::Protocol(17),
-                            Match::SourcePort(53),
-                            Match::Limit { rate: 10, per_seconds: 60, burst: 4 },
-                        ],
-                        Verdict::Accept,
-                    ),
-                    Rule::new(
-                        vec![Match::Source(prefix("fd00::/8")), Match::Protocol(58), Match::IcmpType(135)],
-                        Verdict::Accept,
-                    ),
-                    Rule::new(vec![], Verdict::Drop),
-                ],
-            },
-            Chain {
-                name: "dnat".into(),
-                base: Some(Base {
-                    kind: ChainKind::Nat,
-                    hook: Hook::Prerouting,
-                    priority: -100,
-                    policy: Policy::Accept,
-                }),
-                rules: vec![Rule::new(
-                    vec![Match::InputInterface("eth0".into()), tcp, Match::DestinationPort(8080)],
-                    Verdict::Dnat { address: Ipv4Addr::new(10, 1, 0, 2), port: 80 },
-                )],
-            },
-            Chain {
-                name: "snat".into(),
-                base: Some(Base {
-                    kind: ChainKind::Nat,
-                    hook: Hook::Postrouting,
-                    priority: 100,
-                    policy: Policy::Accept,
-                }),
-                rules: vec![Rule::new(vec![Match::OutputInterface("eth0".into())], Verdict::Masquerade)],
-            },
-        ],
-    }
-}
-
-/// What `nft` 1.0.6 makes of it.
-const LISTED: &str = r#"table inet holdfast {
-	chain forward {
-		type filter hook forward priority filter; policy drop;
-		ct state invalid drop
-		ct direction reply ct state established,related accept
-		iifname "br-1" ip saddr 10.1.0.2 jump out
-		oifname "br-1" ct status dnat ct direction original counter packets 0 bytes 0 accept
-	}
-
-	chain out {
-		ip daddr 10.0.0.0/20 tcp dport 80 return
-		udp sport 53 limit rate 10/minute burst 4 packets accept
-		ip6 saddr fd00::/8 icmpv6 type nd-neighbor-solicit accept
-		drop
-	}
-
-	chain dnat {
-		type nat hook prerouting priority dstnat; policy accept;
-		iifname "eth0" tcp dport 8080 dnat ip to 10.1.0.2:80
-	}
-
-	chain snat {
-		type nat hook postrouting priority srcnat; policy accept;
-		oifname "eth0" masquerade
-	}
-}
-"#;
-
-#[test]
-fn nft_reads_back_the_rules_we_wrote() {
-    if !namespace() {
-        return;
-    }
-    let nft = Netlink::netfilter().expect("netlink");
-    for _ in 0..2 {
-        nft.replace_table(&table()).expect("replace");
-    }
-    assert_eq!(nft.tables(Family::Inet).expect("list"), ["holdfast"]);
-    if let Some(text) = witness("nft", &["list", "ruleset"]) {
-        assert_eq!(text, LISTED);
-    }
-    nft.delete_table(Family::Inet, "holdfast").expect("delete");
-    nft.delete_table(Family::Inet, "holdfast").expect("again is no error");
-    assert!(nft.tables(Family::Inet).expect("list").is_empty());
-}
-
-#[test]
-fn nft_reads_back_the_frame_rules_we_wrote() {
-    if !namespace() {
-        return;
-    }
-    let nft = Netlink::netfilter().expect("netlink");
-    let mac = [2, 0, 0, 0, 0, 1];
-    let ip = Ipv4Addr::new(10, 1, 0, 2);
-    let rules = vec![
-        Rule::new(vec![Match::EtherSourceNot(mac)], Verdict::Drop),
-        Rule::new(vec![Match::EtherType(0x0806), Match::ArpSenderMac(mac), Match::ArpSenderIp(ip)], Verdict::Accept),
-        Rule::new(vec![Match::Source(prefix("10.1.0.2/32"))], Verdict::Accept),
-    ];
-    let table = Table {
-        family: Family::Bridge,
-        name: "holdfast".into(),
-        chains: vec![
-            Chain {
-                name: "in".into(),
-                base: Some(Base {
-                    kind: ChainKind::Filter,
-                    hook: Hook::Prerouting,
-                    priority: -300,
-                    policy: Policy::Accept,
-                }),
-                rules: vec![Rule::new(vec![Match::InputInterface("tap-1".into())], Verdict::Goto("tap-1".into()))],
-            },
-            Chain { name: "tap-1".into(), base: None, rules },
-        ],
-    };
-    nft.replace_table(&table).expect("replace");
-    if let Some(text) = witness("nft", &["list", "ruleset"]) {
-        assert_eq!(
-            text,
-            "table bridge holdfast {\n\tchain in {\n\t\ttype filter hook prerouting priority dstnat; policy accept;\n\
-             \t\tiifname \"tap-1\" goto tap-1\n\t}\n\n\tchain tap-1 {\n\
-             \t\tether saddr != 02:00:00:00:00:01 drop\n\
-             \t\tarp saddr ether 02:00:00:00:00:01 arp saddr ip 10.1.0.2 accept\n\
-             \t\tip saddr 10.1.0.2 accept\n\t}\n}\n"
-        );
-    }
-}
-
-#[test]
-fn a_bad_table_leaves_the_old_one_and_names_the_rule() {
-    if !namespace() {
-        return;
-    }
-    let nft = Netlink::netfilter().expect("netlink");
-    nft.replace_table(&table()).expect("replace");
-    let mut bad = table();
-    bad.chains[1].rules.push(Rule::new(vec![], Verdict::Jump("nowhere".into())));
-    let error = nft.replace_table(&bad).expect_err("refused").to_string();
-    assert!(error.contains("replace nftables table holdfast: rule 5 of chain out"), "{error}");
-    if let Some(text) = witness("nft", &["list", "ruleset"]) {
-        assert_eq!(text, LISTED);
-    }
-}
-
-#[test]
-fn a_table_of_thousands_of_rules_is_one_transaction() {
-    if !namespace() {
-        return;
-    }
-    let nft = Netlink::netfilter().expect("netlink");
-    let mut big = table();
-    let rule = big.chains[1].rules[0].clone();
-    big.chains[1].rules = vec![rule; 4000];
-    nft.replace_table(&big).expect("replace");
-    if let Some(text) = witness("nft", &["list", "ruleset"]) {
-        assert_eq!(text.matches("tcp dport 80 return").count(), 4000);
-    }
 }
 
 #[tokio::test]

@@ -346,12 +346,18 @@ fn items(
             port: t.tap.clone(),
             bridge: bridge.clone(),
             isolated: local.is_some(),
+            filtered: true,
         }));
     }
     let uplink = ports.iter().find(|p| Some(&p.interface) == plan.uplink.as_ref());
     let Some(local) = local else {
         if let Some(p) = uplink {
-            graph.insert(NetItem::BridgePort(BridgePort { port: p.interface.clone(), bridge, isolated: false }));
+            graph.insert(NetItem::BridgePort(BridgePort {
+                port: p.interface.clone(),
+                bridge,
+                isolated: false,
+                filtered: false,
+            }));
         }
         return;
     };

@@ -9,8 +9,8 @@
 //! 5. An app's traffic leaves over the uplink of its network instance or not at all.
 //!
 //! Reading order: [`kinds`] (what the graph is made of), [`links`], [`ports`], [`path`] (which adapter carries what),
-//! [`instances`], [`rules`], [`firewall`] (typed nftables), [`address`], [`names`]; beside them [`portlist`] (which ports the device
-//! reaches its controller by).
+//! [`instances`], [`firewall`], [`address`], [`names`]; beside them [`portlist`] (which ports the device reaches its controller
+//! by).
 #![forbid(unsafe_code)]
 
 pub mod address;
@@ -22,7 +22,6 @@ pub mod names;
 pub mod path;
 pub mod portlist;
 pub mod ports;
-pub mod rules;
 
 pub use address::Allocations;
 pub use instances::{InstancePlan, TapPlan, queue_pairs};
@@ -30,11 +29,14 @@ pub use kinds::{ItemKey, NetItem};
 pub use links::link_of;
 pub use ports::{PortPlan, last_resort};
 
+use firewall::Family;
+use firewall::flow::MappedPorts;
 use holdfast_engine::Graph;
 use holdfast_model::contract::network::Lease;
 use holdfast_model::desired::Desired;
 use holdfast_model::net::Mac;
 use holdfast_model::trouble::Trouble;
+use kinds::FirewallSkeleton;
 use std::collections::BTreeMap;
 use uuid::Uuid;
 
@@ -93,12 +95,17 @@ pub fn plan(input: &Input) -> Plan {
     }
     let ports = ports::plan(input, &mut graph, &mut faults);
     let planned = instances::plan(input, &ports, &mut graph, &mut faults);
-    let parts =
-        rules::Parts { ports: &ports, instances: &planned.instances, taps: &planned.taps, apps: &input.desired.apps };
-    for table in rules::tables(&parts, &mut faults) {
-        graph.insert(NetItem::Nftables(kinds::Nftables(table)));
+    graph.extend([Family::Inet, Family::Bridge].map(|family| NetItem::from(FirewallSkeleton::of(family))));
+    let mut mapped = MappedPorts::new();
+    for instance in &planned.instances {
+        firewall::instances::plan(instance, &mut graph);
     }
-    rules::switch_faults(&parts, &mut faults);
+    for tap in &planned.taps {
+        if let Some(instance) = planned.instances.iter().find(|i| i.id == tap.instance) {
+            let apps = &input.desired.apps;
+            firewall::apps::plan(tap, instance, &ports, apps, &mut mapped, &mut graph, &mut faults);
+        }
+    }
     Plan { graph, faults, allocations: planned.allocations, ports, instances: planned.instances, taps: planned.taps }
 }
 

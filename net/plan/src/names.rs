@@ -37,6 +37,12 @@ pub fn is_ours(interface: &str) -> bool {
     ["br-", "tap-"].iter().any(|prefix| interface.starts_with(prefix))
 }
 
+/// The chain that says with whom the apps of a network instance may talk at all.
+#[must_use]
+pub fn network_chain(instance: Uuid) -> String {
+    format!("net-{}", digits(hash(&[instance.as_bytes()])))
+}
+
 /// Part of the names of an app interface's chains.
 #[must_use]
 pub fn interface_id(app: Uuid, index: usize) -> String {

@@ -23,7 +23,7 @@ impl Actuator for BridgePort {
     async fn found<S: Services>(sight: &Sight<'_, S>) -> Result<Vec<Self>, NetlinkError> {
         let place = |l: &crate::link::Link| {
             let bridge = sight.link(l.master?).filter(|b| b.ours)?.name.clone();
-            Some(BridgePort { port: l.name.clone(), bridge, isolated: l.isolated })
+            Some(BridgePort { port: l.name.clone(), bridge, isolated: l.isolated, filtered: l.kind == "tun" })
         };
         Ok(sight.links.iter().filter_map(place).collect())
     }

@@ -4,6 +4,8 @@ use crate::address::Found;
 use crate::driver::{DriverError, NetDriver, Services};
 use crate::error::NetlinkError;
 use crate::link::Link;
+use crate::netlink::Netlink;
+use crate::nft::Messages;
 use holdfast_engine::Graph;
 use holdfast_plan::for_each_kind;
 use holdfast_plan::kinds::{Kind, NetItem};
@@ -19,6 +21,18 @@ pub(crate) trait Actuator: Kind {
     /// The items of this kind that exist and are ours. Those that carry no mark of their own (physical ports, kernel
     /// variables, the resolver) are looked for where the intended graph names them.
     async fn found<S: Services>(sight: &Sight<'_, S>) -> Result<Vec<Self>, NetlinkError>;
+}
+
+/// Items that are parts of transactions of nftables.
+pub(crate) trait Part: Kind {
+    /// Creates it or gives it its value; what exists of it is no error.
+    fn created(&self) -> Messages;
+
+    /// Removes it; that it does not exist is no error.
+    fn removed(&self) -> Messages;
+
+    /// Those that exist in our tables.
+    fn found(nft: &Netlink) -> Result<Vec<Self>, NetlinkError>;
 }
 
 /// What discovery looks at, read once.
@@ -56,11 +70,13 @@ macro_rules! define {
     (
         links { $($link_module:ident :: $Link:ident),* }
         others { $($other_module:ident :: $Other:ident),* }
+        nftables { $($table_module:ident :: $Table:ident),* }
         external { $($external_module:ident :: $External:ident),* }
     ) => {
         $(mod $link_module;)*
         $(mod $other_module;)*
-        use holdfast_plan::kinds::{$($Link,)* $($Other,)*};
+        $(mod $table_module;)*
+        use holdfast_plan::kinds::{$($Link,)* $($Other,)* $($Table,)*};
 
         /// Creates or changes an item.
         pub(crate) async fn ensure<S: Services>(
@@ -73,6 +89,8 @@ macro_rules! define {
                 $((_, NetItem::$Link(item)) => item.ensure(None, driver).await,)*
                 $((Some(NetItem::$Other(before)), NetItem::$Other(item)) => item.ensure(Some(before), driver).await,)*
                 $((_, NetItem::$Other(item)) => item.ensure(None, driver).await,)*
+                // Parts of transactions and what exists by itself are never given to this function.
+                $((_, NetItem::$Table(_)) => Ok(()),)*
                 $((_, NetItem::$External(_)) => Ok(()),)*
             }
         }
@@ -82,7 +100,24 @@ macro_rules! define {
             match item {
                 $(NetItem::$Link(item) => item.remove(driver).await,)*
                 $(NetItem::$Other(item) => item.remove(driver).await,)*
+                $(NetItem::$Table(_) => Ok(()),)*
                 $(NetItem::$External(_) => Ok(()),)*
+            }
+        }
+
+        /// What creates or changes an item that is part of a transaction.
+        pub(crate) fn created(item: &NetItem) -> Messages {
+            match item {
+                $(NetItem::$Table(item) => item.created(),)*
+                _ => Messages::new(),
+            }
+        }
+
+        /// What removes an item that is part of a transaction.
+        pub(crate) fn removed(item: &NetItem) -> Messages {
+            match item {
+                $(NetItem::$Table(item) => item.removed(),)*
+                _ => Messages::new(),
             }
         }
 
@@ -91,6 +126,7 @@ macro_rules! define {
             let mut graph = Graph::new();
             $(graph.extend($Link::found(sight).await?.into_iter().map(NetItem::from));)*
             $(graph.extend($Other::found(sight).await?.into_iter().map(NetItem::from));)*
+            $(graph.extend($Table::found(&sight.driver.nft())?.into_iter().map(NetItem::from));)*
             Ok(graph)
         }
     };

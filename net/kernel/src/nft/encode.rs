@@ -1,49 +1,44 @@
-//! Expressions of a rule. Each is a name and attributes; data moves through 16-byte register 1 (and 2 for a port).
+//! Expressions of a rule. Each is a name and attributes; data moves through 16-byte register 1 (and 2 for a port);
+//! the parts of a looked-up key lie in 4-byte registers one behind the other.
 //!
 //! A match on an IP field needs to know that the packet is IP at all: in `inet` by `meta nfproto`, in `bridge` by the frame
 //! type. The encoder adds that dependency once for each rule, as the `nft` program does.
 
+use super::attributes::*;
 use crate::netlink::Message;
 use holdfast_model::net::Prefix;
-use holdfast_plan::firewall::{Family, Match, Rule, Verdict};
-use std::net::IpAddr;
+use holdfast_plan::firewall::{Family, Field, Match, Rule, Verdict};
+use libc::{
+    NFT_CMP_EQ, NFT_CMP_NEQ, NFT_CT_DIRECTION, NFT_CT_STATE, NFT_CT_STATUS, NFT_META_IIFNAME, NFT_META_L4PROTO,
+    NFT_META_NFPROTO, NFT_META_OIFNAME, NFT_META_PROTOCOL, NFT_PAYLOAD_LL_HEADER, NFT_PAYLOAD_NETWORK_HEADER,
+    NFT_PAYLOAD_TRANSPORT_HEADER, NFT_REG_1, NFT_REG_2, NFT_REG_VERDICT,
+};
+use std::net::{IpAddr, Ipv4Addr};
 
-const LIST_ELEM: u16 = 1;
-const EXPR_NAME: u16 = 1;
-const EXPR_DATA: u16 = 2;
-const DATA_VALUE: u16 = 1;
-const DATA_VERDICT: u16 = 2;
-const VERDICT_CODE: u16 = 1;
-const VERDICT_CHAIN: u16 = 2;
-const REG_VERDICT: u32 = 0;
-const REG_1: u32 = 1;
-const REG_2: u32 = 2;
-const EQ: u32 = 0;
-const NEQ: u32 = 1;
-const META_PROTOCOL: u32 = 1;
-const META_IIFNAME: u32 = 6;
-const META_OIFNAME: u32 = 7;
-const META_NFPROTO: u32 = 15;
-const META_L4PROTO: u32 = 16;
-const LINK: u32 = 0;
-const NETWORK: u32 = 1;
-const TRANSPORT: u32 = 2;
-const CT_STATE: u32 = 0;
-const CT_DIRECTION: u32 = 1;
-const CT_STATUS: u32 = 2;
 /// `IPS_DST_NAT` of `nf_conntrack_common.h`.
-const STATUS_DNAT: u32 = 1 << 5;
+const IPS_DST_NAT: u32 = 1 << 5;
 const ETHERTYPE_IPV4: u16 = 0x0800;
 const ETHERTYPE_IPV6: u16 = 0x86dd;
+/// Offsets in the IPv4 header (RFC 791).
+const IPV4_SOURCE: u32 = 12;
+const IPV4_DESTINATION: u32 = 16;
+/// Offsets in the IPv6 header (RFC 8200).
+const IPV6_SOURCE: u32 = 8;
+const IPV6_DESTINATION: u32 = 24;
+/// Offsets in the headers of TCP and UDP.
+const SOURCE_PORT: u32 = 0;
+const DESTINATION_PORT: u32 = 2;
 
-/// Adds the list of expressions of a rule.
-pub fn rule_expressions(m: &mut Message, family: Family, rule: &Rule) {
+/// Adds the list of expressions of a rule; one that counts does so with the counter of that name.
+pub fn rule_expressions(m: &mut Message, family: Family, rule: &Rule, counter: Option<&str>) {
     let mut encoder = Encoder { m, family, ip_version: None, ether_type: None };
     for condition in &rule.matches {
         encoder.condition(condition);
     }
-    if rule.counter {
-        encoder.expression("counter", |_| {});
+    if let Some(counter) = counter.filter(|_| rule.counted) {
+        encoder.expression("objref", |m| {
+            m.be32(NFTA_OBJREF_IMM_TYPE, NFT_OBJECT_COUNTER).text(NFTA_OBJREF_IMM_NAME, counter);
+        });
     }
     encoder.verdict(&rule.verdict);
 }
@@ -58,65 +53,100 @@ struct Encoder<'a> {
 
 impl Encoder<'_> {
     fn expression(&mut self, name: &str, data: impl FnOnce(&mut Message)) {
-        self.m.nest(LIST_ELEM, |m| {
-            m.text(EXPR_NAME, name).nest(EXPR_DATA, data);
+        self.m.nest(NFTA_LIST_ELEM, |m| {
+            m.text(NFTA_EXPR_NAME, name).nest(NFTA_EXPR_DATA, data);
         });
     }
 
-    fn meta(&mut self, key: u32) {
+    fn meta(&mut self, key: i32, register: i32) {
         self.expression("meta", |m| {
-            m.be32(1, REG_1).be32(2, key);
+            m.be32(NFTA_META_DREG, register.cast_unsigned()).be32(NFTA_META_KEY, key.cast_unsigned());
         });
     }
 
-    fn ct(&mut self, key: u32) {
+    fn ct(&mut self, key: i32) {
         self.expression("ct", |m| {
-            m.be32(1, REG_1).be32(2, key);
+            m.be32(NFTA_CT_DREG, NFT_REG_1.cast_unsigned()).be32(NFTA_CT_KEY, key.cast_unsigned());
         });
     }
 
-    fn payload(&mut self, base: u32, offset: u32, len: u32) {
+    fn payload(&mut self, base: i32, offset: u32, len: u32, register: i32) {
         self.expression("payload", |m| {
-            m.be32(1, REG_1).be32(2, base).be32(3, offset).be32(4, len);
+            m.be32(NFTA_PAYLOAD_DREG, register.cast_unsigned())
+                .be32(NFTA_PAYLOAD_BASE, base.cast_unsigned())
+                .be32(NFTA_PAYLOAD_OFFSET, offset)
+                .be32(NFTA_PAYLOAD_LEN, len);
         });
     }
 
-    fn compare(&mut self, operator: u32, value: &[u8]) {
+    fn compare(&mut self, operator: i32, value: &[u8]) {
         self.expression("cmp", |m| {
-            m.be32(1, REG_1).be32(2, operator).nest(3, |m| {
-                m.attr(DATA_VALUE, value);
-            });
+            m.be32(NFTA_CMP_SREG, NFT_REG_1.cast_unsigned()).be32(NFTA_CMP_OP, operator.cast_unsigned()).nest(
+                NFTA_CMP_DATA,
+                |m| {
+                    m.attr(NFTA_DATA_VALUE, value);
+                },
+            );
         });
     }
 
     fn mask(&mut self, mask: &[u8]) {
         self.expression("bitwise", |m| {
-            m.be32(1, REG_1)
-                .be32(2, REG_1)
-                .be32(3, mask.len() as u32)
-                .nest(4, |m| {
-                    m.attr(DATA_VALUE, mask);
+            m.be32(NFTA_BITWISE_SREG, NFT_REG_1.cast_unsigned())
+                .be32(NFTA_BITWISE_DREG, NFT_REG_1.cast_unsigned())
+                .be32(NFTA_BITWISE_LEN, mask.len() as u32)
+                .nest(NFTA_BITWISE_MASK, |m| {
+                    m.attr(NFTA_DATA_VALUE, mask);
                 })
-                .nest(5, |m| {
-                    m.attr(DATA_VALUE, &vec![0; mask.len()]);
+                .nest(NFTA_BITWISE_XOR, |m| {
+                    m.attr(NFTA_DATA_VALUE, &vec![0; mask.len()]);
                 });
         });
     }
 
-    fn load_immediate(&mut self, register: u32, value: &[u8]) {
+    fn load_immediate(&mut self, register: i32, value: &[u8]) {
         self.expression("immediate", |m| {
-            m.be32(1, register).nest(2, |m| {
-                m.attr(DATA_VALUE, value);
+            m.be32(NFTA_IMMEDIATE_DREG, register.cast_unsigned()).nest(NFTA_IMMEDIATE_DATA, |m| {
+                m.attr(NFTA_DATA_VALUE, value);
             });
         });
     }
 
-    fn interface(&mut self, key: u32, name: &str) {
-        let mut value = [0; 16];
-        let len = name.len().min(15);
-        value[..len].copy_from_slice(&name.as_bytes()[..len]);
-        self.meta(key);
-        self.compare(EQ, &value);
+    fn interface(&mut self, key: i32, name: &str) {
+        self.meta(key, NFT_REG_1);
+        self.compare(NFT_CMP_EQ, &super::interface_name(name));
+    }
+
+    /// Loads the fields one behind the other and looks them up; the verdict of the element counts when `verdict`.
+    fn lookup(&mut self, map: &str, fields: &[Field], flags: i32, verdict: bool) {
+        if fields.iter().any(|f| matches!(f, Field::Source4 | Field::Destination4)) {
+            self.require_ip(Ipv4Addr::UNSPECIFIED.into());
+        }
+        let mut next = 0;
+        for field in fields {
+            let register = register(next);
+            next += match field {
+                Field::Input | Field::Output => 4,
+                _ => 1,
+            };
+            match field {
+                Field::Input => self.meta(NFT_META_IIFNAME, register),
+                Field::Output => self.meta(NFT_META_OIFNAME, register),
+                Field::Source4 => self.payload(NFT_PAYLOAD_NETWORK_HEADER, IPV4_SOURCE, 4, register),
+                Field::Destination4 => self.payload(NFT_PAYLOAD_NETWORK_HEADER, IPV4_DESTINATION, 4, register),
+                Field::Protocol => self.meta(NFT_META_L4PROTO, register),
+                Field::DestinationPort => self.payload(NFT_PAYLOAD_TRANSPORT_HEADER, DESTINATION_PORT, 2, register),
+            }
+        }
+        self.expression("lookup", |m| {
+            m.text(NFTA_LOOKUP_SET, map).be32(NFTA_LOOKUP_SREG, NFT_REG_1.cast_unsigned());
+            if verdict {
+                m.be32(NFTA_LOOKUP_DREG, NFT_REG_VERDICT.cast_unsigned());
+            }
+            if flags != 0 {
+                m.be32(NFTA_LOOKUP_FLAGS, flags.cast_unsigned());
+            }
+        });
     }
 
     fn require_ip(&mut self, ip: IpAddr) {
@@ -129,12 +159,12 @@ impl Encoder<'_> {
         }
         match self.family {
             Family::Inet => {
-                self.meta(META_NFPROTO);
-                self.compare(EQ, &[protocol]);
+                self.meta(NFT_META_NFPROTO, NFT_REG_1);
+                self.compare(NFT_CMP_EQ, &[protocol]);
             }
             Family::Bridge => {
-                self.meta(META_PROTOCOL);
-                self.compare(EQ, &ether_type.to_be_bytes());
+                self.meta(NFT_META_PROTOCOL, NFT_REG_1);
+                self.compare(NFT_CMP_EQ, &ether_type.to_be_bytes());
             }
         }
         self.ip_version = Some(version);
@@ -148,7 +178,7 @@ impl Encoder<'_> {
             IpAddr::V6(a) => (v6, a.octets().to_vec()),
         };
         let bits = address.len() * 8;
-        self.payload(NETWORK, offset, address.len() as u32);
+        self.payload(NFT_PAYLOAD_NETWORK_HEADER, offset, address.len() as u32, NFT_REG_1);
         let mask: Vec<u8> = (0..bits)
             .step_by(8)
             .map(|first| {
@@ -160,92 +190,101 @@ impl Encoder<'_> {
             self.mask(&mask);
         }
         let value: Vec<u8> = address.iter().zip(&mask).map(|(a, m)| a & m).collect();
-        self.compare(EQ, &value);
+        self.compare(NFT_CMP_EQ, &value);
     }
 
     fn condition(&mut self, condition: &Match) {
         match condition {
-            Match::InputInterface(name) => self.interface(META_IIFNAME, name),
-            Match::OutputInterface(name) => self.interface(META_OIFNAME, name),
-            Match::Source(p) => self.prefix(*p, 12, 8),
-            Match::Destination(p) => self.prefix(*p, 16, 24),
+            Match::InputInterface(name) => self.interface(NFT_META_IIFNAME, name),
+            Match::OutputInterface(name) => self.interface(NFT_META_OIFNAME, name),
+            Match::Source(p) => self.prefix(*p, IPV4_SOURCE, IPV6_SOURCE),
+            Match::Destination(p) => self.prefix(*p, IPV4_DESTINATION, IPV6_DESTINATION),
             Match::Protocol(number) => {
-                self.meta(META_L4PROTO);
-                self.compare(EQ, &[*number]);
+                self.meta(NFT_META_L4PROTO, NFT_REG_1);
+                self.compare(NFT_CMP_EQ, &[*number]);
             }
             Match::SourcePort(port) => {
-                self.payload(TRANSPORT, 0, 2);
-                self.compare(EQ, &port.to_be_bytes());
+                self.payload(NFT_PAYLOAD_TRANSPORT_HEADER, SOURCE_PORT, 2, NFT_REG_1);
+                self.compare(NFT_CMP_EQ, &port.to_be_bytes());
             }
             Match::DestinationPort(port) => {
-                self.payload(TRANSPORT, 2, 2);
-                self.compare(EQ, &port.to_be_bytes());
+                self.payload(NFT_PAYLOAD_TRANSPORT_HEADER, DESTINATION_PORT, 2, NFT_REG_1);
+                self.compare(NFT_CMP_EQ, &port.to_be_bytes());
             }
             Match::IcmpType(kind) => {
-                self.payload(TRANSPORT, 0, 1);
-                self.compare(EQ, &[*kind]);
+                self.payload(NFT_PAYLOAD_TRANSPORT_HEADER, 0, 1, NFT_REG_1);
+                self.compare(NFT_CMP_EQ, &[*kind]);
             }
             Match::CtState(bits) => {
-                self.ct(CT_STATE);
+                self.ct(NFT_CT_STATE);
                 self.mask(&bits.to_ne_bytes());
-                self.compare(NEQ, &[0; 4]);
+                self.compare(NFT_CMP_NEQ, &[0; 4]);
             }
             Match::CtOriginal => {
-                self.ct(CT_DIRECTION);
-                self.compare(EQ, &[0]);
+                self.ct(NFT_CT_DIRECTION);
+                self.compare(NFT_CMP_EQ, &[0]);
             }
             Match::CtReply => {
-                self.ct(CT_DIRECTION);
-                self.compare(EQ, &[1]);
+                self.ct(NFT_CT_DIRECTION);
+                self.compare(NFT_CMP_EQ, &[1]);
             }
             Match::CtDnat => {
-                self.ct(CT_STATUS);
-                self.mask(&STATUS_DNAT.to_ne_bytes());
-                self.compare(NEQ, &[0; 4]);
+                self.ct(NFT_CT_STATUS);
+                self.mask(&IPS_DST_NAT.to_ne_bytes());
+                self.compare(NFT_CMP_NEQ, &[0; 4]);
             }
             Match::EtherType(kind) => {
-                self.payload(LINK, 12, 2);
-                self.compare(EQ, &kind.to_be_bytes());
+                self.payload(NFT_PAYLOAD_LL_HEADER, 12, 2, NFT_REG_1);
+                self.compare(NFT_CMP_EQ, &kind.to_be_bytes());
                 self.ether_type = Some(*kind);
             }
             Match::EtherSource(mac) => {
-                self.payload(LINK, 6, 6);
-                self.compare(EQ, mac);
+                self.payload(NFT_PAYLOAD_LL_HEADER, 6, 6, NFT_REG_1);
+                self.compare(NFT_CMP_EQ, mac);
             }
             Match::EtherSourceNot(mac) => {
-                self.payload(LINK, 6, 6);
-                self.compare(NEQ, mac);
+                self.payload(NFT_PAYLOAD_LL_HEADER, 6, 6, NFT_REG_1);
+                self.compare(NFT_CMP_NEQ, mac);
             }
             // ARP for IPv4 over Ethernet: sender MAC at 8, sender address at 14 (RFC 826).
             Match::ArpSenderMac(mac) => {
-                self.payload(NETWORK, 8, 6);
-                self.compare(EQ, mac);
+                self.payload(NFT_PAYLOAD_NETWORK_HEADER, 8, 6, NFT_REG_1);
+                self.compare(NFT_CMP_EQ, mac);
             }
             Match::ArpSenderIp(ip) => {
-                self.payload(NETWORK, 14, 4);
-                self.compare(EQ, &ip.octets());
+                self.payload(NFT_PAYLOAD_NETWORK_HEADER, 14, 4, NFT_REG_1);
+                self.compare(NFT_CMP_EQ, &ip.octets());
             }
+            Match::In(set, fields) => self.lookup(set, fields, 0, false),
+            Match::NotIn(set, fields) => self.lookup(set, fields, libc::NFT_LOOKUP_F_INV, false),
             Match::Limit { rate, per_seconds, burst } => self.expression("limit", |m| {
-                // rate, unit, burst, type (0 = packets), flags (0 = up to the rate).
-                m.be64(1, u64::from(*rate)).be64(2, *per_seconds).be32(3, *burst).be32(4, 0).be32(5, 0);
+                m.be64(NFTA_LIMIT_RATE, u64::from(*rate))
+                    .be64(NFTA_LIMIT_UNIT, *per_seconds)
+                    .be32(NFTA_LIMIT_BURST, *burst)
+                    .be32(NFTA_LIMIT_TYPE, libc::NFT_LIMIT_PKTS.cast_unsigned())
+                    // No flags: true up to the rate, not above it.
+                    .be32(NFTA_LIMIT_FLAGS, 0);
             }),
         }
     }
 
     fn verdict(&mut self, verdict: &Verdict) {
         match verdict {
-            Verdict::Drop => self.verdict_code(0, None),
-            Verdict::Accept => self.verdict_code(1, None),
-            Verdict::Jump(chain) => self.verdict_code(-3, Some(chain)),
-            Verdict::Goto(chain) => self.verdict_code(-4, Some(chain)),
-            Verdict::Return => self.verdict_code(-5, None),
+            Verdict::Drop => self.verdict_code(libc::NF_DROP, None),
+            Verdict::Accept => self.verdict_code(libc::NF_ACCEPT, None),
+            Verdict::Jump(chain) => self.verdict_code(libc::NFT_JUMP, Some(chain)),
+            Verdict::Goto(chain) => self.verdict_code(libc::NFT_GOTO, Some(chain)),
+            Verdict::Return => self.verdict_code(libc::NFT_RETURN, None),
+            Verdict::Map(map, fields) => self.lookup(map, fields, 0, true),
             Verdict::Masquerade => self.expression("masq", |_| {}),
             Verdict::Dnat { address, port } => {
-                self.load_immediate(REG_1, &address.octets());
-                self.load_immediate(REG_2, &port.to_be_bytes());
+                self.load_immediate(NFT_REG_1, &address.octets());
+                self.load_immediate(NFT_REG_2, &port.to_be_bytes());
                 self.expression("nat", |m| {
-                    // type (1 = destination), family, address register, port register.
-                    m.be32(1, 1).be32(2, libc::NFPROTO_IPV4 as u32).be32(3, REG_1).be32(5, REG_2);
+                    m.be32(NFTA_NAT_TYPE, libc::NFT_NAT_DNAT.cast_unsigned())
+                        .be32(NFTA_NAT_FAMILY, libc::NFPROTO_IPV4 as u32)
+                        .be32(NFTA_NAT_REG_ADDR_MIN, NFT_REG_1.cast_unsigned())
+                        .be32(NFTA_NAT_REG_PROTO_MIN, NFT_REG_2.cast_unsigned());
                 });
             }
         }
@@ -253,14 +292,24 @@ impl Encoder<'_> {
 
     fn verdict_code(&mut self, code: i32, chain: Option<&str>) {
         self.expression("immediate", |m| {
-            m.be32(1, REG_VERDICT).nest(2, |m| {
-                m.nest(DATA_VERDICT, |m| {
-                    m.be32(VERDICT_CODE, code.cast_unsigned());
-                    if let Some(chain) = chain {
-                        m.text(VERDICT_CHAIN, chain);
-                    }
-                });
+            m.be32(NFTA_IMMEDIATE_DREG, NFT_REG_VERDICT.cast_unsigned()).nest(NFTA_IMMEDIATE_DATA, |m| {
+                verdict_data(m, code, chain);
             });
         });
     }
+}
+
+/// Adds a verdict, in a rule or as the data of an element.
+pub fn verdict_data(m: &mut Message, code: i32, chain: Option<&str>) {
+    m.nest(NFTA_DATA_VERDICT, |m| {
+        m.be32(NFTA_VERDICT_CODE, code.cast_unsigned());
+        if let Some(chain) = chain {
+            m.text(NFTA_VERDICT_CHAIN, chain);
+        }
+    });
+}
+
+/// The register that begins with the given 4-byte one; where a 16-byte one begins there, by its own name.
+fn register(index: i32) -> i32 {
+    if index % 4 == 0 { NFT_REG_1 + index / 4 } else { libc::NFT_REG32_00 + index }
 }

@@ -1,122 +1,245 @@
-//! nftables over netlink: a whole table in one transaction.
+//! nftables over netlink: the items of the firewall as messages, and transactions of them.
 //!
-//! Layout of the messages: `linux/netfilter/nf_tables.h`; the expressions are in [`encode`].
+//! Layout of the messages: `linux/netfilter/nf_tables.h`. Reading order: this file (messages of each kind), [`encode`]
+//! (expressions of rules), [`commit`] (transactions), [`read`] (what exists), [`attributes`] (numbers).
 
+pub mod attributes;
+pub mod commit;
 pub mod encode;
+pub mod read;
 
-use crate::error::NetlinkError;
-use crate::netlink::{Message, Netlink, attribute, string};
-use encode::rule_expressions;
-use holdfast_plan::firewall::{Base, ChainKind, Family, Hook, Policy, Table};
+use crate::netlink::Message;
+use attributes::*;
+use encode::{rule_expressions, verdict_data};
+use holdfast_plan::firewall::skeleton::{Fixed, Layout};
+use holdfast_plan::firewall::{Base, ChainKind, Family, Hook, Map, Part, PartType, Policy, Rule, TABLE};
+use holdfast_plan::kinds::firewall_element::Target;
+use holdfast_plan::kinds::{FirewallChain, FirewallCounter, FirewallElement, FirewallSkeleton};
 
-const SUBSYSTEM: u16 = 10;
-const NEWTABLE: u16 = 0;
-const GETTABLE: u16 = 1;
-const DELTABLE: u16 = 2;
-const NEWCHAIN: u16 = 3;
-const NEWRULE: u16 = 6;
-const TABLE_NAME: u16 = 1;
-const CHAIN_TABLE: u16 = 1;
-const CHAIN_NAME: u16 = 3;
-const CHAIN_HOOK: u16 = 4;
-const CHAIN_POLICY: u16 = 5;
-const CHAIN_TYPE: u16 = 7;
-const HOOK_NUMBER: u16 = 1;
-const HOOK_PRIORITY: u16 = 2;
-const RULE_TABLE: u16 = 1;
-const RULE_CHAIN: u16 = 2;
-const RULE_EXPRESSIONS: u16 = 4;
+/// Messages, each with what it is about.
+pub type Messages = Vec<(String, Message)>;
+
+const CREATE: i32 = libc::NLM_F_CREATE;
 
 fn family_number(family: Family) -> u8 {
     match family {
-        Family::Inet => 1,
-        Family::Bridge => 7,
+        Family::Inet => libc::NFPROTO_INET as u8,
+        Family::Bridge => libc::NFPROTO_BRIDGE as u8,
     }
 }
 
-fn message(kind: u16, flags: i32, family: Family) -> Message {
+fn message(kind: i32, flags: i32, family: Family) -> Message {
+    let kind = (libc::NFNL_SUBSYS_NFTABLES << 8 | kind) as u16;
     // struct nfgenmsg: family, version 0, resource id 0.
-    Message::new(SUBSYSTEM << 8 | kind, flags, &[family_number(family), 0, 0, 0])
+    Message::new(kind, flags, &[family_number(family), libc::NFNETLINK_V0 as u8, 0, 0])
 }
 
-fn table_message(kind: u16, family: Family, name: &str) -> Message {
-    let mut m = message(kind, if kind == NEWTABLE { libc::NLM_F_CREATE } else { 0 }, family);
-    m.text(TABLE_NAME, name);
+/// The table with its maps and base chains; what exists of it is made complete.
+#[must_use]
+pub fn create_skeleton(skeleton: &FirewallSkeleton) -> Messages {
+    let family = skeleton.family;
+    let layout = Layout::of(family);
+    let mut table = message(libc::NFT_MSG_NEWTABLE, CREATE, family);
+    table.text(NFTA_TABLE_NAME, TABLE).attr(NFTA_TABLE_USERDATA, &comment(&read::digest_text(skeleton.digest)));
+    let mut list = vec![(format!("table {family} {TABLE}"), table)];
+    for (id, map) in (1..).zip(&layout.maps) {
+        list.push((format!("map {}", map.name), new_map(family, map, id)));
+    }
+    for chain in &layout.chains {
+        list.push((format!("chain {}", chain.name), new_chain(family, chain.name, chain.base.as_ref())));
+    }
+    for Fixed { name, rules, .. } in &layout.chains {
+        list.extend(fill(family, name, rules, None));
+    }
+    list
+}
+
+/// The whole table.
+#[must_use]
+pub fn remove_skeleton(skeleton: &FirewallSkeleton) -> Messages {
+    let mut m = message(NFT_MSG_DESTROYTABLE, 0, skeleton.family);
+    m.text(NFTA_TABLE_NAME, TABLE);
+    vec![(format!("remove table {} {TABLE}", skeleton.family), m)]
+}
+
+/// A chain with its rules.
+#[must_use]
+pub fn create_chain(chain: &FirewallChain) -> Messages {
+    let mut list = vec![(format!("chain {}", chain.name), new_chain(chain.family, &chain.name, None))];
+    list.extend(fill(chain.family, &chain.name, &chain.rules, chain.counter.as_deref()));
+    list
+}
+
+/// A chain; its rules go with it.
+#[must_use]
+pub fn remove_chain(chain: &FirewallChain) -> Messages {
+    let mut m = message(NFT_MSG_DESTROYCHAIN, 0, chain.family);
+    m.text(NFTA_CHAIN_TABLE, TABLE).text(NFTA_CHAIN_NAME, &chain.name);
+    vec![(format!("remove chain {}", chain.name), m)]
+}
+
+/// A counter; one that exists goes on counting.
+#[must_use]
+pub fn create_counter(counter: &FirewallCounter) -> Messages {
+    let mut m = message(libc::NFT_MSG_NEWOBJ, CREATE, counter.family);
+    m.text(NFTA_OBJ_TABLE, TABLE).text(NFTA_OBJ_NAME, &counter.name).be32(NFTA_OBJ_TYPE, NFT_OBJECT_COUNTER);
+    m.nest(NFTA_OBJ_DATA, |m| {
+        m.be64(NFTA_COUNTER_BYTES, 0).be64(NFTA_COUNTER_PACKETS, 0);
+    });
+    vec![(format!("counter {}", counter.name), m)]
+}
+
+/// A counter.
+#[must_use]
+pub fn remove_counter(counter: &FirewallCounter) -> Messages {
+    let mut m = message(NFT_MSG_DESTROYOBJ, 0, counter.family);
+    m.text(NFTA_OBJ_TABLE, TABLE).text(NFTA_OBJ_NAME, &counter.name).be32(NFTA_OBJ_TYPE, NFT_OBJECT_COUNTER);
+    vec![(format!("remove counter {}", counter.name), m)]
+}
+
+/// An element, in place of one with the same key.
+#[must_use]
+pub fn create_element(element: &FirewallElement) -> Messages {
+    let mut list = remove_element(element);
+    let target = match &element.target {
+        Target::Member => None,
+        Target::Accept => Some((libc::NF_ACCEPT, None)),
+        Target::Jump(chain) => Some((libc::NFT_JUMP, Some(chain.as_str()))),
+        Target::Goto(chain) => Some((libc::NFT_GOTO, Some(chain.as_str()))),
+    };
+    let m = element_message(libc::NFT_MSG_NEWSETELEM, CREATE, element, |m| {
+        if let Some((code, chain)) = target {
+            m.nest(NFTA_SET_ELEM_DATA, |m| verdict_data(m, code, chain));
+        }
+    });
+    list.push((format!("element of {}", element.map), m));
+    list
+}
+
+/// An element.
+#[must_use]
+pub fn remove_element(element: &FirewallElement) -> Messages {
+    let m = element_message(NFT_MSG_DESTROYSETELEM, 0, element, |_| {});
+    vec![(format!("remove element of {}", element.map), m)]
+}
+
+fn element_message(kind: i32, flags: i32, element: &FirewallElement, data: impl FnOnce(&mut Message)) -> Message {
+    let mut m = message(kind, flags, element.family);
+    m.text(NFTA_SET_ELEM_LIST_TABLE, TABLE).text(NFTA_SET_ELEM_LIST_SET, element.map);
+    m.nest(NFTA_SET_ELEM_LIST_ELEMENTS, |m| {
+        m.nest(NFTA_LIST_ELEM, |m| {
+            m.nest(NFTA_SET_ELEM_KEY, |m| {
+                m.attr(NFTA_DATA_VALUE, &key_bytes(&element.key));
+            });
+            data(m);
+        });
+    });
     m
 }
 
-fn fill_base(m: &mut Message, base: &Base) {
-    let hook = match base.hook {
-        Hook::Prerouting => 0,
-        Hook::Input => 1,
-        Hook::Forward => 2,
-        Hook::Output => 3,
-        Hook::Postrouting => 4,
-    };
-    m.nest(CHAIN_HOOK, |m| {
-        m.be32(HOOK_NUMBER, hook).be32(HOOK_PRIORITY, base.priority.cast_unsigned());
-    });
-    m.be32(CHAIN_POLICY, u32::from(base.policy == Policy::Accept));
-    m.text(
-        CHAIN_TYPE,
-        match base.kind {
-            ChainKind::Filter => "filter",
-            ChainKind::Nat => "nat",
-        },
-    );
+fn new_map(family: Family, map: &Map, id: u32) -> Message {
+    let mut m = message(libc::NFT_MSG_NEWSET, CREATE, family);
+    m.text(NFTA_SET_TABLE, TABLE).text(NFTA_SET_NAME, map.name).be32(NFTA_SET_ID, id);
+    let (mut kind, mut len) = (0, 0);
+    for part in map.key {
+        kind = kind << datatypes::BITS | data_type(*part);
+        len += width(*part) as u32;
+    }
+    // A key of one part is as long as its type, one of several is padded part by part.
+    if let [PartType::Port] = map.key {
+        len = 2;
+    }
+    m.be32(NFTA_SET_KEY_TYPE, kind).be32(NFTA_SET_KEY_LEN, len);
+    if map.verdicts {
+        m.be32(NFTA_SET_FLAGS, libc::NFT_SET_MAP.cast_unsigned());
+        m.be32(NFTA_SET_DATA_TYPE, libc::NFT_DATA_VERDICT as u32).be32(NFTA_SET_DATA_LEN, 16);
+    }
+    m
 }
 
-/// The transaction that replaces a table: made so that it surely exists, removed, made anew.
-#[must_use]
-pub fn replacement(table: &Table) -> Vec<(String, Message)> {
-    let mut items = removal(table.family, &table.name);
-    items.push(("new table".into(), table_message(NEWTABLE, table.family, &table.name)));
-    for chain in &table.chains {
-        let mut m = message(NEWCHAIN, libc::NLM_F_CREATE, table.family);
-        m.text(CHAIN_TABLE, &table.name).text(CHAIN_NAME, &chain.name);
-        if let Some(base) = &chain.base {
-            fill_base(&mut m, base);
+fn data_type(part: PartType) -> u32 {
+    match part {
+        PartType::Interface => datatypes::IFNAME,
+        PartType::Address4 => datatypes::IPADDR,
+        PartType::Protocol => datatypes::INET_PROTOCOL,
+        PartType::Port => datatypes::INET_SERVICE,
+    }
+}
+
+/// Bytes of a part in a key: whole registers of 4.
+fn width(part: PartType) -> usize {
+    match part {
+        PartType::Interface => libc::IFNAMSIZ,
+        PartType::Address4 | PartType::Protocol | PartType::Port => 4,
+    }
+}
+
+/// An interface name as it lies in a register.
+fn interface_name(name: &str) -> [u8; libc::IFNAMSIZ] {
+    let mut value = [0; libc::IFNAMSIZ];
+    let len = name.len().min(libc::IFNAMSIZ - 1);
+    value[..len].copy_from_slice(&name.as_bytes()[..len]);
+    value
+}
+
+fn key_bytes(key: &[Part]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for part in key {
+        match part {
+            Part::Interface(name) => bytes.extend(interface_name(name)),
+            Part::Address4(address) => bytes.extend(address.octets()),
+            Part::Protocol(number) => bytes.push(*number),
+            Part::Port(port) => bytes.extend(port.to_be_bytes()),
         }
-        items.push((format!("chain {}", chain.name), m));
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
     }
-    for chain in &table.chains {
-        for (i, rule) in chain.rules.iter().enumerate() {
-            let mut m = message(NEWRULE, libc::NLM_F_CREATE | libc::NLM_F_APPEND, table.family);
-            m.text(RULE_TABLE, &table.name).text(RULE_CHAIN, &chain.name);
-            m.nest(RULE_EXPRESSIONS, |m| rule_expressions(m, table.family, rule));
-            items.push((format!("rule {} of chain {}", i + 1, chain.name), m));
-        }
-    }
-    items
+    bytes
 }
 
-fn removal(family: Family, name: &str) -> Vec<(String, Message)> {
-    vec![
-        ("table".into(), table_message(NEWTABLE, family, name)),
-        ("old table".into(), table_message(DELTABLE, family, name)),
-    ]
+fn new_chain(family: Family, name: &str, base: Option<&Base>) -> Message {
+    let mut m = message(libc::NFT_MSG_NEWCHAIN, CREATE, family);
+    m.text(NFTA_CHAIN_TABLE, TABLE).text(NFTA_CHAIN_NAME, name);
+    if let Some(base) = base {
+        let hook = match base.hook {
+            Hook::Prerouting => libc::NF_INET_PRE_ROUTING,
+            Hook::Input => libc::NF_INET_LOCAL_IN,
+            Hook::Forward => libc::NF_INET_FORWARD,
+            Hook::Output => libc::NF_INET_LOCAL_OUT,
+            Hook::Postrouting => libc::NF_INET_POST_ROUTING,
+        };
+        m.nest(NFTA_CHAIN_HOOK, |m| {
+            m.be32(NFTA_HOOK_HOOKNUM, hook.cast_unsigned()).be32(NFTA_HOOK_PRIORITY, base.priority.cast_unsigned());
+        });
+        m.be32(NFTA_CHAIN_POLICY, u32::from(base.policy == Policy::Accept));
+        m.text(
+            NFTA_CHAIN_TYPE,
+            match base.kind {
+                ChainKind::Filter => "filter",
+                ChainKind::Nat => "nat",
+            },
+        );
+    }
+    m
 }
 
-impl Netlink {
-    /// Replaces a table with all its chains and rules at once. Connections keep their tracking.
-    pub fn replace_table(&self, table: &Table) -> Result<(), NetlinkError> {
-        let what = format!("replace nftables table {}", table.name);
-        self.transaction(&what, SUBSYSTEM, replacement(table))
+/// The rules of a chain, in place of those it has.
+fn fill(family: Family, chain: &str, rules: &[Rule], counter: Option<&str>) -> Messages {
+    let mut flush = message(libc::NFT_MSG_DELRULE, 0, family);
+    flush.text(NFTA_RULE_TABLE, TABLE).text(NFTA_RULE_CHAIN, chain);
+    let mut list = vec![(format!("rules of chain {chain}"), flush)];
+    for (i, rule) in rules.iter().enumerate() {
+        let mut m = message(libc::NFT_MSG_NEWRULE, CREATE | libc::NLM_F_APPEND, family);
+        m.text(NFTA_RULE_TABLE, TABLE).text(NFTA_RULE_CHAIN, chain);
+        m.nest(NFTA_RULE_EXPRESSIONS, |m| rule_expressions(m, family, rule, counter));
+        list.push((format!("rule {} of chain {chain}", i + 1), m));
     }
+    list
+}
 
-    /// Removes a table; one that is gone already is no error.
-    pub fn delete_table(&self, family: Family, name: &str) -> Result<(), NetlinkError> {
-        let what = format!("remove nftables table {name}");
-        self.transaction(&what, SUBSYSTEM, removal(family, name))
-    }
-
-    /// Names of the tables of a family.
-    pub fn tables(&self, family: Family) -> Result<Vec<String>, NetlinkError> {
-        let answers = self.dump("list nftables tables", message(GETTABLE, 0, family))?;
-        Ok(answers
-            .iter()
-            .filter(|a| a.body.first() == Some(&family_number(family)))
-            .filter_map(|a| attribute(a.body.get(4..)?, TABLE_NAME).map(string))
-            .collect())
-    }
+/// User data of which `nft` shows a comment: type 0, length with NUL, text (`NFTNL_UDATA_TABLE_COMMENT` of libnftnl).
+fn comment(text: &str) -> Vec<u8> {
+    let mut data = vec![0, (text.len() + 1) as u8];
+    data.extend(text.as_bytes());
+    data.push(0);
+    data
 }

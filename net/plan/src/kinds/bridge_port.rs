@@ -1,7 +1,8 @@
 //! The membership of an interface in a bridge.
 
 use super::{ItemKey, Keyed, Kind};
-use crate::rules::TABLE;
+use crate::firewall::skeleton::TAPS;
+use crate::firewall::{Family, Part};
 use holdfast_engine::Transition;
 use std::fmt;
 
@@ -14,6 +15,8 @@ pub struct BridgePort {
     pub bridge: String,
     /// Frames do not pass between isolated ports: they go up to the bridge and are routed, through the firewall.
     pub isolated: bool,
+    /// It is a tap: what its guest sends passes the chain of the app.
+    pub filtered: bool,
 }
 
 impl Kind for BridgePort {
@@ -23,12 +26,17 @@ impl Kind for BridgePort {
 
     /// No frame flows before the firewall exists, nor after it has been removed.
     fn needs(&self) -> Vec<ItemKey> {
-        vec![
+        let mut needs = vec![
             ItemKey::Link(self.port.clone()),
             ItemKey::Link(self.bridge.clone()),
-            ItemKey::Nftables(("inet", TABLE.into())),
-            ItemKey::Nftables(("bridge", TABLE.into())),
-        ]
+            ItemKey::FirewallSkeleton(Family::Inet),
+            ItemKey::FirewallSkeleton(Family::Bridge),
+        ];
+        if self.filtered {
+            let tap = vec![Part::Interface(self.port.clone())];
+            needs.push(ItemKey::FirewallElement((Family::Bridge, TAPS, tap)));
+        }
+        needs
     }
 
     fn transition(&self, new: &Self) -> Transition {

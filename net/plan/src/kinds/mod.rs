@@ -8,8 +8,8 @@ use std::convert::Infallible;
 use std::fmt;
 use uuid::Uuid;
 
-/// The list of kinds, for a macro that takes `links` (they share the names of interfaces), `others` and `external` (they exist
-/// by themselves), each as `module::Type`.
+/// The list of kinds, for a macro that takes `links` (they share the names of interfaces), `others`, `nftables` (they are
+/// part of one transaction) and `external` (they exist by themselves), each as `module::Type`.
 #[macro_export]
 macro_rules! for_each_kind {
     ($make:ident) => {
@@ -17,7 +17,11 @@ macro_rules! for_each_kind {
             links { port::Port, vlan::Vlan, bridge::Bridge, tap::Tap }
             others {
                 bridge_port::BridgePort, address::Address, route::Route, policy_rule::PolicyRule, sysctl::Sysctl,
-                nftables::Nftables, resolver::Resolver, service::Service
+                resolver::Resolver, service::Service
+            }
+            nftables {
+                firewall_skeleton::FirewallSkeleton, firewall_counter::FirewallCounter, firewall_chain::FirewallChain,
+                firewall_element::FirewallElement
             }
             external { card::Card, guest::Guest }
         }
@@ -71,10 +75,12 @@ macro_rules! define {
     (
         links { $($link_module:ident :: $Link:ident),* }
         others { $($other_module:ident :: $Other:ident),* }
+        nftables { $($table_module:ident :: $Table:ident),* }
         external { $($external_module:ident :: $External:ident),* }
     ) => {
         $(pub mod $link_module; pub use $link_module::$Link;)*
         $(pub mod $other_module; pub use $other_module::$Other;)*
+        $(pub mod $table_module; pub use $table_module::$Table;)*
         $(pub mod $external_module; pub use $external_module::$External;)*
 
         /// Names an item.
@@ -84,6 +90,7 @@ macro_rules! define {
             /// A network interface, physical or made by us, by its name.
             Link(String),
             $($Other(<$Other as Keyed>::Key),)*
+            $($Table(<$Table as Keyed>::Key),)*
             $($External(<$External as Keyed>::Key),)*
         }
 
@@ -92,6 +99,7 @@ macro_rules! define {
                 match self {
                     Self::Link(name) => write!(f, "interface {name}"),
                     $(Self::$Other(key) => $Other::describe(key, f),)*
+                    $(Self::$Table(key) => $Table::describe(key, f),)*
                     $(Self::$External(key) => $External::describe(key, f),)*
                 }
             }
@@ -103,11 +111,13 @@ macro_rules! define {
         pub enum NetItem {
             $($Link($Link),)*
             $($Other($Other),)*
+            $($Table($Table),)*
             $($External($External),)*
         }
 
         $(impl From<$Link> for NetItem { fn from(item: $Link) -> Self { Self::$Link(item) } })*
         $(impl From<$Other> for NetItem { fn from(item: $Other) -> Self { Self::$Other(item) } })*
+        $(impl From<$Table> for NetItem { fn from(item: $Table) -> Self { Self::$Table(item) } })*
         $(impl From<$External> for NetItem { fn from(item: $External) -> Self { Self::$External(item) } })*
 
         macro_rules! of_kind {
@@ -115,6 +125,7 @@ macro_rules! define {
                 match $item {
                     $(NetItem::$Link($kind) => $what,)*
                     $(NetItem::$Other($kind) => $what,)*
+                    $(NetItem::$Table($kind) => $what,)*
                     $(NetItem::$External($kind) => $what,)*
                 }
             };
@@ -138,6 +149,7 @@ macro_rules! define {
                 match (self, new) {
                     $((Self::$Link(old), Self::$Link(new)) => old.transition(new),)*
                     $((Self::$Other(old), Self::$Other(new)) => old.transition(new),)*
+                    $((Self::$Table(old), Self::$Table(new)) => old.transition(new),)*
                     $((Self::$External(old), Self::$External(new)) => old.transition(new),)*
                     // An interface of one kind cannot become one of another.
                     _ => Transition::Recreate,
