@@ -1,9 +1,12 @@
 //! Fetching for whoever wants bytes from a server.
 //!
-//! One `fetch` unit of PID 1 for each job. [`source`] says where from; here is what a part asks for; [`jobs`] does it.
+//! One `fetch` unit of PID 1 for each job. [`source`] says where from; here is what a part asks for; [`units`] does it, and
+//! [`reports`] reads what jobs report.
 
 pub mod jobs;
+pub mod reports;
 pub mod source;
+pub mod units;
 
 use crate::world::Local;
 use holdfast_model::contract::fetch::{Report, Server};
@@ -19,6 +22,8 @@ pub const UNITS: &str = "fetch-";
 pub struct Order {
     /// Its unit; one job of a name at a time.
     pub unit: UnitName,
+    /// What it is for, at most 256 bytes: the unit keeps it, so that the next agent knows whether it is still wanted.
+    pub tag: String,
     /// Where from.
     pub server: Server,
     /// What, and where to.
@@ -68,9 +73,11 @@ pub enum Get {
 pub trait Fetching {
     /// Starts a job; its reports follow.
     fn start(&self, order: Order) -> Local<Result<Rc<dyn Reports>, String>>;
-    /// Ends a job at once and drops its unit; one that does not exist is no error.
+    /// The reports of a job that an agent before this one started, from their beginning.
+    fn adopt(&self, unit: UnitName) -> Local<Result<Rc<dyn Reports>, String>>;
+    /// Ends a job at once and drops its unit and its reports; one that does not exist is no error.
     fn stop(&self, unit: UnitName) -> Local<Result<(), String>>;
-    /// Drops an ended job's unit; one that does not exist is no error.
+    /// Drops an ended job's unit and its reports; one that does not exist is no error.
     fn remove(&self, unit: UnitName) -> Local<Result<(), String>>;
 }
 

@@ -138,12 +138,18 @@ pub struct Verdict {
     pub state: AppState,
     /// Error to report; empty when none.
     pub error: String,
+    /// When it is tried again, in words that do not change meanwhile; empty when only a new config ends it.
+    pub retry: String,
     /// What to do.
     pub step: Step,
 }
 
 fn verdict(state: AppState, step: Step) -> Verdict {
-    Verdict { state, error: String::new(), step }
+    Verdict { state, error: String::new(), retry: String::new(), step }
+}
+
+fn fault(state: AppState, error: impl Into<String>) -> Verdict {
+    Verdict { error: error.into(), ..verdict(state, Step::Wait) }
 }
 
 /// Decides for one app; `app` is `None` when the config has it no more.
@@ -189,7 +195,7 @@ pub fn decide(app: Option<&App>, runtime: &Runtime, world: &World) -> Verdict {
                 ),
                 Readiness::Ready | Readiness::Coming(_) => String::new(),
             };
-            Verdict { state: AppState::Running, error, step: Step::Wait }
+            fault(AppState::Running, error)
         }
         Vm::Absent | Vm::Ended { .. } => {
             if purge {
@@ -213,40 +219,36 @@ pub fn decide_unsure(fault: &str, runtime: &Runtime) -> Verdict {
         Vm::Stopping => AppState::Halting,
         Vm::Absent | Vm::Ended { .. } => AppState::Error,
     };
-    Verdict { state, error: fault.to_owned(), step: Step::Wait }
+    self::fault(state, fault)
 }
 
 /// An app whose VM does not run and for which no counter is due.
 fn idle(app: &App, runtime: &Runtime, world: &World) -> Verdict {
     match &world.readiness {
         Readiness::Failed(text) => {
-            return Verdict { state: AppState::Error, error: text.clone(), step: Step::Wait };
+            return fault(AppState::Error, text);
         }
         Readiness::Coming(state) => return verdict(*state, Step::Wait),
         Readiness::Ready => {}
     }
     if !app.activate || world.held.is_some() {
         let state = if matches!(runtime.vm, Vm::Ended { .. }) { AppState::Halted } else { AppState::Installed };
-        return Verdict {
-            state,
-            error: world.held.clone().filter(|_| app.activate).unwrap_or_default(),
-            step: Step::Wait,
-        };
+        return fault(state, world.held.clone().filter(|_| app.activate).unwrap_or_default());
     }
     if !runtime.start_fault.is_empty() {
-        let due = runtime.start_fault_at + retry_after(runtime.failures, world.boot_retry);
-        return waiting(&runtime.start_fault, due, world);
+        let wait = retry_after(runtime.failures, world.boot_retry);
+        return waiting(runtime.start_fault.clone(), runtime.start_fault_at, wait, world);
     }
     match &runtime.vm {
         Vm::Ended { at, how } if !runtime.ordered => match how {
             Ending::Reboot => {
                 let text = format!("app {}: its guest restarts again and again", app.name);
-                waiting(&text, *at + reboot_after(runtime.reboots, world.boot_retry), world)
+                waiting(text, *at, reboot_after(runtime.reboots, world.boot_retry), world)
             }
             Ending::Clean | Ending::Fault(_) => {
                 let text = if let Ending::Fault(text) = how { text } else { "the app ended by itself" };
-                let due = *at + retry_after(runtime.failures, world.boot_retry);
-                waiting(&format!("app {}: {text}", app.name), due, world)
+                let wait = retry_after(runtime.failures, world.boot_retry);
+                waiting(format!("app {}: {text}", app.name), *at, wait, world)
             }
         },
         _ => {
@@ -258,14 +260,12 @@ fn idle(app: &App, runtime: &Runtime, world: &World) -> Verdict {
     }
 }
 
-fn waiting(text: &str, due: Duration, world: &World) -> Verdict {
-    if world.now >= due {
+fn waiting(text: String, failed_at: Duration, wait: Duration, world: &World) -> Verdict {
+    if world.now >= failed_at + wait {
         return verdict(AppState::Booting, Step::Start);
     }
-    let left = (due - world.now).as_secs() + 1;
-    // Rounded, so that the report does not change every second.
-    let left = if left > 15 { left.div_ceil(15) * 15 } else { left.div_ceil(5) * 5 };
-    Verdict { state: AppState::Error, error: format!("{text}; it is started again within {left} s"), step: Step::Wait }
+    let retry = format!("started again {} s after that", wait.as_secs());
+    Verdict { retry, ..fault(AppState::Error, text) }
 }
 
 fn reboot_after(reboots: u32, longest: Duration) -> Duration {

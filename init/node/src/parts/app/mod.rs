@@ -165,7 +165,7 @@ impl AppPart {
                 let text = unsure.fault(&id).unwrap_or("an app of the config has a fault and no id; this one is kept");
                 let record = self.record(id);
                 let verdict = decide_unsure(text, &record.runtime);
-                (record.state, record.error) = (verdict.state, verdict.error);
+                record.decided(&verdict);
                 continue;
             }
             self.decide_one(id, app, pass, turn);
@@ -193,9 +193,10 @@ impl AppPart {
         };
         let record = self.record(id);
         let verdict = decide(app, &record.runtime, &world);
-        (record.state, record.error) = (verdict.state, verdict.error.clone());
+        record.decided(&verdict);
         if verdict.state == AppState::Error && !verdict.error.is_empty() {
-            self.said.once(turn, "error", &verdict.error);
+            let again = if verdict.retry.is_empty() { "" } else { "; " };
+            self.said.once(turn, "error", &format!("{}{again}{}", verdict.error, verdict.retry));
         }
         if app.is_some_and(|a| a.activate) && facts.held.is_none() && verdict.step != Step::Purge {
             self.wanted.0.extend(volumes);

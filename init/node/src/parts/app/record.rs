@@ -1,12 +1,12 @@
 //! What is known of one app, in one place.
 
-use super::decide::{Acted, Ending, Runtime, Vm};
+use super::decide::{Acted, Ending, Runtime, Verdict, Vm};
 use super::kept::KeptApp;
 use super::vm::FIRST_UID;
 use holdfast_model::app::App;
 use holdfast_model::contract::end::ExitClass;
 use holdfast_model::observed::{AppInterfaceStatus, AppState, AppStatus};
-use holdfast_model::trouble::{Object, ObjectKind, Trouble};
+use holdfast_model::trouble::{Object, ObjectKind, Severity, Trouble};
 use holdfast_supervise::{UnitState, UnitStatus};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use uuid::Uuid;
@@ -29,6 +29,8 @@ pub struct AppRecord {
     pub state: AppState,
     /// The error beside it; empty when none.
     pub error: String,
+    /// When that is tried again, in words; empty when only a new config ends it.
+    pub retry: String,
     /// A stop or a removal is under way.
     pub busy: bool,
     /// No stop or removal before: the last one failed.
@@ -120,6 +122,13 @@ impl AppRecord {
         }
     }
 
+    /// Notes what was decided.
+    pub fn decided(&mut self, verdict: &Verdict) {
+        self.state = verdict.state;
+        self.error.clone_from(&verdict.error);
+        self.retry.clone_from(&verdict.retry);
+    }
+
     /// Notes the counters of its config as acted on.
     pub fn note_counters(&mut self, app: &App) {
         self.runtime.acted = Some(Acted { restart: app.restart_counter, purge: app.purge_counter });
@@ -138,6 +147,14 @@ impl AppRecord {
         }
     }
 
+    /// What is wrong with it. An app that runs, or that is held back, works but for that.
+    fn trouble(&self, id: Uuid) -> Option<Trouble> {
+        let trouble = Trouble::from_text(Object::new(ObjectKind::App, id, &self.name), &self.error)?;
+        let severity = if self.state == AppState::Error { Severity::Error } else { Severity::Warning };
+        let trouble = Trouble { severity, ..trouble };
+        Some(if self.retry.is_empty() { trouble } else { trouble.retried(self.retry.clone()) })
+    }
+
     /// As it is reported; `app` is `None` when its config has a fault.
     #[must_use]
     pub fn status(&self, id: Uuid, app: Option<&App>, interfaces: Vec<AppInterfaceStatus>) -> AppStatus {
@@ -149,9 +166,7 @@ impl AppRecord {
             activated: matches!(self.runtime.vm, Vm::Running { .. }),
             boot_time_seconds: self.booted_at,
             interfaces,
-            troubles: Trouble::from_text(Object::new(ObjectKind::App, id, &self.name), &self.error)
-                .into_iter()
-                .collect(),
+            troubles: self.trouble(id).into_iter().collect(),
             starts: self.runtime.starts,
             memory_bytes: app.map_or(0, |a| a.memory_bytes),
             volumes: app.map_or_else(
@@ -163,12 +178,11 @@ impl AppRecord {
     }
 }
 
-/// How a VM ended, from what PID 1 knows of its unit.
+/// How a VM ended: by its last words, whose sentence goes on unchanged.
 fn ending(status: &UnitStatus) -> Ending {
-    use holdfast_supervise::Exit;
-    match &status.exit {
-        Some(Exit::Code(code)) if *code == i32::from(ExitClass::GuestReset.code()) => Ending::Reboot,
-        Some(exit) if !exit.is_success() => Ending::Fault(format!("its VM ended: {exit}")),
+    match &status.end {
+        Some(end) if end.class == ExitClass::GuestReset => Ending::Reboot,
+        Some(end) if end.class.is_failure() => Ending::Fault(end.reason.clone()),
         _ => Ending::Clean,
     }
 }
@@ -177,10 +191,14 @@ fn ending(status: &UnitStatus) -> Ending {
 mod tests {
     use super::*;
     use crate::parts::app::vm::unit_of;
-    use holdfast_supervise::Exit;
+    use holdfast_model::contract::end::End;
 
-    fn status(state: UnitState, since_ms: u64, exit: Option<Exit>) -> UnitStatus {
-        UnitStatus { name: unit_of(Uuid::from_u128(1)), state, since_ms, restarts: 0, exit, end: None, spec: None }
+    fn status(state: UnitState, since_ms: u64, end: Option<End>) -> UnitStatus {
+        UnitStatus { name: unit_of(Uuid::from_u128(1)), state, since_ms, restarts: 0, exit: None, end, spec: None }
+    }
+
+    fn exit(code: i32) -> Option<End> {
+        Some(End::new(ExitClass::GuestExit { code }, format!("/web exited with {code}")))
     }
 
     const NOW: Duration = Duration::from_secs(9);
@@ -189,29 +207,32 @@ mod tests {
     fn what_is_said_of_the_run_before_is_not_taken_for_the_present_one() {
         let mut record = AppRecord::default();
         record.runtime.starting(Duration::from_secs(5), "t".into());
-        assert_eq!(record.unit(&status(UnitState::Ended, 4000, Some(Exit::Code(3))), NOW), Change::None);
+        assert_eq!(record.unit(&status(UnitState::Ended, 4000, exit(3)), NOW), Change::None);
         assert_eq!(record.unit(&status(UnitState::Running { pid: 1 }, 5000, None), NOW), Change::Runs);
-        let fault = Ending::Fault("its VM ended: exit code 3".into());
-        assert_eq!(record.unit(&status(UnitState::Ended, 6000, Some(Exit::Code(3))), NOW), Change::Ended(fault));
+        let fault = Ending::Fault("/web exited with 3".into());
+        assert_eq!(record.unit(&status(UnitState::Ended, 6000, exit(3)), NOW), Change::Ended(fault));
     }
 
     #[test]
     fn a_vm_that_ends_before_its_start_is_answered_has_ended() {
         let mut record = AppRecord::default();
         record.runtime.starting(Duration::from_secs(5), "t".into());
-        assert!(matches!(record.unit(&status(UnitState::Ended, 5000, Some(Exit::Code(21))), NOW), Change::Ended(_)));
+        assert!(matches!(record.unit(&status(UnitState::Ended, 5000, exit(21)), NOW), Change::Ended(_)));
         assert_eq!(record.runtime.failures, 1);
     }
 
     #[test]
     fn endings_are_told_apart() {
-        for (exit, how) in [
-            (Some(Exit::Code(0)), Ending::Clean),
+        let jail = End::new(ExitClass::Jail, "jail: no user namespaces");
+        let reset = End::new(ExitClass::GuestReset, "the guest asked for a reset");
+        for (end, how) in [
+            (exit(0), Ending::Clean),
             (None, Ending::Clean),
-            (Some(Exit::Code(10)), Ending::Reboot),
-            (Some(Exit::Signal(9)), Ending::Fault("its VM ended: killed by signal 9".into())),
+            (Some(reset), Ending::Reboot),
+            (Some(jail), Ending::Fault("jail: no user namespaces".into())),
+            (exit(7), Ending::Fault("/web exited with 7".into())),
         ] {
-            assert_eq!(ending(&status(UnitState::Ended, 0, exit)), how);
+            assert_eq!(ending(&status(UnitState::Ended, 0, end)), how);
         }
     }
 

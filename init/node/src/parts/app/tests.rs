@@ -6,11 +6,12 @@ use crate::parts::volume::facts::VolumeFact;
 use crate::testing::Bench;
 use crate::world::Local;
 use holdfast_model::app::VolumeRef;
+use holdfast_model::contract::end::{End, ExitClass};
 use holdfast_model::contract::fetch::ImageConfig;
 use holdfast_model::observed::LoadState;
 use holdfast_model::storage::{ContentTree, ImageFormat, Volume, VolumeOrigin};
-use holdfast_model::trouble::{self, Object, Trouble};
-use holdfast_supervise::{Exit, UnitState};
+use holdfast_model::trouble::{self, Object, Severity, Trouble};
+use holdfast_supervise::UnitState;
 use std::cell::RefCell;
 use std::future::ready;
 use std::path::Path;
@@ -107,9 +108,10 @@ fn made() -> VolumeFact {
     VolumeFact { ready: true, file: "/data/volumes/root".into(), ..VolumeFact::default() }
 }
 
-fn unit(state: UnitState, at: u64, exit: Option<Exit>) -> Event {
+fn unit(state: UnitState, at: u64, class: Option<ExitClass>) -> Event {
+    let end = class.map(|class| End::new(class, format!("the end of {class:?}")));
     let name = vm::unit_of(WEB);
-    Event::Unit(Rc::new(UnitStatus { name, state, since_ms: at * 1000, restarts: 0, exit, end: None, spec: None }))
+    Event::Unit(Rc::new(UnitStatus { name, state, since_ms: at * 1000, restarts: 0, exit: None, end, spec: None }))
 }
 
 fn nothing_runs() -> Event {
@@ -177,7 +179,9 @@ fn a_vm_that_cannot_be_started_is_tried_again_later() {
     volume(&mut bench, made());
     bench.event(&mut part, &nothing_runs());
     bench.config(&mut part, desired(&[web()]));
-    assert!(error(&part).starts_with("app web: no tap; it is started again"), "{:?}", status(&part));
+    let trouble = &status(&part).troubles[0];
+    assert_eq!((trouble.text.as_str(), trouble.severity), ("app web: no tap", Severity::Error));
+    assert_eq!(trouble.retry.as_ref().unwrap().condition, "started again 5 s after that");
     bench.at(&mut part, 4);
     assert_eq!(world.did("start web as 0"), 1);
     bench.at(&mut part, 5);
@@ -191,7 +195,7 @@ fn a_purge_waits_for_the_new_volume_and_is_done_once_even_when_the_agent_restart
     bench.config(&mut part, desired(std::slice::from_ref(&purged)));
     assert_eq!(world.did(&format!("stop {WEB}")), 1);
     assert!(bench.facts.get::<Purges>().unwrap().0.is_empty(), "the VM still holds the volume");
-    bench.event(&mut part, &unit(UnitState::Ended, 2, Some(Exit::Code(0))));
+    bench.event(&mut part, &unit(UnitState::Ended, 2, Some(ExitClass::PowerOff)));
     assert_eq!(bench.facts.get::<Purges>().unwrap().0[&VOLUME], 4);
     assert_eq!(status(&part).state, AppState::Purging);
     volume(&mut bench, VolumeFact { error: "no space".into(), ..made() });
@@ -224,7 +228,7 @@ fn an_app_with_a_fault_runs_on_and_keeps_what_was_acted_on() {
     let (world, mut part, mut bench) = running();
     let counted = App { restart_counter: 3, ..web() };
     bench.config(&mut part, desired(std::slice::from_ref(&counted)));
-    bench.event(&mut part, &unit(UnitState::Ended, 2, Some(Exit::Code(0))));
+    bench.event(&mut part, &unit(UnitState::Ended, 2, Some(ExitClass::PowerOff)));
     bench.event(&mut part, &unit(UnitState::Running { pid: 8 }, 2, None));
     let before = kept(&bench);
     let mut broken = desired(&[]);
@@ -233,7 +237,7 @@ fn an_app_with_a_fault_runs_on_and_keeps_what_was_acted_on() {
     bench.config(&mut part, broken.clone());
     assert_eq!((status(&part).state, error(&part).as_str()), (AppState::Running, "interface eth0: typo"));
     assert_eq!((world.did(&format!("stop {WEB}")), kept(&bench)), (1, before.clone()), "stopped by the counter only");
-    bench.event(&mut part, &unit(UnitState::Ended, 3, Some(Exit::Code(0))));
+    bench.event(&mut part, &unit(UnitState::Ended, 3, Some(ExitClass::PowerOff)));
     assert_eq!(status(&part).state, AppState::Error);
     assert_eq!((world.did("start web as 0"), kept(&bench)), (2, before));
     // A purge that comes with the repair is carried out.
@@ -247,7 +251,7 @@ fn a_deleted_app_ends_then_its_unit_goes_and_its_number_is_free() {
     bench.config(&mut part, desired(&[]));
     assert_eq!(status(&part), AppStatus::default(), "it is not reported any more");
     assert!(bench.facts.get::<Guests>().unwrap().0[&WEB].running, "its network stays");
-    bench.event(&mut part, &unit(UnitState::Ended, 2, Some(Exit::Code(0))));
+    bench.event(&mut part, &unit(UnitState::Ended, 2, Some(ExitClass::PowerOff)));
     assert_eq!(world.did(&format!("remove {WEB}")), 1);
     assert!(kept(&bench).apps.is_empty() && bench.facts.get::<Guests>().unwrap().0.is_empty());
 }
@@ -255,7 +259,7 @@ fn a_deleted_app_ends_then_its_unit_goes_and_its_number_is_free() {
 #[test]
 fn a_guest_that_restarts_itself_is_started_again_without_an_error() {
     let (world, mut part, mut bench) = running();
-    bench.event(&mut part, &unit(UnitState::Ended, 2, Some(Exit::Code(10))));
+    bench.event(&mut part, &unit(UnitState::Ended, 2, Some(ExitClass::GuestReset)));
     assert_eq!(world.did("start web as 0"), 2);
     assert_eq!((status(&part).state, error(&part).as_str()), (AppState::Running, ""));
     assert_eq!(bench.said("app web: the guest restarts"), 1);
@@ -276,7 +280,7 @@ fn apps_that_may_not_run_end_and_say_why() {
     bench.facts.publish(Held(Some("maintenance mode".into())));
     bench.settle(&mut part);
     assert_eq!(world.did(&format!("stop {WEB}")), 1);
-    bench.event(&mut part, &unit(UnitState::Ended, 2, Some(Exit::Code(0))));
+    bench.event(&mut part, &unit(UnitState::Ended, 2, Some(ExitClass::PowerOff)));
     assert_eq!((status(&part).state, error(&part).as_str()), (AppState::Halted, "maintenance mode"));
     bench.facts.publish(Held(None));
     bench.settle(&mut part);
@@ -289,4 +293,23 @@ fn a_second_app_gets_a_number_of_its_own() {
     let second = App { id: Uuid::from_u128(9), name: "db".into(), ..web() };
     bench.config(&mut part, desired(&[web(), second]));
     assert_eq!(world.did("start db as 1"), 1);
+}
+
+#[test]
+fn the_sentence_of_an_end_reaches_the_report_unchanged() {
+    let (_, mut part, mut bench) = running();
+    bench.event(&mut part, &unit(UnitState::Ended, 2, Some(ExitClass::Resource)));
+    assert_eq!(error(&part), "app web: the end of Resource");
+    assert_eq!(bench.said("app web: the end of Resource"), 2, "at the end, and with what happens next");
+}
+
+#[test]
+fn a_fault_of_the_planner_is_a_warning_beside_running() {
+    let (_, mut part, mut bench) = running();
+    let fault = Err(Readiness::Failed("app web: port 8080 is taken by app db".into()));
+    bench.facts.publish(Nics([(WEB, fault)].into()));
+    bench.settle(&mut part);
+    let found = status(&part);
+    assert_eq!((found.state, found.troubles[0].severity), (AppState::Running, Severity::Warning));
+    assert_eq!(found.troubles[0].text, "app web: port 8080 is taken by app db");
 }

@@ -1,16 +1,22 @@
 //! The part's turn on a bench, over a STATE in memory and downloads that report what a test lets them.
 
+use super::job::{Reported, unit};
 use super::*;
+use crate::fetching::{Get, Order, Reports};
 use crate::parts::controller::facts::Failure;
 use crate::testing::Bench;
 use crate::world::Local;
-use holdfast_model::contract::fetch::Outcome;
+use holdfast_model::base_os::BaseOs;
+use holdfast_model::contract::fetch::{FailureClass, Outcome, Report};
+use holdfast_model::desired::Desired;
 use holdfast_model::observed::BootReason;
 use holdfast_model::storage::{ContentTree, Datastore, DatastoreKind, ImageFormat};
-use holdfast_slots::{Effect, Phase, step};
+use holdfast_slots::{Effect, Image, Phase, step};
+use holdfast_supervise::{UnitName, UnitSpec, UnitState, UnitStatus};
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::future::{pending, ready};
+use std::time::Duration;
 use uuid::Uuid;
 
 struct World {
@@ -72,6 +78,10 @@ impl Fetching for World {
         let list = self.reports.borrow_mut().pop_front();
         let script = Script(RefCell::new(list.clone().unwrap_or_default().into()), list.is_none());
         Box::pin(ready(Ok(Rc::new(script) as Rc<dyn Reports>)))
+    }
+    fn adopt(&self, _: UnitName) -> Local<Result<Rc<dyn Reports>, String>> {
+        let list = self.reports.borrow_mut().pop_front().unwrap_or_default();
+        Box::pin(ready(Ok(Rc::new(Script(RefCell::new(list.into()), false)) as Rc<dyn Reports>)))
     }
     fn stop(&self, _: UnitName) -> Local<Result<(), String>> {
         *self.stopped.borrow_mut() += 1;
@@ -292,4 +302,32 @@ fn the_running_epoch_is_committed_once_outside_of_a_trial() {
     let mut part = self::part(&tried, Slot::B);
     bench.settle(&mut part);
     assert!(tried.committed.borrow().is_empty());
+}
+
+#[test]
+fn the_download_of_a_former_agent_goes_on_when_its_version_is_wanted() {
+    for (version, adopted) in [("2", true), ("3", false)] {
+        let world = world(Record { phase: Phase::Dirty(image("2", 3)), ..stable() });
+        world.reports.borrow_mut().push_back(vec![done("2", 4)]);
+        let (mut part, mut bench) = (part(&world, Slot::A), Bench::default());
+        let mut spec = UnitSpec::new(unit(), "/bin/fetch", 1000);
+        spec.tag = "2".into();
+        let state = UnitState::Running { pid: 5 };
+        let status = UnitStatus {
+            name: unit(),
+            state,
+            since_ms: 0,
+            restarts: 0,
+            exit: None,
+            end: None,
+            spec: Some(Box::new(spec)),
+        };
+        bench.event(&mut part, &Event::Units([status].into()));
+        bench.config(&mut part, desired(version, false, 0));
+        let staged = world.record.borrow().phase == Phase::Staged { image: image("2", 4), forced: false };
+        assert_eq!(
+            (staged, world.jobs.borrow().len(), *world.stopped.borrow()),
+            (adopted, usize::from(!adopted), usize::from(!adopted))
+        );
+    }
 }

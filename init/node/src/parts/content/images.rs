@@ -20,7 +20,7 @@ pub trait ImageStore {
     fn partial(&self, content: Uuid) -> PathBuf;
     /// Folder for nameless files of jobs.
     fn spool(&self) -> PathBuf;
-    /// Names of image files, after what a former agent left half done was removed.
+    /// Names of images and of files on their way.
     fn look(&self) -> Local<io::Result<Vec<String>>>;
     /// Gives a complete image its name, durably.
     fn keep(&self, content: Uuid, sha256: String) -> Local<io::Result<()>>;
@@ -38,6 +38,12 @@ pub fn name_of(sha256: &str) -> String {
 #[must_use]
 pub fn partial_name(content: Uuid) -> String {
     format!("{PARTIAL}{content}")
+}
+
+/// The content whose job writes to the file of this name.
+#[must_use]
+pub fn content_of_partial(name: &str) -> Option<Uuid> {
+    name.strip_prefix(PARTIAL)?.parse().ok()
 }
 
 /// The real folder. Its operations run on threads that may block.
@@ -77,12 +83,7 @@ fn look(folder: &Path) -> io::Result<Vec<String>> {
     let mut names = Vec::new();
     for entry in fs::read_dir(folder)? {
         let name = entry?.file_name().to_string_lossy().into_owned();
-        if name == SPOOL {
-            continue;
-        }
-        if name.starts_with(PARTIAL) {
-            remove(&folder.join(name))?;
-        } else {
+        if name != SPOOL {
             names.push(name);
         }
     }
@@ -108,7 +109,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_look_removes_halves_and_an_image_that_is_kept_has_its_name() {
+    fn a_look_shows_halves_and_an_image_that_is_kept_has_its_name() {
         let dir = tempfile::tempdir().unwrap();
         let folder = Folder(dir.path().to_owned());
         let id = Uuid::from_u128(1);
@@ -116,11 +117,12 @@ mod tests {
         for path in [folder.partial(id), folder.file("aa")] {
             fs::write(path, b"x").unwrap();
         }
-        assert_eq!(look(dir.path()).unwrap(), ["aa.erofs"]);
-        assert!(!folder.partial(id).exists() && folder.spool().exists());
-        fs::write(folder.partial(id), b"y").unwrap();
+        let mut names = look(dir.path()).unwrap();
+        names.sort();
+        assert_eq!(names, [partial_name(id), name_of("aa")]);
+        assert_eq!(names.iter().find_map(|n| content_of_partial(n)), Some(id));
         keep(&folder.partial(id), &folder.file("bb")).unwrap();
-        assert_eq!(fs::read(folder.file("bb")).unwrap(), b"y");
+        assert_eq!(fs::read(folder.file("bb")).unwrap(), b"x");
         assert!(!folder.partial(id).exists());
     }
 }

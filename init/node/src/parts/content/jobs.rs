@@ -86,6 +86,7 @@ impl ContentPart {
                 content.complete(kept);
                 turn.say("info", format!("content {}: complete, sha256 {}", content.status.name, kept.sha256));
                 self.kept.contents.insert(job.0, kept.clone());
+                self.drop_unit(job.0, turn);
             }
             (Err(text), Some(_)) => self.failed(job, FailureClass::Local, text, turn),
             (_, None) => {}
@@ -98,6 +99,7 @@ impl ContentPart {
         content.failed(turn.now, class, text, longest);
         turn.say("error", trouble::texts(&content.status.troubles));
         self.remove(vec![partial_name(job.0)], turn);
+        self.drop_unit(job.0, turn);
     }
 }
 

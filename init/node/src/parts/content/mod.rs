@@ -1,7 +1,7 @@
 //! Contents: images that apps start from, as files below `/data/images`.
 //!
 //! Principles:
-//! 1. What is complete is recalled after a restart; what is half done begins again.
+//! 1. What is complete is recalled after a restart of the agent, and a job that runs goes on; only a reboot makes it begin again.
 //! 2. A file is removed only when the config is known, no content of it needs the file, and none with a fault may.
 //! 3. The outcome of a job counts for what was asked when it began, and for nothing else.
 //!
@@ -14,7 +14,7 @@ pub mod kept;
 pub mod state;
 
 use self::facts::{ImageFact, Images};
-use self::images::{ImageStore, name_of};
+use self::images::{ImageStore, content_of_partial, name_of};
 use self::jobs::Began;
 use self::kept::Kept;
 use self::state::Contents;
@@ -60,7 +60,10 @@ pub struct ContentPart {
     contents: Contents,
     /// The config that `contents` were taken from.
     taken: Option<Rc<Desired>>,
-    /// Names of image files; `None` before the first look.
+    /// Jobs that an agent before this one started, with their tags, until a config says whether they are wanted; `None` until
+    /// PID 1 has said what runs.
+    found: Option<BTreeMap<Uuid, String>>,
+    /// Names of files in the folder; `None` before the first look.
     present: Option<BTreeSet<String>>,
     looking: bool,
     look_at: Duration,
@@ -89,6 +92,7 @@ impl ContentPart {
             kept,
             contents: Contents::default(),
             taken: None,
+            found: None,
             present: None,
             looking: false,
             look_at: Duration::ZERO,
@@ -136,6 +140,25 @@ impl ContentPart {
         turn.start(format!("stop {unit}"), async move { Dropped(stop.await) });
     }
 
+    /// Goes on with the jobs of a former agent that are for what is wanted; ends the others.
+    fn adopt(&mut self, turn: &mut Turn<'_>) {
+        if self.taken.is_none() {
+            return;
+        }
+        for (id, tag) in std::mem::take(self.found.get_or_insert_default()) {
+            match self.contents.by_id.get_mut(&id) {
+                Some(content) if content.due(turn.now) && state::tag(&content.asked) == tag => {
+                    self.jobs += 1;
+                    let job = (id, self.jobs);
+                    (content.busy, content.job, content.status.state) = (true, self.jobs, LoadState::Resolving);
+                    let adopt = self.means.fetching.adopt(unit_of(id));
+                    turn.start(format!("go on with {id}"), async move { Began(job, adopt.await) });
+                }
+                _ => self.stop(unit_of(id), turn),
+            }
+        }
+    }
+
     fn fetch_what_is_due(&mut self, turn: &mut Turn<'_>) {
         let Some(desired) = self.taken.clone() else { return };
         let due: Vec<Uuid> = self.contents.by_id.iter().filter(|(_, c)| c.due(turn.now)).map(|(id, _)| *id).collect();
@@ -168,12 +191,15 @@ impl ContentPart {
 
     /// Removes image files that nothing needs; a running virtual machine keeps its open file.
     fn collect(&mut self, turn: &mut Turn<'_>) {
-        let (Some(_), Some(present)) = (&self.taken, &self.present) else { return };
+        let (Some(_), Some(_), Some(present)) = (&self.taken, &self.found, &self.present) else { return };
         if self.removing || turn.now < self.remove_at {
             return;
         }
         let needed: BTreeSet<String> = self.kept.contents.values().map(|k| name_of(&k.sha256)).collect();
-        let names: Vec<String> = present.difference(&needed).cloned().collect();
+        let comes = |name: &str| {
+            content_of_partial(name).is_some_and(|id| self.contents.by_id.get(&id).is_some_and(|c| c.busy))
+        };
+        let names: Vec<String> = present.difference(&needed).filter(|name| !comes(name)).cloned().collect();
         if !names.is_empty() {
             self.removing = true;
             self.remove(names, turn);
@@ -197,15 +223,30 @@ impl ContentPart {
         }
     }
 
-    /// PID 1's table is for units that somebody may ask for: an ended job is none, and one of a former agent writes for nobody.
-    fn unit(&mut self, status: &UnitStatus, turn: &mut Turn<'_>) {
-        let Some(id) = content_of(&status.name) else { return };
-        if matches!(status.state, UnitState::Ended) {
-            let remove = self.means.fetching.remove(status.name.clone());
-            turn.start(format!("remove {}", status.name), async move { Dropped(remove.await) });
-        } else if !self.contents.by_id.get(&id).is_some_and(|c| c.busy) {
-            self.stop(status.name.clone(), turn);
+    /// All that PID 1 knows: jobs that are not of this agent are of one before it.
+    fn units(&mut self, list: &[UnitStatus]) {
+        let found = self.found.get_or_insert_default();
+        for status in list {
+            let Some(id) = content_of(&status.name) else { continue };
+            if !self.contents.by_id.get(&id).is_some_and(|c| c.busy) {
+                found.insert(id, status.spec.as_ref().map(|s| s.tag.clone()).unwrap_or_default());
+            }
         }
+    }
+
+    /// PID 1's table is for units that somebody may ask for: an ended job is none, once its outcome is known.
+    fn unit(&self, status: &UnitStatus, turn: &mut Turn<'_>) {
+        let Some(id) = content_of(&status.name) else { return };
+        let found = self.found.as_ref().is_some_and(|f| f.contains_key(&id));
+        let busy = self.contents.by_id.get(&id).is_some_and(|c| c.busy);
+        if matches!(status.state, UnitState::Ended) && !found && !busy {
+            self.drop_unit(id, turn);
+        }
+    }
+
+    fn drop_unit(&self, id: Uuid, turn: &mut Turn<'_>) {
+        let remove = self.means.fetching.remove(unit_of(id));
+        turn.start(format!("remove the job of {id}"), async move { Dropped(remove.await) });
     }
 
     fn publish(&self, turn: &mut Turn<'_>) {
@@ -238,6 +279,7 @@ impl Means {
         };
         Ok(Order {
             unit: unit_of(fetch.id),
+            tag: state::tag(&state::asked(tree)),
             server: fetch.server,
             get: Get::Image {
                 repository,
@@ -280,7 +322,7 @@ impl Part for ContentPart {
     fn event(&mut self, event: &Event, turn: &mut Turn<'_>) {
         self.keeper.event(event, turn);
         match event {
-            Event::Units(list) => list.iter().for_each(|status| self.unit(status, turn)),
+            Event::Units(list) => self.units(list),
             Event::Unit(status) => self.unit(status, turn),
             _ => {}
         }
@@ -304,7 +346,10 @@ impl Part for ContentPart {
     fn turn(&mut self, turn: &mut Turn<'_>) {
         self.look(turn);
         self.take(turn);
-        self.fetch_what_is_due(turn);
+        if self.found.is_some() {
+            self.adopt(turn);
+            self.fetch_what_is_due(turn);
+        }
         self.keeper.keep(&self.kept, turn);
         self.collect(turn);
         self.publish(turn);

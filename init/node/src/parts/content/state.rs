@@ -5,6 +5,7 @@ use holdfast_model::contract::fetch::{FailureClass, ImageConfig, Phase, Report};
 use holdfast_model::observed::{ContentStatus, LoadState, Tens};
 use holdfast_model::storage::ContentTree;
 use holdfast_model::trouble::{Object, ObjectKind, Trouble};
+use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::time::Duration;
 use uuid::Uuid;
@@ -32,6 +33,12 @@ pub struct Content {
 #[must_use]
 pub fn asked(tree: &ContentTree) -> String {
     format!("{} {} {}", tree.path, tree.sha256, tree.generation)
+}
+
+/// The same, short enough for the tag of a job's unit.
+#[must_use]
+pub fn tag(asked: &str) -> String {
+    hex::encode(Sha256::digest(asked.as_bytes()))
 }
 
 /// All content trees.

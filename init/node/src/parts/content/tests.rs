@@ -9,6 +9,7 @@ use crate::world::Local;
 use holdfast_model::contract::fetch::{ImageConfig, Outcome, Phase, Report};
 use holdfast_model::storage::{Datastore, DatastoreKind};
 use holdfast_model::trouble::{self, Object, Trouble};
+use holdfast_supervise::UnitSpec;
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::future::{pending, ready};
@@ -21,6 +22,7 @@ struct World {
     began: RefCell<Vec<UnitName>>,
     stopped: RefCell<Vec<UnitName>>,
     removed: RefCell<Vec<UnitName>>,
+    adopted: RefCell<Vec<UnitName>>,
     /// What the next jobs report, each ending with the end of its list.
     reports: RefCell<VecDeque<Vec<Report>>>,
 }
@@ -41,6 +43,12 @@ impl Fetching for World {
         self.began.borrow_mut().push(order.unit);
         let list = self.reports.borrow_mut().pop_front();
         // Without a script it goes on for ever.
+        let script = Script(RefCell::new(list.clone().unwrap_or_default().into()), list.is_none());
+        Box::pin(ready(Ok(Rc::new(script) as Rc<dyn Reports>)))
+    }
+    fn adopt(&self, unit: UnitName) -> Local<Result<Rc<dyn Reports>, String>> {
+        self.adopted.borrow_mut().push(unit);
+        let list = self.reports.borrow_mut().pop_front();
         let script = Script(RefCell::new(list.clone().unwrap_or_default().into()), list.is_none());
         Box::pin(ready(Ok(Rc::new(script) as Rc<dyn Reports>)))
     }
@@ -130,12 +138,14 @@ fn an_image_is_fetched_kept_and_recalled_by_the_next_agent() {
     let progress = Report::Progress { phase: Phase::Downloading, bytes: 1, total: 2 };
     world.reports.borrow_mut().push_back(vec![progress, done("aa")]);
     let (mut first, mut bench) = (part(&world, Kept::default()), Bench::default());
+    bench.event(&mut first, &Event::Units(Rc::new([])));
     bench.config(&mut first, desired(&[(1, "web:1")]));
     let image = bench.facts.get::<Images>().unwrap().0[&id(1)].clone();
     assert_eq!((image.state, image.file), (LoadState::Loaded, "/data/images/aa.erofs".into()));
     assert_eq!(bench.said("content c1: complete, sha256 aa"), 1);
 
     let (mut second, mut again) = (part(&world, kept(&bench)), Bench::default());
+    again.event(&mut second, &Event::Units(Rc::new([])));
     again.config(&mut second, desired(&[(1, "web:1")]));
     assert_eq!(again.facts.get::<Images>().unwrap().0[&id(1)].image.as_ref().unwrap().cmd, ["/web"]);
     assert_eq!(world.began.borrow().len(), 1, "nothing is fetched again");
@@ -147,6 +157,7 @@ fn a_job_that_dies_is_tried_again_and_its_half_removed() {
     world.reports.borrow_mut().push_back(vec![]);
     world.reports.borrow_mut().push_back(vec![done("aa")]);
     let (mut part, mut bench) = (part(&world, Kept::default()), Bench::default());
+    bench.event(&mut part, &Event::Units(Rc::new([])));
     bench.config(&mut part, desired(&[(1, "web:1")]));
     let mut observed = Observed::default();
     part.observe(&mut observed);
@@ -163,6 +174,7 @@ fn a_job_that_dies_is_tried_again_and_its_half_removed() {
 fn a_change_while_a_job_runs_ends_it_and_its_outcome_counts_for_nothing() {
     let world = Rc::new(World::default());
     let (mut part, mut bench) = (part(&world, Kept::default()), Bench::default());
+    bench.event(&mut part, &Event::Units(Rc::new([])));
     bench.config(&mut part, desired(&[(1, "web:1")]));
     assert_eq!(world.began.borrow().len(), 1);
     bench.config(&mut part, desired(&[(1, "web:2")]));
@@ -179,6 +191,7 @@ fn a_content_with_a_fault_keeps_its_image_and_one_that_is_deleted_does_not() {
     let world = Rc::new(World::default());
     world.reports.borrow_mut().extend([vec![done("aa")], vec![done("bb")]]);
     let (mut part, mut bench) = (part(&world, Kept::default()), Bench::default());
+    bench.event(&mut part, &Event::Units(Rc::new([])));
     bench.config(&mut part, desired(&[(1, "web:1"), (2, "db:1")]));
     let mut broken = desired(&[]);
     let text = "datastore: typo".to_owned();
@@ -195,18 +208,53 @@ fn nothing_is_removed_before_a_config_is_known() {
     let world = Rc::new(World::default());
     world.names.borrow_mut().insert(name_of("aa"));
     let (mut part, mut bench) = (part(&world, Kept::default()), Bench::default());
-    bench.settle(&mut part);
+    bench.event(&mut part, &Event::Units(Rc::new([])));
     assert_eq!(world.names.borrow().len(), 1);
     bench.config(&mut part, desired(&[]));
     assert!(world.names.borrow().is_empty());
 }
 
+/// A job of a former agent for a content of this path.
+fn left_behind(path: &str, state: UnitState) -> Event {
+    let asked = state::asked(&desired(&[(1, path)]).contents[0]);
+    let mut spec = UnitSpec::new(unit_of(id(1)), "/bin/fetch", 1000);
+    spec.tag = state::tag(&asked);
+    Event::Units([UnitStatus { spec: Some(Box::new(spec)), ..unit(id(1), state) }].into())
+}
+
 #[test]
-fn ended_jobs_leave_the_table_and_those_of_a_former_agent_are_ended() {
+fn the_job_of_a_former_agent_goes_on_when_it_is_for_what_is_wanted() {
+    for state in [UnitState::Running { pid: 5 }, UnitState::Ended] {
+        let world = Rc::new(World::default());
+        world.names.borrow_mut().insert(partial_name(id(1)));
+        let (mut part, mut bench) = (part(&world, Kept::default()), Bench::default());
+        bench.event(&mut part, &left_behind("web:1", state));
+        assert!(world.adopted.borrow().is_empty(), "it is not known yet what is wanted");
+        bench.config(&mut part, desired(&[(1, "web:1")]));
+        assert_eq!((world.adopted.borrow().len(), world.began.borrow().len(), world.stopped.borrow().len()), (1, 0, 0));
+        assert_eq!(world.names.borrow().len(), 1, "what it writes to stays");
+        let done = Reported((id(1), 1), Rc::new(Script(RefCell::default(), true)), Some(done("aa")));
+        bench.event(&mut part, &Event::News(Rc::new(done)));
+        assert_eq!(bench.facts.get::<Images>().unwrap().0[&id(1)].state, LoadState::Loaded);
+        assert_eq!(*world.removed.borrow(), [unit_of(id(1))], "its unit goes once its outcome is kept");
+    }
+}
+
+#[test]
+fn the_job_of_a_former_agent_ends_when_something_else_is_wanted() {
+    let world = Rc::new(World::default());
+    world.names.borrow_mut().insert(partial_name(id(1)));
+    let (mut part, mut bench) = (part(&world, Kept::default()), Bench::default());
+    bench.event(&mut part, &left_behind("web:1", UnitState::Running { pid: 5 }));
+    bench.config(&mut part, desired(&[]));
+    assert_eq!((world.adopted.borrow().len(), world.stopped.borrow().len()), (0, 1));
+    assert!(world.names.borrow().is_empty(), "its half is removed");
+}
+
+#[test]
+fn an_ended_job_leaves_the_table() {
     let world = Rc::new(World::default());
     let (mut part, mut bench) = (part(&world, Kept::default()), Bench::default());
-    bench.event(&mut part, &Event::Units([unit(id(1), UnitState::Running { pid: 5 })].into()));
-    assert_eq!(*world.stopped.borrow(), [unit_of(id(1))]);
     bench.event(&mut part, &Event::Unit(Rc::new(unit(id(1), UnitState::Ended))));
     assert_eq!(*world.removed.borrow(), [unit_of(id(1))]);
 }
