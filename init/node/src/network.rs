@@ -425,7 +425,6 @@ impl Network {
                 mac: t.mac,
                 addresses: t.address.map(IpAddr::V4).into_iter().collect(),
                 tap: t.tap.clone(),
-                ..AppInterfaceStatus::default()
             })
             .collect()
     }

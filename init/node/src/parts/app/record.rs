@@ -173,7 +173,6 @@ impl AppRecord {
                 || self.volumes.iter().map(|v| v.0).collect(),
                 |a| a.volumes.iter().map(|v| v.volume).collect(),
             ),
-            ..AppStatus::default()
         }
     }
 }
