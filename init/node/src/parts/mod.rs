@@ -7,3 +7,6 @@ pub mod controller;
 pub mod device;
 pub mod network;
 pub mod volume;
+
+#[cfg(test)]
+mod tests;

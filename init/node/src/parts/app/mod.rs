@@ -258,4 +258,4 @@ impl Part for AppPart {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -16,18 +16,18 @@ use std::cell::RefCell;
 use std::future::ready;
 use std::path::Path;
 
-const WEB: Uuid = Uuid::from_u128(1);
-const VOLUME: Uuid = Uuid::from_u128(2);
-const IMAGE: Uuid = Uuid::from_u128(3);
+pub(crate) const WEB: Uuid = Uuid::from_u128(1);
+pub(crate) const VOLUME: Uuid = Uuid::from_u128(2);
+pub(crate) const IMAGE: Uuid = Uuid::from_u128(3);
 
 #[derive(Default)]
-struct World {
-    did: RefCell<Vec<String>>,
-    refuse: RefCell<bool>,
+pub(crate) struct World {
+    pub(crate) did: RefCell<Vec<String>>,
+    pub(crate) refuse: RefCell<bool>,
 }
 
 impl World {
-    fn did(&self, what: &str) -> usize {
+    pub(crate) fn did(&self, what: &str) -> usize {
         self.did.borrow().iter().filter(|d| *d == what).count()
     }
 }
@@ -48,7 +48,7 @@ impl Machines for World {
     }
 }
 
-fn web() -> App {
+pub(crate) fn web() -> App {
     App {
         id: WEB,
         version: "1".into(),
@@ -66,7 +66,7 @@ fn web() -> App {
     }
 }
 
-fn desired(apps: &[App]) -> Desired {
+pub(crate) fn desired(apps: &[App]) -> Desired {
     let volume = Volume {
         id: VOLUME,
         name: "root".into(),
@@ -108,7 +108,7 @@ fn made() -> VolumeFact {
     VolumeFact { ready: true, file: "/data/volumes/root".into(), ..VolumeFact::default() }
 }
 
-fn unit(state: UnitState, at: u64, class: Option<ExitClass>) -> Event {
+pub(crate) fn unit(state: UnitState, at: u64, class: Option<ExitClass>) -> Event {
     let end = class.map(|class| End::new(class, format!("the end of {class:?}")));
     let name = vm::unit_of(WEB);
     Event::Unit(Rc::new(UnitStatus { name, state, since_ms: at * 1000, restarts: 0, exit: None, end, spec: None }))

@@ -73,7 +73,11 @@ impl ContentPart {
                 self.failed(job, FailureClass::Local, &text, turn);
             }
             Some(Report::Failed { class, text }) => self.failed(job, *class, text, turn),
-            None => self.failed(job, FailureClass::Local, "the download job ended without a result", turn),
+            None => {
+                let words = content.words.take().unwrap_or_else(|| "it left no reason".into());
+                let text = format!("the download job ended without a result: {words}");
+                self.failed(job, FailureClass::Local, &text, turn);
+            }
         }
     }
 

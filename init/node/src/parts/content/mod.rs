@@ -150,7 +150,7 @@ impl ContentPart {
                 Some(content) if content.due(turn.now) && state::tag(&content.asked) == tag => {
                     self.jobs += 1;
                     let job = (id, self.jobs);
-                    (content.busy, content.job, content.status.state) = (true, self.jobs, LoadState::Resolving);
+                    content.begin(self.jobs);
                     let adopt = self.means.fetching.adopt(unit_of(id));
                     turn.start(format!("go on with {id}"), async move { Began(job, adopt.await) });
                 }
@@ -174,7 +174,7 @@ impl ContentPart {
                 Ok(order) => {
                     self.jobs += 1;
                     let job = (id, self.jobs);
-                    (content.busy, content.job, content.status.state) = (true, self.jobs, LoadState::Resolving);
+                    content.begin(self.jobs);
                     let begin = self.means.fetching.start(order);
                     turn.start(format!("fetch {}", tree.name), async move { Began(job, begin.await) });
                 }
@@ -235,12 +235,16 @@ impl ContentPart {
     }
 
     /// PID 1's table is for units that somebody may ask for: an ended job is none, once its outcome is known.
-    fn unit(&self, status: &UnitStatus, turn: &mut Turn<'_>) {
-        let Some(id) = content_of(&status.name) else { return };
+    fn unit(&mut self, status: &UnitStatus, turn: &mut Turn<'_>) {
+        let Some(id) = content_of(&status.name).filter(|_| matches!(status.state, UnitState::Ended)) else { return };
         let found = self.found.as_ref().is_some_and(|f| f.contains_key(&id));
-        let busy = self.contents.by_id.get(&id).is_some_and(|c| c.busy);
-        if matches!(status.state, UnitState::Ended) && !found && !busy {
-            self.drop_unit(id, turn);
+        match self.contents.by_id.get_mut(&id) {
+            Some(content) if content.busy => {
+                let end = status.end.as_ref().filter(|end| end.class.is_failure());
+                content.words = end.map(|end| end.reason.clone());
+            }
+            _ if !found => self.drop_unit(id, turn),
+            _ => {}
         }
     }
 
@@ -361,4 +365,4 @@ impl Part for ContentPart {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -21,6 +21,8 @@ pub struct Content {
     pub busy: bool,
     /// Its number.
     pub job: u64,
+    /// The last words of its job, when it died without a report.
+    pub words: Option<String>,
     /// Not before this monotonic time.
     pub retry_at: Duration,
     /// Failures in a row; also chooses the next datastore.
@@ -98,6 +100,14 @@ impl Content {
         self.status.size_bytes = kept.size_bytes;
         self.status.troubles.clear();
         self.image = kept.configuration();
+    }
+
+    /// Notes that a job began.
+    pub fn begin(&mut self, job: u64) {
+        self.busy = true;
+        self.job = job;
+        self.words = None;
+        self.status.state = LoadState::Resolving;
     }
 
     /// True when a fetch should start now.

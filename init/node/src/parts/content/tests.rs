@@ -6,6 +6,7 @@ use super::*;
 use crate::fetching::Reports;
 use crate::testing::Bench;
 use crate::world::Local;
+use holdfast_model::contract::end::{End, ExitClass};
 use holdfast_model::contract::fetch::{ImageConfig, Outcome, Phase, Report};
 use holdfast_model::storage::{Datastore, DatastoreKind};
 use holdfast_model::trouble::{self, Object, Trouble};
@@ -17,14 +18,14 @@ use std::io;
 use std::path::Path;
 
 #[derive(Default)]
-struct World {
-    names: RefCell<BTreeSet<String>>,
-    began: RefCell<Vec<UnitName>>,
-    stopped: RefCell<Vec<UnitName>>,
+pub(crate) struct World {
+    pub(crate) names: RefCell<BTreeSet<String>>,
+    pub(crate) began: RefCell<Vec<UnitName>>,
+    pub(crate) stopped: RefCell<Vec<UnitName>>,
     removed: RefCell<Vec<UnitName>>,
     adopted: RefCell<Vec<UnitName>>,
     /// What the next jobs report, each ending with the end of its list.
-    reports: RefCell<VecDeque<Vec<Report>>>,
+    pub(crate) reports: RefCell<VecDeque<Vec<Report>>>,
 }
 
 struct Script(RefCell<VecDeque<Report>>, bool);
@@ -85,11 +86,11 @@ impl ImageStore for World {
     }
 }
 
-fn id(n: u128) -> Uuid {
+pub(crate) fn id(n: u128) -> Uuid {
     Uuid::from_u128(n)
 }
 
-fn desired(contents: &[(u128, &str)]) -> Desired {
+pub(crate) fn desired(contents: &[(u128, &str)]) -> Desired {
     let tree = |(n, path): &(u128, &str)| ContentTree {
         id: id(*n),
         name: format!("c{n}"),
@@ -115,7 +116,7 @@ fn desired(contents: &[(u128, &str)]) -> Desired {
     desired
 }
 
-fn done(sha256: &str) -> Report {
+pub(crate) fn done(sha256: &str) -> Report {
     let config = ImageConfig { cmd: vec!["/web".into()], ..ImageConfig::default() };
     Report::Done(Outcome::Oci { manifest_sha256: sha256.into(), size_bytes: 7, config })
 }
@@ -168,6 +169,21 @@ fn a_job_that_dies_is_tried_again_and_its_half_removed() {
     assert_eq!(world.began.borrow().len(), 1);
     bench.at(&mut part, 10);
     assert_eq!(bench.facts.get::<Images>().unwrap().0[&id(1)].state, LoadState::Loaded);
+}
+
+#[test]
+fn a_job_that_dies_leaves_its_last_words() {
+    let world = Rc::new(World::default());
+    let (mut part, mut bench) = (part(&world, Kept::default()), Bench::default());
+    bench.event(&mut part, &Event::Units(Rc::new([])));
+    bench.config(&mut part, desired(&[(1, "web:1")]));
+    let end = Some(End::new(ExitClass::OutOfMemory, "its memory limit of 192 MiB was reached"));
+    bench.event(&mut part, &Event::Unit(Rc::new(UnitStatus { end, ..unit(id(1), UnitState::Ended) })));
+    assert!(world.removed.borrow().is_empty(), "its outcome is not known yet");
+    let none = Reported((id(1), 1), Rc::new(Script(RefCell::default(), true)), None);
+    bench.event(&mut part, &Event::News(Rc::new(none)));
+    let text = bench.facts.get::<Images>().unwrap().0[&id(1)].error.clone();
+    assert!(text.contains("without a result: its memory limit of 192 MiB was reached"), "{text}");
 }
 
 #[test]

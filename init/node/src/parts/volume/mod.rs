@@ -262,4 +262,4 @@ impl VolumePart {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -13,10 +13,10 @@ use std::path::{Path, PathBuf};
 use uuid::Uuid;
 
 #[derive(Default)]
-struct Memory {
-    names: RefCell<BTreeSet<String>>,
-    made: RefCell<Vec<(Uuid, u64)>>,
-    full: RefCell<bool>,
+pub(crate) struct Memory {
+    pub(crate) names: RefCell<BTreeSet<String>>,
+    pub(crate) made: RefCell<Vec<(Uuid, u64)>>,
+    pub(crate) full: RefCell<bool>,
 }
 
 impl VolumeStore for Memory {
