@@ -16,7 +16,7 @@ use holdfast_model::contract::network::{Lease, Reply, Request};
 use holdfast_model::desired::Desired;
 use holdfast_model::net::{Adapter, Addressing4, Addressing6, Prefix, Static};
 use holdfast_model::observed::{AppInterfaceStatus, AppState, InstanceStatus, PortStatus};
-use holdfast_model::trouble::{Object, ObjectKind, Trouble};
+use holdfast_model::trouble::{self, Object, ObjectKind, Severity, Trouble};
 use holdfast_netkernel::cards::{card_facts, physical_links};
 use holdfast_netkernel::monitor::Event;
 use holdfast_netkernel::{Monitor, NetDriver, Services as _};
@@ -403,16 +403,18 @@ impl Network {
         Ok(nics)
     }
 
+    /// What keeps an app from its network; warnings do not.
     fn app_fault(&self, app: Uuid) -> Option<&Trouble> {
-        self.fault(ObjectKind::App, &app.to_string())
+        self.faults(ObjectKind::App, app).find(|fault| fault.severity == Severity::Error)
     }
 
     fn instance_fault(&self, instance: Uuid) -> Option<&Trouble> {
-        self.fault(ObjectKind::NetworkInstance, &instance.to_string())
+        self.faults(ObjectKind::NetworkInstance, instance).find(|fault| fault.severity == Severity::Error)
     }
 
-    fn fault(&self, kind: ObjectKind, id: &str) -> Option<&Trouble> {
-        self.plan.as_ref()?.faults.iter().find(|f| f.on.is(kind, id))
+    fn faults(&self, kind: ObjectKind, id: impl ToString) -> impl Iterator<Item = &Trouble> {
+        let id = id.to_string();
+        self.plan.iter().flat_map(|plan| &plan.faults).filter(move |fault| fault.on.is(kind, &id))
     }
 
     /// Interfaces of an app as they are reported.
@@ -459,12 +461,7 @@ impl Network {
                 domain: p.domain.clone(),
                 mtu: p.mtu,
                 cost: p.cost,
-                troubles: self
-                    .fault(ObjectKind::Adapter, &p.name)
-                    .cloned()
-                    .into_iter()
-                    .chain(unused(&p.name))
-                    .collect(),
+                troubles: self.faults(ObjectKind::Adapter, &p.name).cloned().chain(unused(&p.name)).collect(),
             })
             .collect();
         for fault in plan.faults.iter().filter(|f| f.on.kind == ObjectKind::Adapter) {
@@ -482,7 +479,7 @@ impl Network {
         let mut list = Vec::new();
         for wanted in &desired.instances {
             let planned = self.plan.iter().flat_map(|p| p.instances.iter()).find(|p| p.id == wanted.id);
-            let mut troubles: Vec<Trouble> = self.instance_fault(wanted.id).cloned().into_iter().collect();
+            let mut troubles: Vec<Trouble> = self.faults(ObjectKind::NetworkInstance, wanted.id).cloned().collect();
             let mut keys = Vec::new();
             if let Some(p) = planned {
                 keys.push(ItemKey::Link(p.bridge.clone()));
@@ -490,7 +487,7 @@ impl Network {
             }
             for key in &keys {
                 if let Some(State::Failed { error: text, .. }) = self.states.get(key)
-                    && troubles.is_empty()
+                    && trouble::worst(&troubles) != Some(Severity::Error)
                 {
                     let on = Object::new(ObjectKind::NetworkInstance, wanted.id, &wanted.name);
                     troubles.push(Trouble::error(on, format!("network instance {}: {key}: {text}", wanted.name)));

@@ -1,29 +1,23 @@
 //! Network instances and the interfaces of apps in them.
 
-use crate::address::{Space, Wish, allocate, key};
+use crate::address::Space;
 use crate::kinds::route::Hop;
 use crate::kinds::service::ServiceKind;
 use crate::kinds::{Address, Bridge, BridgePort, NetItem, PolicyRule, Route, Service, Sysctl, Tap};
 use crate::path;
 use crate::ports::{MAIN_TABLE, PortPlan};
+use crate::taps::{self, TapPlan};
 use crate::{Input, names};
 use holdfast_engine::Graph;
-use holdfast_model::app::App;
 use holdfast_model::contract::network::{Assignment, NetworkService};
-use holdfast_model::net::{InstanceKind, Mac, NetworkInstance, Prefix, Rule};
+use holdfast_model::net::{InstanceKind, NetworkInstance, Prefix};
 use holdfast_model::trouble::{Object, ObjectKind, Trouble};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use uuid::Uuid;
 
 const DEFAULT_MTU: u32 = 1500;
 const LEASE_SECONDS: u32 = 3600;
-/// Queue pairs of one NIC: more than this many processors of a guest rarely wait for the network at once.
-const MAX_NIC_PAIRS: u32 = 4;
-/// Queue pairs of all NICs of an app: each is two descriptors that travel to the VMM in one packet, which takes 64 in all.
-const MAX_APP_PAIRS: u32 = 16;
-/// NICs of an app: one more would exceed its queue pairs.
-pub(crate) const MAX_APP_NICS: usize = MAX_APP_PAIRS as usize;
 /// Priorities of the two routing rules of an instance; after `local` (0), before `main` (32766).
 const CONNECTED_RULE: u32 = 1000;
 const UPLINK_RULE: u32 = 1001;
@@ -50,50 +44,6 @@ pub struct InstancePlan {
     pub mtu: u32,
     /// Unit name of its service (`Local`).
     pub service: Option<String>,
-}
-
-/// An app's interface as planned.
-#[derive(Debug, Clone, PartialEq)]
-pub struct TapPlan {
-    /// The app.
-    pub app: Uuid,
-    /// Number of the interface in the app.
-    pub index: usize,
-    /// Name used in info and metrics.
-    pub name: String,
-    /// Instance.
-    pub instance: Uuid,
-    /// Bridge.
-    pub bridge: String,
-    /// Tap.
-    pub tap: String,
-    /// MAC of the guest's NIC.
-    pub mac: Mac,
-    /// Address that DHCP gives (`Local`).
-    pub address: Option<Ipv4Addr>,
-    /// MTU in bytes.
-    pub mtu: u32,
-    /// Queue pairs of the guest's NIC, as [`queue_pairs`] says.
-    pub queue_pairs: u16,
-    /// Access rules in order.
-    pub rules: Vec<Rule>,
-}
-
-impl TapPlan {
-    /// The tap has to be one for several queues.
-    #[must_use]
-    pub fn multi_queue(&self) -> bool {
-        self.queue_pairs > 1
-    }
-}
-
-/// Queue pairs of each of an app's `nics` virtio-net cards: one for each vCPU up to 4, and all cards alike, so that they have
-/// at most 16 together (a card has at least one, an app at most 16 cards).
-#[must_use]
-pub fn queue_pairs(vcpus: u32, nics: usize) -> u16 {
-    let nics = u32::try_from(nics).unwrap_or(u32::MAX).max(1);
-    let pairs = vcpus.min(MAX_NIC_PAIRS).min(MAX_APP_PAIRS / nics).max(1);
-    u16::try_from(pairs).unwrap_or(1)
 }
 
 pub(crate) struct Instances {
@@ -124,34 +74,60 @@ pub(crate) fn plan(
     for instance in input.desired.instances.iter().filter(|i| i.activate) {
         match one(input, instance, ports, &mut taken) {
             Ok((plan, local)) => {
-                let (taps, kept) = interfaces(input, &plan, local.as_ref(), faults);
+                limits(input, instance, &plan, ports, faults);
+                let (taps, kept) = taps::plan(input, &plan, local.as_ref().map(|local| &local.space), faults);
                 items(input, instance, &plan, local.as_ref(), ports, &taps, graph);
                 out.allocations.v4.insert(plan.id, kept);
                 out.instances.push(plan);
                 out.taps.extend(taps);
             }
-            Err(text) => faults.push(Trouble::error(
-                Object::new(ObjectKind::NetworkInstance, instance.id, &instance.name),
-                format!("network instance {}: {text}", instance.name),
-            )),
-        }
-    }
-    for app in &input.desired.apps {
-        for interface in &app.interfaces {
-            if !out.instances.iter().any(|i| i.id == interface.instance) {
-                let text = format!("network instance {} is not there or in error", interface.instance);
-                faults.push(app_fault(app, &interface.name, &text));
+            Err(text) => {
+                faults.push(Trouble::error(object(instance), format!("network instance {}: {text}", instance.name)))
             }
         }
     }
+    // What one that is not made now had given out is its apps' again when it is.
+    for instance in &input.desired.instances {
+        if let Some(kept) = input.allocations.v4.get(&instance.id) {
+            out.allocations.v4.entry(instance.id).or_insert_with(|| kept.clone());
+        }
+    }
+    taps::check(input, ports, &out, faults);
     out
 }
 
-pub(crate) fn app_fault(app: &App, interface: &str, text: &str) -> Trouble {
-    Trouble::error(
-        Object::new(ObjectKind::App, app.id, &app.name),
-        format!("app {} interface {interface}: {text}", app.name),
-    )
+fn object(instance: &NetworkInstance) -> Object {
+    Object::new(ObjectKind::NetworkInstance, instance.id, &instance.name)
+}
+
+/// What the uplink cannot give, though the instance is made.
+fn limits(
+    input: &Input,
+    instance: &NetworkInstance,
+    plan: &InstancePlan,
+    ports: &[PortPlan],
+    faults: &mut Vec<Trouble>,
+) {
+    let Some(uplink) = ports.iter().find(|p| Some(&p.interface) == plan.uplink.as_ref()) else { return };
+    let mut say = |text: String| {
+        faults.push(Trouble::warning(object(instance), format!("network instance {}: {text}", instance.name)));
+    };
+    if plan.mtu > uplink.mtu {
+        let (own, limit) = (plan.mtu, uplink.mtu);
+        say(format!("mtu {own} is above the {limit} of its port {}: larger packets do not leave it", uplink.name));
+    }
+    if plan.kind == InstanceKind::Switch {
+        let wanted = |p: &PortPlan| p.layer2 && instance.uplinks.iter().any(|label| p.answers_to(label));
+        let all: Vec<&str> = path::rank(ports, input.paths, wanted).iter().map(|p| p.name.as_str()).collect();
+        if all.len() > 1 {
+            let (labels, all) = (instance.uplinks.join(", "), all.join(", "));
+            say(format!(
+                "{labels:?} means the ports {all}, but a switch of several ports is not supported by this version: only \
+                 {} is in it",
+                uplink.name
+            ));
+        }
+    }
 }
 
 /// What instances before this one have taken.
@@ -244,67 +220,6 @@ fn check_local(instance: &NetworkInstance, subnets: &[(Prefix, String)]) -> Resu
         return Err(format!("DHCP range {a} - {b} does not lie in {subnet}"));
     }
     Ok(Local { address: Prefix { address: space.gateway.into(), length: subnet.length }, space })
-}
-
-/// The interfaces in one instance, and the addresses to keep.
-fn interfaces(
-    input: &Input,
-    plan: &InstancePlan,
-    local: Option<&Local>,
-    faults: &mut Vec<Trouble>,
-) -> (Vec<TapPlan>, BTreeMap<String, Ipv4Addr>) {
-    let members: Vec<_> = input
-        .desired
-        .apps
-        .iter()
-        .flat_map(|app| app.interfaces.iter().enumerate().map(move |(i, f)| (app, i, f)))
-        .filter(|(_, _, f)| f.instance == plan.id)
-        .collect();
-    let wishes: Vec<Wish<Ipv4Addr>> =
-        members.iter().map(|(app, index, f)| Wish { key: key(app.id, *index), fixed: f.fixed.v4 }).collect();
-    let nothing = BTreeMap::new();
-    let kept = input.allocations.v4.get(&plan.id).unwrap_or(&nothing);
-    let given = local.map(|l| allocate(&l.space, kept, &wishes)).unwrap_or_default();
-    let mut macs: BTreeSet<Mac> = BTreeSet::new();
-    let mut taps = Vec::new();
-    let mut keep = BTreeMap::new();
-    for (app, index, f) in members {
-        if index >= MAX_APP_NICS {
-            let all = app.interfaces.len();
-            let text = format!("interface {} of {all}: an app has at most {MAX_APP_NICS}; merge networks", index + 1);
-            faults.push(app_fault(app, &f.name, &text));
-            continue;
-        }
-        let address = match given.get(&key(app.id, index)) {
-            None => None,
-            Some(Ok(ip)) => Some(*ip),
-            Some(Err(text)) => {
-                faults.push(app_fault(app, &f.name, text));
-                continue;
-            }
-        };
-        let mac = f.mac.unwrap_or_else(|| names::app_mac(app.id, index));
-        if mac[0] & 1 != 0 || mac == [0; 6] || !macs.insert(mac) {
-            let text = format!("MAC {} is not a unicast address or is used twice", holdfast_model::net::mac_text(mac));
-            faults.push(app_fault(app, &f.name, &text));
-            continue;
-        }
-        keep.extend(address.map(|ip| (key(app.id, index), ip)));
-        taps.push(TapPlan {
-            app: app.id,
-            index,
-            name: f.name.clone(),
-            instance: plan.id,
-            bridge: plan.bridge.clone(),
-            tap: names::tap(app.id, index),
-            mac,
-            address,
-            mtu: plan.mtu,
-            queue_pairs: queue_pairs(app.vcpus, app.interfaces.len()),
-            rules: f.rules.clone(),
-        });
-    }
-    (taps, keep)
 }
 
 fn items(

@@ -9,8 +9,8 @@
 //! 5. An app's traffic leaves over the uplink of its network instance or not at all.
 //!
 //! Reading order: [`kinds`] (what the graph is made of), [`links`], [`ports`], [`path`] (which adapter carries what),
-//! [`instances`], [`firewall`], [`address`], [`names`]; beside them [`portlist`] (which ports the device reaches its controller
-//! by).
+//! [`instances`], [`taps`], [`firewall`], [`address`], [`names`]; beside them [`portlist`] (which ports the device reaches its
+//! controller by).
 #![forbid(unsafe_code)]
 
 pub mod address;
@@ -22,12 +22,14 @@ pub mod names;
 pub mod path;
 pub mod portlist;
 pub mod ports;
+pub mod taps;
 
 pub use address::Allocations;
-pub use instances::{InstancePlan, TapPlan, queue_pairs};
+pub use instances::InstancePlan;
 pub use kinds::{ItemKey, NetItem};
 pub use links::link_of;
 pub use ports::{PortPlan, last_resort};
+pub use taps::{TapPlan, queue_pairs};
 
 use firewall::Family;
 use firewall::flow::MappedPorts;

@@ -345,7 +345,7 @@ fn faults_stay_with_their_object_and_the_rest_is_planned() {
         texts,
         [
             "adapter wan: needs port \"nothing\", which is not among the ports of the model",
-            "app App 13 interface eth0: network instance 00000000-0000-0000-0000-000000000002 is not there or in error",
+            "app App 13 interface eth0: network instance 00000000-0000-0000-0000-000000000002 is missing or has an error",
             "app App 14 interface eth0: rule 2: port 8080 of eth0 is already mapped to another app",
             "app App 15 interface eth0: rule 7: match by host name \"example.org\" is not supported yet; give an IP prefix",
             "network instance net2: subnet 10.1.0.128/25 overlaps 10.1.0.1/24 of network instance net1",

@@ -3,11 +3,12 @@
 use super::flow::{Compiled, Direction, MappedPorts, compile};
 use super::skeleton::{APPS, HAIRPINS, PORT_MAPS, TAPS, WALK_IN, WALK_OUT};
 use super::{Family, Match, Owner, Part, Rule, Verdict, host};
-use crate::instances::{InstancePlan, TapPlan, app_fault};
+use crate::instances::InstancePlan;
 use crate::kinds::firewall_element::Target;
 use crate::kinds::{FirewallChain, FirewallCounter, FirewallElement, NetItem};
 use crate::names::interface_id;
 use crate::ports::PortPlan;
+use crate::taps::{TapPlan, app_fault};
 use holdfast_engine::Graph;
 use holdfast_model::app::App;
 use holdfast_model::net::InstanceKind;

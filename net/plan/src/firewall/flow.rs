@@ -1,8 +1,9 @@
 //! Access rules, compiled once: from what the controller says to flows, and from flows to the rules of chains.
 
 use super::{Match, Rule, Verdict};
-use crate::instances::{InstancePlan, TapPlan};
+use crate::instances::InstancePlan;
 use crate::ports::PortPlan;
+use crate::taps::TapPlan;
 use holdfast_model::net::{self, Prefix, Protocol, RateUnit, RuleAction};
 use std::collections::BTreeSet;
 use std::net::IpAddr;

@@ -21,7 +21,7 @@ impl Guest {
     #[must_use]
     pub fn of(app: Uuid, current: &Graph<NetItem>) -> Self {
         let mut stands_on = BTreeSet::new();
-        for tap in (0..crate::instances::MAX_APP_NICS).map(|index| names::tap(app, index)) {
+        for tap in (0..crate::taps::MAX_APP_NICS).map(|index| names::tap(app, index)) {
             let (link, port) = (ItemKey::Link(tap.clone()), ItemKey::BridgePort(tap));
             if let Some(NetItem::BridgePort(place)) = current.get(&port) {
                 let bridge = ItemKey::Link(place.bridge.clone());

@@ -2,6 +2,7 @@
 
 use super::*;
 use holdfast_model::net::{Adapter, Addressing4, Addressing6, BondMode, Link, LinkKind, Port, PortUsage, Static};
+use holdfast_model::trouble::Severity;
 
 /// Two cards, each with an adapter of its name: `eth0` by DHCP, `eth1` without IP.
 fn two() -> (Desired, Vec<LinkFact>) {
@@ -227,6 +228,78 @@ fn a_label_of_several_ports_means_the_best_of_them() {
     assert_eq!(uplink(&path::Facts::default()).as_deref(), Some("eth0"));
     let out = path::Facts { carrier: [("eth0".to_owned(), false)].into(), ..path::Facts::default() };
     assert_eq!(uplink(&out).as_deref(), Some("eth1"), "the cheaper one's cable is out");
+}
+
+#[test]
+fn a_switch_on_a_label_of_several_ports_has_the_best_of_them_and_says_so() {
+    let (mut desired, cards) = two();
+    desired.adapters[0] = Adapter { name: "eth0".into(), on: "eth0".into(), ..desired.adapters[1].clone() };
+    for adapter in &mut desired.adapters {
+        adapter.labels = vec!["lan".into()];
+    }
+    desired.instances = vec![NetworkInstance { mtu: Some(9000), ..switch(1, "lan") }];
+    let plan = made(&desired, &cards, &path::Facts::default());
+    assert_eq!(
+        texts(&plan),
+        [
+            "network instance net1: mtu 9000 is above the 1500 of its port eth0: larger packets do not leave it",
+            "network instance net1: \"lan\" means the ports eth0, eth1, but a switch of several ports is not supported by this \
+             version: only eth0 is in it",
+        ]
+    );
+    assert!(plan.faults.iter().all(|fault| fault.severity == Severity::Warning));
+    assert_eq!(plan.instances.len(), 1, "it is made");
+}
+
+#[test]
+fn a_rule_for_an_adapter_that_is_elsewhere_or_nowhere_is_named_on_its_app() {
+    let (mut desired, cards) = two();
+    desired.instances = vec![instance(1, "10.1.0.0/24")];
+    let on = |adapter: &str, rule: net::Rule| net::Rule { adapter: adapter.into(), ..rule };
+    let rules = vec![
+        on("eth0", rule(1, RuleAction::Allow)),
+        on("eth1", net::Rule { id: 2, ..port_map(8080, 80) }),
+        on("eth7", rule(3, RuleAction::Drop)),
+        on("eth1", rule(4, RuleAction::Drop)),
+        on("eth1", rule(5, RuleAction::Allow)),
+        on("uplink", rule(6, RuleAction::Allow)),
+    ];
+    // Not for management: the label "uplink" is eth0's alone.
+    desired.adapters[1].management = false;
+    desired.apps = vec![app(11, uuid(1), rules)];
+    let plan = made(&desired, &cards, &path::Facts::default());
+    let elsewhere = "adapter \"eth1\" is not the uplink of network instance net1 (eth0); the rule has no effect";
+    assert_eq!(
+        texts(&plan),
+        [
+            format!("app App 11 interface eth0: rule 2: {elsewhere}"),
+            "app App 11 interface eth0: rule 3: adapter \"eth7\" is not an adapter or label of this device; the rule has no effect"
+                .to_owned(),
+            format!("app App 11 interface eth0: rule 5: {elsewhere}"),
+        ]
+    );
+    assert!(plan.faults.iter().all(|fault| fault.severity == Severity::Warning), "the app runs");
+}
+
+#[test]
+fn an_instance_with_an_error_keeps_the_addresses_of_its_apps() {
+    let (mut desired, cards) = two();
+    desired.instances = vec![instance(1, "10.1.0.0/24")];
+    desired.apps = vec![app(11, uuid(1), vec![]), app(12, uuid(1), vec![])];
+    let first = made(&desired, &cards, &path::Facts::default());
+    desired.instances[0].uplinks = vec!["typo".into()];
+    let plan_with = |desired: &Desired, allocations: &Allocations| {
+        let none = (path::Facts::default(), BTreeMap::new(), BTreeMap::new());
+        let input = Input { desired, links: &cards, leases: &none.1, allocations, paths: &none.0, app_uids: &none.2 };
+        plan(&input)
+    };
+    let broken = plan_with(&desired, &first.allocations);
+    assert_eq!(broken.taps, []);
+    assert_eq!(broken.allocations, first.allocations);
+    let fault = broken.faults.iter().find(|fault| fault.on.kind == ObjectKind::App).expect("fault");
+    assert_eq!(fault.cause.as_ref().map(|cause| cause.id.clone()), Some(uuid(1).to_string()));
+    desired.instances.clear();
+    assert_eq!(plan_with(&desired, &first.allocations).allocations, Allocations::default());
 }
 
 #[test]
