@@ -90,4 +90,3 @@ pub use onboarding::{Onboarded, onboard};
 pub use reports::ReportQueue;
 pub use store::{ConfigStore, StoreError};
 pub use timing::Timing;
-pub use transport::Uplink;

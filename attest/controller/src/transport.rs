@@ -2,6 +2,7 @@
 
 use crate::timing;
 use bytes::Bytes;
+use holdfast_model::net::Uplink;
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::client::conn::http1;
 use hyper::{Method, Request};
@@ -14,15 +15,6 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::{error::Elapsed, timeout};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
-
-/// A way to the controller.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Uplink {
-    /// Kernel interface to bind to (needs the capability to do so); `None` = routing decides.
-    pub interface: Option<String>,
-    /// Source address; `None` = the kernel chooses.
-    pub source: Option<IpAddr>,
-}
 
 /// Where the controller is.
 #[derive(Debug, Clone)]

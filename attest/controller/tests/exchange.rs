@@ -15,8 +15,9 @@ use holdfast_controller_client::attestation::AttestError;
 use holdfast_controller_client::identity::EscrowKey;
 use holdfast_controller_client::onboarding::{Progress, Step};
 use holdfast_controller_client::{
-    Class, ConfigAnswer, ConfigStore, DeviceIdentity, Failure, ReportQueue, Timing, Uplink, attest, onboard,
+    Class, ConfigAnswer, ConfigStore, DeviceIdentity, Failure, ReportQueue, Timing, attest, onboard,
 };
+use holdfast_model::net::{Tried, Uplink};
 use holdfast_model::observed::AttestationState;
 use prost::Message;
 use std::io::Read;
@@ -384,12 +385,22 @@ async fn next_uplink_is_tried_when_the_first_leads_nowhere() {
     let server = Server::start(&pki.tls, |_| Answer::Reply(200, Vec::new())).await;
     let client = server.client(&pki.root_pem);
     // 192.0.2.0/24 is for documentation: no machine has such an address.
-    let nowhere = Uplink { source: Some("192.0.2.77".parse().expect("address")), interface: None };
+    let uplink = |adapter: &str, source: &str| Uplink {
+        adapter: adapter.to_owned(),
+        source: Some(source.parse().expect("address")),
+        interface: None,
+    };
+    let nowhere = uplink("wan", "192.0.2.77");
     client.set_uplinks(vec![nowhere.clone()]);
     assert_eq!(client.ping().await.expect_err("nowhere").class(), Class::NoContact);
-    let loopback = Uplink { source: Some("127.0.0.1".parse().expect("address")), interface: None };
-    client.set_uplinks(vec![nowhere, loopback]);
+    let tried = client.take_tried();
+    let [Tried { adapter, result: Err(text) }] = tried.as_slice() else { panic!("{tried:?}") };
+    assert!(adapter == "wan" && text.contains("assign"), "{adapter}: {text}");
+    client.set_uplinks(vec![nowhere, uplink("lan", "127.0.0.1")]);
     client.ping().await.expect("second uplink");
+    let tried: Vec<_> = client.take_tried().into_iter().map(|tried| (tried.adapter, tried.result.is_ok())).collect();
+    assert_eq!(tried, [("lan".to_owned(), true), ("wan".to_owned(), false)]);
+    assert_eq!(client.take_tried(), []);
 }
 
 #[tokio::test]

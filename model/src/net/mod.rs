@@ -16,7 +16,7 @@ pub use adapter::{Adapter, Addressing4, Addressing6, Static};
 pub use instance::{Addresses, AppInterface, InstanceKind, NetworkInstance, Subnet};
 pub use link::{BondMode, Link, LinkKind, Medium};
 pub use port::{Port, PortUsage};
-pub use port_config::{Layers, PathTest, PortConfig, PortConfigSource, PortConfigs, Verdict};
+pub use port_config::{Layers, PathTest, PortConfig, PortConfigSource, PortConfigs, Tried, Uplink, Verdict};
 pub use prefix::Prefix;
 pub use rules::{Protocol, RateUnit, Rule, RuleAction};
 

@@ -3,6 +3,7 @@
 use super::{Adapter, Link, Port};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 /// The device's own network in its three layers.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -106,4 +107,25 @@ pub struct PortConfigs {
     pub current: usize,
     /// All of them.
     pub list: Vec<PortConfig>,
+}
+
+/// A way to the controller.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Uplink {
+    /// Name of the adapter; empty = any.
+    pub adapter: String,
+    /// Kernel interface to bind to (needs the capability to do so); `None` = routing decides.
+    pub interface: Option<String>,
+    /// Source address; `None` = the kernel chooses.
+    pub source: Option<IpAddr>,
+}
+
+/// What an attempt to reach the controller brought over one adapter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tried {
+    /// Name of the adapter; empty when routing chose.
+    pub adapter: String,
+    /// Whether the controller, or something that stands for it, answered; else why not. Failures of the remote side (503,
+    /// connection refused) are answers: no other adapter would do better.
+    pub result: Result<(), String>,
 }

@@ -4,6 +4,7 @@
 //! makes no items, and it keeps nothing: the same facts give the same path.
 
 use crate::PortPlan;
+use holdfast_model::net::Uplink;
 use std::collections::BTreeMap;
 
 /// What is known of adapters beyond their plan. What is missing is not known, and speaks for the adapter.
@@ -50,6 +51,25 @@ pub fn rank<'a>(ports: &'a [PortPlan], facts: &Facts, wanted: impl Fn(&PortPlan)
     let mut ranked: Vec<&PortPlan> = ports.iter().filter(|port| wanted(port)).collect();
     ranked.sort_by_key(|port| (fitness(port, facts), port.cost));
     ranked
+}
+
+/// The ways to the controller, best first: adapters for management that have an address and a carrier, each by one address of each
+/// version of IP. Addresses that the kernel takes from router advertisements are not known here and not among them.
+#[must_use]
+pub fn controller_uplinks(ports: &[PortPlan], facts: &Facts) -> Vec<Uplink> {
+    let usable = |port: &PortPlan| port.management && fitness(port, facts) <= Fitness::Unreached;
+    let mut uplinks = Vec::new();
+    for port in rank(ports, facts, usable) {
+        for v4 in [true, false] {
+            let own = port.addresses.iter().find(|own| own.address.is_ipv4() == v4);
+            uplinks.extend(own.map(|own| Uplink {
+                adapter: port.name.clone(),
+                interface: Some(port.interface.clone()),
+                source: Some(own.address),
+            }));
+        }
+    }
+    uplinks
 }
 
 #[cfg(test)]
@@ -112,6 +132,22 @@ mod tests {
         let vlan = PortPlan { vlan: Some(Tag { parent: "eth0".into(), id: 5 }), ..port("eth0.5", 0, true) };
         assert_eq!(fitness(&vlan, &facts(&[("eth0.5", true), ("eth0", false)], &[])), Fitness::NoCarrier);
         assert_eq!(fitness(&vlan, &facts(&[("eth0", true)], &[])), Fitness::Fit);
+    }
+
+    #[test]
+    fn the_controller_is_called_over_adapters_for_management_that_can_carry_it() {
+        let mut both = port("both", 1, true);
+        both.addresses.insert(0, "2001:db8::1/64".parse().expect("prefix"));
+        let apps = PortPlan { management: false, ..port("apps", 0, true) };
+        let ports = [apps, port("waits", 0, false), port("out", 0, true), port("silent", 0, true), both];
+        let facts = facts(&[("out", false)], &[("silent", false)]);
+        let uplinks = controller_uplinks(&ports, &facts);
+        let found: Vec<_> =
+            uplinks.iter().map(|u| (u.adapter.as_str(), u.source.expect("source").to_string())).collect();
+        let expected = [("both", "192.0.2.1"), ("both", "2001:db8::1"), ("silent", "192.0.2.1")];
+        assert_eq!(found, expected.map(|(name, ip)| (name, ip.to_owned())));
+        assert!(uplinks.iter().all(|u| u.interface.as_deref() == Some(u.adapter.as_str())));
+        assert_eq!(controller_uplinks(&[], &facts), []);
     }
 
     proptest! {

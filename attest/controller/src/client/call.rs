@@ -3,9 +3,10 @@
 use super::Client;
 use crate::failure::Failure;
 use crate::timing;
-use crate::transport::{self, Call, Deadlines, Reply, TransportError, Uplink};
+use crate::transport::{self, Call, Deadlines, Reply, TransportError};
 use bytes::Bytes;
 use holdfast_api::metrics::PathTraffic;
+use holdfast_model::net::Uplink;
 use hyper::Method;
 use std::time::{Instant, SystemTime};
 use tokio::time::timeout;
@@ -48,7 +49,11 @@ impl Client {
         let mut temporary = false;
         let mut answered = None;
         for uplink in uplinks {
-            match transport::exchange(&self.tls, &self.server, uplink, deadlines, call).await {
+            // Stands when the time for all uplinks ends meanwhile.
+            self.note(uplink, Err("no answer in time".to_owned()));
+            let result = transport::exchange(&self.tls, &self.server, uplink, deadlines, call).await;
+            self.note(uplink, reached(&result));
+            match result {
                 Ok(reply) if is_success(reply.status) => {
                     return (Ok(reply), uplink.interface.clone());
                 }
@@ -74,6 +79,10 @@ impl Client {
             }
         }
         (Err(answered.unwrap_or_else(|| self.no_answer(path, reasons, temporary))), None)
+    }
+
+    fn note(&self, uplink: &Uplink, result: Result<(), String>) {
+        self.state().tried.insert(uplink.adapter.clone(), result);
     }
 
     fn no_answer(&self, path: &str, reasons: Vec<String>, temporary: bool) -> Failure {
@@ -115,6 +124,14 @@ impl Client {
             entry.answered += 1;
             entry.received_bytes += reply.body.len() as u64;
         }
+    }
+}
+
+/// Whether something answered that another uplink would reach just so.
+fn reached(result: &Result<Reply, TransportError>) -> Result<(), String> {
+    match result {
+        Err(error) if !matches!(error, TransportError::TooLarge) && !error.is_temporary() => Err(error.to_string()),
+        _ => Ok(()),
     }
 }
 

@@ -8,7 +8,7 @@ use crate::failure::{Class, Failure};
 use crate::identity::{DeviceIdentity, KeyError, Signer};
 use crate::timing::{Timing, limits};
 use crate::tls::{self, Clock};
-use crate::transport::{Server, Uplink};
+use crate::transport::Server;
 use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use holdfast_api::certs::{CertificateError, ControllerCertificates, Roots, ValidAt};
@@ -21,8 +21,10 @@ use holdfast_api::proto::info::ZInfoMsg;
 use holdfast_api::proto::metrics::ZMetricMsg;
 use holdfast_api::proto::register::ZRegisterMsg;
 use holdfast_api::proto::uuid::{UuidRequest, UuidResponse};
+use holdfast_model::net::{Tried, Uplink};
 use hyper::Method;
 use prost::Message;
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
@@ -76,6 +78,8 @@ struct State {
     uuid: Option<Uuid>,
     certificates: Option<Arc<ControllerCertificates>>,
     uplinks: Vec<Uplink>,
+    /// Result of the last attempt by adapter, since they were last taken.
+    tried: BTreeMap<String, Result<(), String>>,
     timing: Timing,
     traffic: ControllerTraffic,
 }
@@ -155,6 +159,13 @@ impl Client {
     /// Uplinks to try, best first. None = wherever routing leads.
     pub fn set_uplinks(&self, uplinks: Vec<Uplink>) {
         self.state().uplinks = uplinks;
+    }
+
+    /// What the last attempt over each adapter brought, of those since this was last asked.
+    #[must_use]
+    pub fn take_tried(&self) -> Vec<Tried> {
+        let tried = std::mem::take(&mut self.state().tried);
+        tried.into_iter().map(|(adapter, result)| Tried { adapter, result }).collect()
     }
 
     /// Times in force from now on.

@@ -21,8 +21,7 @@
 //! | `test`: any other | `timer.port.testduration` |
 //! | `better` | `timer.port.testbetterinterval` |
 //!
-//! A single failed poll is no verdict, and without polls there is none. Failures of the remote side (503, connection refused) are
-//! contact: no other port would do better. While nothing leads to the controller, the preferred one is in use most of the time,
+//! A single failed poll is no verdict, and without polls there is none. Failures of the remote side are contact ([`Tried`]). While nothing leads to the controller, the preferred one is in use most of the time,
 //! so that apps keep their network.
 
 mod overlay;
@@ -31,7 +30,7 @@ mod tests;
 
 pub use overlay::overlay;
 
-use holdfast_model::net::{Layers, PathTest, PortConfig, PortConfigSource, PortConfigs, Verdict};
+use holdfast_model::net::{Layers, PathTest, PortConfig, PortConfigSource, PortConfigs, Tried, Verdict};
 use holdfast_model::properties::Properties;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -46,15 +45,6 @@ pub struct Now {
     pub uptime: Duration,
     /// Seconds since the Unix epoch; only reported.
     pub unix_seconds: i64,
-}
-
-/// What a poll of the controller brought over one adapter.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Tried {
-    /// Name of the adapter; empty when routing chose.
-    pub adapter: String,
-    /// Whether the controller, or something that stands for it, answered; else why not.
-    pub result: Result<(), String>,
 }
 
 /// Waits and choices that the controller may set.
@@ -165,7 +155,7 @@ impl PortList {
         }
     }
 
-    /// Takes what one poll brought: each adapter that was tried, in order.
+    /// Takes what one poll of the controller brought: each adapter that was tried.
     pub fn polled(&mut self, tried: &[Tried], now: Now) {
         let Some(source) = self.current else { return };
         let Some(config) = self.configs.get_mut(&source) else { return };
