@@ -19,6 +19,7 @@ pub mod debug;
 pub mod fetching;
 pub mod gauges;
 pub mod keeper;
+pub mod kept;
 pub mod kernel;
 pub mod logs;
 pub mod machine;

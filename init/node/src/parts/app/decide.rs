@@ -18,6 +18,7 @@ const FREE_REBOOTS: u32 = 3;
 
 /// What survives a reboot of the device.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Acted {
     /// Restart counter last acted on.
     pub restart: u32,
