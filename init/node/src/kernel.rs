@@ -23,6 +23,9 @@ use tokio::sync::{mpsc, watch};
 
 /// Longest time between two turns when nothing happens.
 const TICK: Duration = Duration::from_secs(1);
+/// Shortest time between two turns when nothing happens: a part that wants to be woken at a time that has passed does not make
+/// the loop spin.
+const PAUSE: Duration = Duration::from_millis(10);
 /// Most passes over the parts in one turn; facts that still change then are looked at in the next turn.
 const PASSES: usize = 8;
 
@@ -119,7 +122,7 @@ impl Kernel {
         self.turn(None);
         while !done(&self.facts) {
             let now = self.means.clock.now();
-            let until = self.wake.map_or(TICK, |at| at.saturating_sub(now)).min(TICK);
+            let until = self.wake.map_or(TICK, |at| at.saturating_sub(now)).clamp(PAUSE, TICK);
             let event = tokio::select! {
                 event = self.events.recv() => event,
                 () = tokio::time::sleep(until) => None,
@@ -219,6 +222,7 @@ fn start_writer(
     tokio::task::spawn_local(async move {
         let mut failed: Option<SaveFailed> = None;
         while let Some(batch) = batches.recv().await {
+            let nothing_to_save = batch.saves.is_empty();
             for (path, content) in batch.saves {
                 let news: Rc<dyn Any> = match files.replace(path.clone(), content).await {
                     Ok(()) => {
@@ -235,7 +239,7 @@ fn start_writer(
             }
             match &failed {
                 None => batch.behind.into_iter().for_each(|run| spawn(run, events.clone())),
-                Some(lost) if !batch.behind.is_empty() => drop(events.send(Event::News(Rc::new(lost.clone())))),
+                Some(lost) if nothing_to_save => drop(events.send(Event::News(Rc::new(lost.clone())))),
                 Some(_) => {}
             }
         }
