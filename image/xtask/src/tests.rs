@@ -8,6 +8,7 @@ use crate::{images, kernel, packages, programs};
 use anyhow::{Context, Result};
 use clap::Args;
 use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
 use std::process::{Command, ExitCode, ExitStatus, Stdio};
 use std::time::Instant;
 
@@ -114,9 +115,21 @@ pub fn run(args: &TestArgs) -> Result<ExitCode> {
     Ok(if score.failed == 0 && score.passed > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+/// The files of the kinds of network items.
+fn kinds() -> Vec<PathBuf> {
+    let folders = ["net/plan/src/kinds", "net/kernel/src/kinds"].map(|folder| root().join(folder));
+    let entries = folders.iter().filter_map(|folder| std::fs::read_dir(folder).ok()).flatten();
+    entries.filter_map(|entry| Some(entry.ok()?.path())).collect()
+}
+
 fn style(score: &mut Score) {
     let start = Instant::now();
     score.check("style::rustfmt", simple(&mut cargo(&["fmt", "--all", "--check"])), start);
+    // Modules that come out of a macro: cargo fmt does not see them.
+    let start = Instant::now();
+    let mut rustfmt = Command::new("rustfmt");
+    rustfmt.current_dir(root()).args(["--check", "--edition", "2024"]).args(kinds());
+    score.check("style::rustfmt of kinds", simple(&mut rustfmt), start);
     let start = Instant::now();
     score.check(
         "style::clippy",

@@ -95,11 +95,11 @@ pub fn diff<I: Item>(intended: &Graph<I>, current: &Graph<I>, facts: &Facts<I>) 
     for key in &doomed {
         changes.insert((*key).clone(), if sight.is_wanted(key) { Change::Recreate } else { Change::Remove });
     }
-    for (key, want) in intended.iter() {
-        if want.external() || unmet.contains_key(key) || doomed.contains(key) {
+    for (key, want, have) in intended.joined(current) {
+        let Some(want) = want.filter(|w| !w.external() && !unmet.contains_key(key) && !doomed.contains(key)) else {
             continue;
-        }
-        let change = match current.shared(key) {
+        };
+        let change = match have {
             None => Some(Change::Create),
             Some(have) if !is_same(have, want) && sight.can_modify(key) => Some(Change::Modify),
             Some(_) => facts.doubt.contains_key(key).then_some(Change::Repair),
@@ -118,53 +118,53 @@ fn unmet<I: Item>(
     current: &Graph<I>,
     facts: &Facts<I>,
 ) -> BTreeMap<I::Key, Need<I::Key, I::Condition>> {
+    let nodes: Vec<(&I::Key, bool)> = intended.iter().map(|(key, item)| (key, item.external())).collect();
+    let is_present = |key: &I::Key| current.get(key).is_some_and(Item::external);
     // Needs met by other intended items are counted down; those met by external items are met now or not at all.
-    let mut waiting: BTreeMap<&I::Key, usize> = BTreeMap::new();
+    let mut waiting: Vec<usize> = vec![0; nodes.len()];
+    let mut dependents: Vec<Vec<usize>> = vec![Vec::new(); nodes.len()];
     let mut ready = Vec::new();
-    for (key, _) in intended.iter().filter(|(_, i)| !i.external()) {
-        let mut count = 0;
-        let mut possible = true;
+    for (index, (key, external)) in nodes.iter().enumerate() {
+        let mut possible = !external;
         for need in intended.needs(key) {
-            let is_external = |graph: &Graph<I>| graph.shared(&need.key).is_some_and(|i| i.external());
-            if intended.contains(&need.key) && !is_external(intended) {
-                count += 1;
-            } else {
-                possible &= is_external(current);
+            match nodes.binary_search_by(|(k, _)| (*k).cmp(&need.key)) {
+                Ok(other) if !nodes[other].1 => {
+                    waiting[index] += 1;
+                    dependents[other].push(index);
+                }
+                _ => possible &= is_present(&need.key),
             }
             possible &= facts.allow(need);
         }
-        match (possible, count) {
-            (false, _) => {}
-            (true, 0) => ready.push(key),
-            (true, n) => drop(waiting.insert(key, n)),
+        if !possible {
+            // Never counted down to nothing.
+            waiting[index] = usize::MAX;
+        } else if waiting[index] == 0 {
+            ready.push(index);
         }
     }
-    let mut met: BTreeSet<&I::Key> = BTreeSet::new();
-    while let Some(key) = ready.pop() {
-        met.insert(key);
-        for dependent in intended.dependents(key) {
-            let times = intended.needs(dependent).iter().filter(|n| n.key == *key).count();
-            if let Some(count) = waiting.get_mut(dependent) {
-                *count = count.saturating_sub(times);
-                if *count == 0 {
-                    ready.push(dependent);
+    let mut met = vec![false; nodes.len()];
+    while let Some(index) = ready.pop() {
+        met[index] = true;
+        for dependent in &dependents[index] {
+            if waiting[*dependent] != usize::MAX {
+                waiting[*dependent] -= 1;
+                if waiting[*dependent] == 0 {
+                    ready.push(*dependent);
                 }
             }
         }
     }
-    let mut unmet = BTreeMap::new();
-    for (key, item) in intended.iter() {
-        if item.external() || met.contains(key) {
-            continue;
-        }
-        let is_met = |need: &&Need<I::Key, I::Condition>| {
-            let external = current.shared(&need.key).is_some_and(|i| i.external());
-            facts.allow(need) && (met.contains(&need.key) || external)
-        };
+    let is_met = |need: &Need<I::Key, I::Condition>| {
+        let by_another = nodes.binary_search_by(|(k, _)| (*k).cmp(&need.key)).is_ok_and(|other| met[other]);
+        facts.allow(need) && (by_another || is_present(&need.key))
+    };
+    let all = nodes.iter().zip(&met).filter(|((_, external), met)| !external && !**met);
+    all.map(|((key, _), _)| {
         let cause = intended.needs(key).iter().find(|n| !is_met(n));
-        unmet.insert(key.clone(), cause.cloned().unwrap_or_else(|| Need::exists(key.clone())));
-    }
-    unmet
+        ((*key).clone(), cause.cloned().unwrap_or_else(|| Need::exists((*key).clone())))
+    })
+    .collect()
 }
 
 /// Items that need something that does not exist any more, and those that need them.
@@ -233,12 +233,13 @@ impl<'a, I: Item> Sight<'a, I> {
     /// Everything to delete, for good or to be created again.
     fn doomed(&self, broken: BTreeSet<&'a I::Key>) -> BTreeSet<&'a I::Key> {
         let mut spread: Vec<&I::Key> = Vec::new();
-        for (key, have) in self.current.iter() {
-            if have.external() || self.kept.contains_key(key) {
+        for (key, have, want) in self.current.joined(self.intended) {
+            let Some(have) = have.filter(|h| !h.external() && !self.kept.contains_key(key)) else {
                 continue;
-            }
-            let differs = self.intended.shared(key).is_some_and(|want| !is_same(have, want));
-            if !self.is_wanted(key) || broken.contains(key) || (differs && !self.can_modify(key)) {
+            };
+            let wanted = want.filter(|_| !self.unmet.contains_key(key));
+            let stays = wanted.is_some_and(|want| is_same(have, want) || self.can_modify(key));
+            if !stays || broken.contains(key) {
                 spread.push(key);
             }
         }

@@ -116,6 +116,8 @@ pub struct Engine<I: Item> {
     locks: BTreeMap<I::Key, usize>,
     /// Items that were lost while an operation on them ran.
     lost: BTreeSet<I::Key>,
+    /// Batches of which an operation runs.
+    busy: BTreeSet<I::Batch>,
     /// Changes that wait for a running operation of their batch.
     queued: BTreeMap<I::Batch, BTreeSet<I::Key>>,
 }
@@ -139,6 +141,7 @@ impl<I: Item> Engine<I> {
             running: BTreeMap::new(),
             locks: BTreeMap::new(),
             lost: BTreeSet::new(),
+            busy: BTreeSet::new(),
             queued: BTreeMap::new(),
         }
     }
@@ -158,6 +161,7 @@ impl<I: Item> Engine<I> {
         self.running.clear();
         self.locks.clear();
         self.lost.clear();
+        self.busy.clear();
         self.queued.clear();
         self.stale = true;
     }

@@ -1,9 +1,12 @@
 //! Sets of items, indexed by what they need.
 
 use crate::item::{Item, Need};
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
+/// A key, and the items that two graphs have there.
+pub(crate) type Joined<'a, I> = (&'a <I as Item>::Key, Option<&'a Rc<I>>, Option<&'a Rc<I>>);
 type Needs<I> = Vec<Need<<I as Item>::Key, <I as Item>::Condition>>;
 
 #[derive(Debug)]
@@ -86,13 +89,32 @@ impl<I: Item> Graph<I> {
 
     /// Where an item equals the one of `other`, both graphs share it from now on, and comparing them costs nothing.
     pub(crate) fn share_with(&mut self, other: &Self) {
+        let mut others = other.nodes.iter().peekable();
         for (key, node) in &mut self.nodes {
-            if let Some(old) = other.nodes.get(key)
+            while others.next_if(|(k, _)| *k < key).is_some() {}
+            if let Some((_, old)) = others.next_if(|(k, _)| *k == key)
                 && is_same(&old.item, &node.item)
             {
                 node.item = old.item.clone();
             }
         }
+    }
+
+    /// Every key of both graphs by ascending key, with the items that they have there.
+    pub(crate) fn joined<'a>(&'a self, other: &'a Self) -> impl Iterator<Item = Joined<'a, I>> {
+        let (mut ours, mut theirs) = (self.iter().peekable(), other.iter().peekable());
+        std::iter::from_fn(move || {
+            let order = match (ours.peek(), theirs.peek()) {
+                (Some((a, _)), Some((b, _))) => a.cmp(b),
+                (Some(_), None) => Ordering::Less,
+                (None, Some(_)) => Ordering::Greater,
+                (None, None) => return None,
+            };
+            let one = (order != Ordering::Greater).then(|| ours.next()).flatten();
+            let two = (order != Ordering::Less).then(|| theirs.next()).flatten();
+            let key = one.or(two)?.0;
+            Some((key, one.map(|(_, i)| i), two.map(|(_, i)| i)))
+        })
     }
 
     /// The item of that key.

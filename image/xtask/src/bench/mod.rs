@@ -1,4 +1,4 @@
-//! `cargo xtask bench`: figures of the device, and with `vmm` of the VMM, measured, with machine and method named.
+//! `cargo xtask bench`: figures of the device, with `vmm` of the VMM and with `network` of the planner, measured, with machine and method named.
 
 mod vmm;
 
@@ -23,6 +23,8 @@ pub struct BenchArgs {
 enum What {
     /// Measure the VMM by itself and write docs/bench-vmm.md: the figures it has to reach, and what else was measured.
     Vmm(vmm::VmmArgs),
+    /// Print what one changed access rule costs as apps and rules grow.
+    Network,
 }
 
 /// Measures.
@@ -30,8 +32,10 @@ enum What {
 /// # Errors
 /// What could not be built or started.
 pub fn run(args: &BenchArgs) -> Result<ExitCode> {
-    if let Some(What::Vmm(args)) = &args.what {
-        return vmm::run(args);
+    match &args.what {
+        Some(What::Vmm(args)) => return vmm::run(args),
+        Some(What::Network) => return network(),
+        None => {}
     }
     packages::ensure(packages::Need::Run)?;
     println!("{}", images::build_test_set()?);
@@ -51,5 +55,20 @@ pub fn run(args: &BenchArgs) -> Result<ExitCode> {
         .env("CARGO_TARGET_DIR", programs::target_dir())
         .status()
         .context("cannot start cargo")?;
+    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn network() -> Result<ExitCode> {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(root()).args([
+        "run",
+        "--quiet",
+        "--release",
+        "--package",
+        "holdfast-netkernel",
+        "--example",
+        "growth",
+    ]);
+    let status = command.env("CARGO_TARGET_DIR", programs::target_dir()).status().context("cannot start cargo")?;
     Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -40,7 +40,10 @@ impl<I: Item> Engine<I> {
                 Err(error) => self.failed(&action, error, mixed, now),
             }
         }
-        self.candidates.extend(batch.and_then(|b| self.queued.remove(&b)).into_iter().flatten());
+        if let Some(batch) = batch {
+            self.busy.remove(&batch);
+            self.candidates.extend(self.queued.remove(&batch).into_iter().flatten());
+        }
     }
 
     /// The present difference asks for what the action did, so that its success is a step on the way.

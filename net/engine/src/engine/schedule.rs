@@ -47,7 +47,7 @@ impl<I: Item> Engine<I> {
             let apart = failure.is_some_and(|f| f.apart).then(|| item.owner());
             match item.batch() {
                 None => ops.extend(self.ready(&key, change, &BTreeMap::new()).map(|a| self.start(vec![a], None))),
-                Some(batch) if self.ops.values().any(|op| op.batch.as_ref() == Some(&batch)) => {
+                Some(batch) if self.busy.contains(&batch) => {
                     self.queued.entry(batch).or_default().insert(key);
                 }
                 Some(batch) => {
@@ -66,7 +66,7 @@ impl<I: Item> Engine<I> {
                 continue;
             }
             // One at a time: the next holds everything that became ready meanwhile.
-            if self.ops.values().any(|op| op.batch.as_ref() == Some(&batch)) {
+            if self.busy.contains(&batch) {
                 self.queued.entry(batch).or_default().extend(group.actions.iter().map(Action::key));
             } else {
                 ops.push(self.start(group.actions, Some(batch)));
@@ -93,6 +93,7 @@ impl<I: Item> Engine<I> {
                 *self.locks.entry(need.key).or_default() += 1;
             }
         }
+        self.busy.extend(batch.clone());
         self.ops.insert(id, Running { actions: actions.clone(), batch, round: self.round });
         Op { id, actions }
     }

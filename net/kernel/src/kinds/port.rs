@@ -20,10 +20,8 @@ impl Actuator for Port {
     }
 
     async fn found<S: Services>(sight: &Sight<'_, S>) -> Result<Vec<Self>, NetlinkError> {
-        let wanted = |name: &str| match sight.intended.get(&ItemKey::Link(name.to_owned())) {
-            Some(NetItem::Port(_)) => true,
-            _ => false,
-        };
+        let planned = |name: &str| sight.intended.get(&ItemKey::Link(name.to_owned()));
+        let wanted = |name: &str| matches!(planned(name), Some(NetItem::Port(_)));
         let ports = sight.links.iter().filter(|l| !l.ours && wanted(&l.name));
         Ok(ports.map(|l| Port { name: l.name.clone(), mtu: l.mtu_if_up() }).collect())
     }

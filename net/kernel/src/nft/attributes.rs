@@ -46,6 +46,8 @@ pub const NFTA_SET_DATA_TYPE: u16 = 6;
 pub const NFTA_SET_DATA_LEN: u16 = 7;
 /// The same.
 pub const NFTA_SET_ID: u16 = 10;
+/// The same.
+pub const NFTA_SET_USERDATA: u16 = 13;
 
 /// `enum nft_set_elem_list_attributes`.
 pub const NFTA_SET_ELEM_LIST_TABLE: u16 = 1;

@@ -145,14 +145,15 @@ fn new_map(family: Family, map: &Map, id: u32) -> Message {
         kind = kind << datatypes::BITS | data_type(*part);
         len += width(*part) as u32;
     }
-    // A key of one part is as long as its type, one of several is padded part by part.
-    if let [PartType::Port] = map.key {
-        len = 2;
-    }
     m.be32(NFTA_SET_KEY_TYPE, kind).be32(NFTA_SET_KEY_LEN, len);
     if map.verdicts {
         m.be32(NFTA_SET_FLAGS, libc::NFT_SET_MAP.cast_unsigned());
-        m.be32(NFTA_SET_DATA_TYPE, libc::NFT_DATA_VERDICT as u32).be32(NFTA_SET_DATA_LEN, 16);
+        m.be32(NFTA_SET_DATA_TYPE, libc::NFT_DATA_VERDICT).be32(NFTA_SET_DATA_LEN, 16);
+    }
+    if map.key == [PartType::Interface] {
+        // For `nft` to show the names: NFTNL_UDATA_SET_KEYBYTEORDER (0) of 4 bytes, BYTEORDER_HOST_ENDIAN (1).
+        let data = [&[0, 4][..], &1_u32.to_ne_bytes()].concat();
+        m.attr(NFTA_SET_USERDATA, &data);
     }
     m
 }
