@@ -31,7 +31,7 @@ pub fn fuzz_certificates(data: &[u8]) {
 /// A config after its envelope was opened.
 pub fn fuzz_config(data: &[u8]) {
     if let Ok(response) = ConfigResponse::decode(data) {
-        let _ = config::to_desired(&response.config.unwrap_or_default(), None);
+        let _ = config::from_response(&response.config.unwrap_or_default(), data, None);
     }
 }
 

@@ -166,7 +166,7 @@ impl ConfigStore {
             .map_err(|error| self.content(name, error))?;
         let payload = certificates.open(envelope).map_err(|error| self.content(name, error))?;
         let response = ConfigResponse::decode(payload.as_slice()).map_err(|error| self.content(name, error))?;
-        Ok(ReceivedConfig { envelope: envelope.to_vec(), certificates: Arc::new(certificates), response })
+        Ok(ReceivedConfig { envelope: envelope.to_vec(), payload, certificates: Arc::new(certificates), response })
     }
 
     fn content(&self, name: &str, reason: impl ToString) -> StoreError {

@@ -7,7 +7,7 @@ use crate::trust::Device;
 use crate::{gauges, vmstats};
 use anyhow::{Context, Result};
 use holdfast_api::cipher::Keys;
-use holdfast_api::config::to_desired;
+use holdfast_api::config::from_response;
 use holdfast_api::{info, metrics, newlog};
 use holdfast_controller_client::onboarding::Progress;
 use holdfast_controller_client::{
@@ -130,7 +130,7 @@ pub fn stored_config(paths: &Paths, boot: &Boot, device: &Device, after_crash: b
 
 fn convert(received: &ReceivedConfig, device: &Device) -> Desired {
     let keys = Keys { certificates: &received.certificates, agreement: device };
-    received.response.config.as_ref().map(|config| to_desired(config, Some(keys))).unwrap_or_default()
+    received.response.config.as_ref().map(|c| from_response(c, &received.payload, Some(keys))).unwrap_or_default()
 }
 
 /// Starts the session's tasks on the current local set. Without a site nothing is started: the device waits to be given one.

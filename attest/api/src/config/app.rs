@@ -7,7 +7,7 @@ use crate::proto::config::{
     AppInstanceConfig, EdgeDevConfig, InstanceOpsCmd, NetworkAdapter, VmMode, VolumeRef as WireRef,
 };
 use base64::{Engine, engine::general_purpose::STANDARD};
-use holdfast_model::app::{App, VolumeRef};
+use holdfast_model::app::{App, VolumeRef, environment};
 use holdfast_model::desired::Desired;
 use holdfast_model::net::{Addresses, AppInterface, Mac, Prefix};
 use holdfast_model::trouble::ObjectKind;
@@ -33,6 +33,33 @@ pub(super) fn read(config: &EdgeDevConfig, secrets: &Decryptor<'_>, desired: &mu
         },
     );
     desired.apps = apps;
+    for wire in &config.apps {
+        let id = wire.uuidandversion.as_ref().map_or("", |id| &id.uuid);
+        let texts = left_out(wire, desired.apps.iter().find(|app| app.id.to_string().eq_ignore_ascii_case(id)));
+        for text in texts {
+            faults.warn(ObjectKind::App, id, &wire.displayname, text);
+        }
+    }
+}
+
+/// What is named and left out, while the app runs.
+fn left_out(wire: &AppInstanceConfig, app: Option<&App>) -> Vec<String> {
+    let mut texts = Vec::new();
+    let resources = wire.fixedresources.clone().unwrap_or_default();
+    for (name, most, now) in
+        [("maxmem", resources.maxmem, resources.memory), ("maxcpus", resources.maxcpus, resources.vcpus)]
+    {
+        if most != 0 && most != now {
+            texts.push(format!(
+                "fixedresources.{name} {most}: growing a running app is not supported by this version; it has {now}"
+            ));
+        }
+    }
+    let unused = app.map(|app| environment(&app.user_data).unused).unwrap_or_default();
+    if !unused.is_empty() {
+        texts.push(format!("userData: expected lines KEY=VALUE, {unused}: not supported by this version; ignored"));
+    }
+    texts
 }
 
 fn app(wire: &AppInstanceConfig, profile: &str, secrets: &Decryptor<'_>, desired: &Desired) -> Result<App, String> {

@@ -4,8 +4,12 @@
 //! it. The exception are ports, adapters and networks: what can still be used of them is kept, because losing them
 //! could cut the device off from the controller that would send the repair.
 //!
-//! Reading order: this file, `device`, `network`, `rules`, `storage`, `app`.
+//! Fields that are set and not acted on are warnings of their object, which is used all the same.
+//!
+//! Reading order: this file, `device`, `network`, `rules`, `storage`, `app`; `acted` (what is done with each field), `unsupported`
+//! (names the rest), `wire`.
 
+mod acted;
 mod app;
 mod device;
 mod network;
@@ -13,11 +17,14 @@ mod rules;
 mod storage;
 #[cfg(test)]
 mod tests;
+mod unsupported;
+mod wire;
 
 use crate::cipher::{Decryptor, Keys};
 use crate::proto::config::EdgeDevConfig;
 use holdfast_model::desired::Desired;
 use holdfast_model::trouble::{Object, ObjectKind, Trouble};
+use prost::Message as _;
 use std::collections::HashSet;
 use uuid::Uuid;
 
@@ -31,6 +38,25 @@ const MAX_QUOTED: usize = 80;
 /// `keys` decrypts the secrets in it; without them an object whose secrets exist only encrypted has a fault.
 #[must_use]
 pub fn to_desired(config: &EdgeDevConfig, keys: Option<Keys<'_>>) -> Desired {
+    read(config, &config.encode_to_vec(), keys)
+}
+
+/// Reads a config, and in `response`, the `ConfigResponse` that it came in, also what is newer than the messages known here.
+#[must_use]
+pub fn from_response(config: &EdgeDevConfig, response: &[u8], keys: Option<Keys<'_>>) -> Desired {
+    /// Number of `ConfigResponse.config`.
+    const CONFIG: u32 = 1;
+    let mut encoded = Vec::new();
+    // Parts of one message that come apart are one message.
+    wire::each(response, |number, value| {
+        if let (CONFIG, wire::Value::Bytes(bytes)) = (number, value) {
+            encoded.extend_from_slice(bytes);
+        }
+    });
+    read(config, &encoded, keys)
+}
+
+fn read(config: &EdgeDevConfig, encoded: &[u8], keys: Option<Keys<'_>>) -> Desired {
     let secrets = Decryptor::new(&config.cipher_contexts, keys);
     let mut faults = Faults::default();
     let mut desired = Desired::default();
@@ -42,6 +68,7 @@ pub fn to_desired(config: &EdgeDevConfig, keys: Option<Keys<'_>>) -> Desired {
     device::read_base_os(config, &mut desired, &mut faults);
 
     desired.faults = faults.0;
+    desired.faults.extend(unsupported::warnings(config, encoded));
     desired
 }
 
@@ -52,6 +79,11 @@ struct Faults(Vec<Trouble>);
 impl Faults {
     fn add(&mut self, kind: ObjectKind, id: &str, name: &str, text: impl Into<String>) {
         self.0.push(Trouble::error(Object::new(kind, quoted(id), &quoted(name)), text));
+    }
+
+    /// Notes what is left out while the object is used all the same.
+    fn warn(&mut self, kind: ObjectKind, id: &str, name: &str, text: impl Into<String>) {
+        self.0.push(Trouble::warning(Object::new(kind, quoted(id), &quoted(name)), text));
     }
 }
 
@@ -91,6 +123,11 @@ fn read_all<'a, W, M>(
         }
     }
     out
+}
+
+/// The device's own id as the config gives it.
+fn device_id(config: &EdgeDevConfig) -> &str {
+    config.id.as_ref().map_or("", |id| &id.uuid)
 }
 
 /// A UUID in text form.

@@ -24,7 +24,7 @@ fn matching(kind: &str, value: &str) -> AceMatch {
 }
 
 /// A config as testers send it: one port, one local network instance, one container app with a port map.
-fn good() -> EdgeDevConfig {
+pub(super) fn good() -> EdgeDevConfig {
     EdgeDevConfig {
         id: id(DEVICE),
         config_items: vec![ConfigItem { key: "timer.config.interval".to_owned(), value: "10".to_owned() }],

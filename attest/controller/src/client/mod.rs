@@ -102,6 +102,8 @@ pub enum ConfigAnswer {
 pub struct ReceivedConfig {
     /// The reply as it came.
     pub envelope: Vec<u8>,
+    /// The `ConfigResponse` as it came: what is newer than the messages known here is only in these bytes.
+    pub payload: Vec<u8>,
     /// The certificates that verified it.
     pub certificates: Arc<ControllerCertificates>,
     /// What was in it.
@@ -312,7 +314,8 @@ impl Client {
         }
         let certificates = self.certificates().ok_or_else(|| unknown_sender(&path))?;
         let certificates = self.certificates_for(certificates, &response, &reply.body).await?;
-        Ok(ConfigAnswer::New(Box::new(ReceivedConfig { envelope: reply.body.to_vec(), certificates, response })))
+        let envelope = reply.body.to_vec();
+        Ok(ConfigAnswer::New(Box::new(ReceivedConfig { envelope, payload, certificates, response })))
     }
 
     /// The certificates to keep with a config: asked for again when its secrets need one that is not known yet.

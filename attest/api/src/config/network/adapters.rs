@@ -15,6 +15,13 @@ pub(super) fn read(
     networks: &[Parameters],
     faults: &mut Faults,
 ) -> Vec<Adapter> {
+    for wire in config.system_adapter_list.iter().filter(|wire| !wire.addr.is_empty()) {
+        let network = networks.iter().find(|network| network.id.to_string().eq_ignore_ascii_case(&wire.network_uuid));
+        if !network.is_some_and(|network| matches!(network.means, Means::Static { .. })) {
+            let text = "addr: only used with a static network; ignored";
+            faults.warn(ObjectKind::Adapter, &wire.name, &wire.name, text);
+        }
+    }
     read_all(
         ObjectKind::Adapter,
         &config.system_adapter_list,

@@ -10,6 +10,14 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 const IMPLICIT_LABELS: [&str; 3] = ["all", "uplink", "freeuplink"];
 
 pub(super) fn read(config: &EdgeDevConfig, adapters: &[Adapter], faults: &mut Faults) -> Vec<NetworkInstance> {
+    for wire in config.network_instances.iter().filter(|wire| wire.inst_type() == ZNetworkInstType::ZnetInstSwitch) {
+        let ip = wire.ip.clone().unwrap_or_default();
+        if ip != (Ipspec { dhcp: ip.dhcp, ..Ipspec::default() }) || !wire.dns.is_empty() {
+            let id = wire.uuidandversion.as_ref().map_or("", |id| &id.uuid);
+            let text = "ip, dns: a switch has no addresses of its own; ignored";
+            faults.warn(ObjectKind::NetworkInstance, id, &wire.displayname, text);
+        }
+    }
     read_all(
         ObjectKind::NetworkInstance,
         &config.network_instances,

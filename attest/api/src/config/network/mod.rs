@@ -11,6 +11,8 @@ mod ports;
 #[cfg(test)]
 mod tests;
 
+pub(super) use ports::label;
+
 use super::{Faults, Named, quoted, read_all, uuid};
 use crate::proto::config::EdgeDevConfig;
 use holdfast_model::desired::Desired;

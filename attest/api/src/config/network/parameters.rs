@@ -1,8 +1,8 @@
 //! IP parameter sets (`NetworkConfig`), which adapters refer to.
 
 use super::{Faults, Named, ObjectKind, addresses, mtu, optional_address, prefix, read_all, uuid};
-use crate::proto::common::{DhcpType, NetworkType};
-use crate::proto::config::{EdgeDevConfig, NetworkConfig};
+use crate::proto::common::{DhcpType, NetworkType, ProxyConfig};
+use crate::proto::config::{EdgeDevConfig, NetworkConfig, WirelessConfig};
 use holdfast_model::Uuid;
 use holdfast_model::net::Prefix;
 use std::net::IpAddr;
@@ -38,7 +38,7 @@ pub(super) fn read(config: &EdgeDevConfig, faults: &mut Faults) -> Vec<Parameter
     );
     for wire in &config.networks {
         for text in unsupported(wire) {
-            faults.add(ObjectKind::Network, &wire.id, &wire.id, text);
+            faults.warn(ObjectKind::Network, &wire.id, &wire.id, text);
         }
     }
     networks
@@ -47,17 +47,18 @@ pub(super) fn read(config: &EdgeDevConfig, faults: &mut Faults) -> Vec<Parameter
 /// What is named and left out, while the rest is used, since it may still reach the controller.
 fn unsupported(wire: &NetworkConfig) -> Vec<&'static str> {
     let mut texts = Vec::new();
-    let proxy = wire.ent_proxy.clone().unwrap_or_default();
-    if proxy.network_proxy_enable
-        || !proxy.proxies.is_empty()
-        || !proxy.pacfile.is_empty()
-        || !proxy.network_proxy_url.is_empty()
-        || !proxy.proxy_cert_pem.is_empty()
-    {
+    if wire.ent_proxy.as_ref().is_some_and(|proxy| *proxy != ProxyConfig::default()) {
         texts.push("proxies are not supported by this version; the network is used without one");
     }
-    if wire.wireless.as_ref().is_some_and(|wireless| wireless.r#type != 0) {
+    if wire.wireless.as_ref().is_some_and(|wireless| *wireless != WirelessConfig::default()) {
         texts.push("wireless is not supported by this version; its settings are not used");
+    }
+    let ip = wire.ip.clone().unwrap_or_default();
+    if ip.dhcp() != DhcpType::Static && !(ip.subnet.is_empty() && ip.gateway.is_empty()) {
+        texts.push("ip.subnet, ip.gateway: only used with static addresses; ignored");
+    }
+    if matches!(ip.dhcp(), DhcpType::DhcpNone | DhcpType::DhcpNoop) && !(ip.dns.is_empty() && ip.domain.is_empty()) {
+        texts.push("ip.dns, ip.domain: only used with addresses; ignored");
     }
     texts
 }

@@ -12,7 +12,7 @@ pub(super) fn read(config: &EdgeDevConfig, faults: &mut Faults) -> Vec<Port> {
 }
 
 /// Old models have no logical label; then the text on the box counts.
-pub(super) fn label(io: &PhysicalIo) -> &str {
+pub(in crate::config) fn label(io: &PhysicalIo) -> &str {
     if io.logicallabel.is_empty() { &io.phylabel } else { &io.logicallabel }
 }
 

@@ -3,7 +3,7 @@
 pub mod unit;
 
 use anyhow::{Result, bail};
-use holdfast_model::app::App;
+use holdfast_model::app::{App, environment};
 use holdfast_model::contract::Version;
 use holdfast_model::contract::fetch::ImageConfig;
 use holdfast_model::contract::guest::{AppDocument, Mount};
@@ -105,7 +105,7 @@ impl Plan {
             bail!("app {name}: expected Entrypoint or Cmd in the image, found neither");
         }
         let mut env = image.env.clone();
-        env.extend(user_data_env(&self.app.user_data));
+        env.extend(environment(&self.app.user_data).variables);
         let mounts = self.disks[1..]
             .iter()
             .enumerate()
@@ -128,20 +128,6 @@ impl Plan {
             mounts,
         })
     }
-}
-
-/// `KEY=VALUE` lines of user data; other lines (a cloud-config, comments) are not environment.
-fn user_data_env(text: &str) -> Vec<String> {
-    let is_name = |n: &str| {
-        !n.is_empty()
-            && !n.starts_with(|c: char| c.is_ascii_digit())
-            && n.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
-    };
-    text.lines()
-        .map(str::trim)
-        .filter(|l| l.split_once('=').is_some_and(|(n, _)| is_name(n)))
-        .map(str::to_owned)
-        .collect()
 }
 
 /// The display name as a host name: letters, digits and hyphens, at most 63.
@@ -168,7 +154,7 @@ mod tests {
                 memory_bytes: 64 << 20,
                 volumes: vec![],
                 interfaces: vec![],
-                user_data: "#cloud-config\nGREETING=hello world\n1BAD=x\nA_B=\n".into(),
+                user_data: "# greeting\nGREETING=hello world\n1BAD=x\nA_B=\n".into(),
                 restart_counter: 0,
                 purge_counter: 0,
                 start_delay_seconds: 0,
