@@ -14,7 +14,7 @@
 //! Modules in reading order: [`config`] (checks what a VM is made of), [`vm`] (builds and runs it), [`memory`], [`boot`]
 //! (kernel, CPU state, ACPI), [`vcpu`], [`bus`], [`pci`], [`irq`], [`virtio`] (the device contract, then one folder per
 //! device), [`rate`] (token buckets), [`event_loop`], [`terminal`] (the host's side of consoles), [`platform`] (power,
-//! serial port), [`control`] (the socket to the agent), [`jail`], [`signal`] (SIGTERM is the power button), [`random`],
+//! serial port), [`control`] (the socket to the agent), [`guest_end`] (what a guest says of its end), [`jail`], [`signal`] (SIGTERM is the power button), [`random`],
 //! [`resources`] (opens or adopts every file). What the agent and a VM say to each other is [`holdfast_model::contract::vm`].
 
 pub mod boot;
@@ -22,6 +22,7 @@ pub mod bus;
 pub mod config;
 pub mod control;
 pub mod event_loop;
+pub mod guest_end;
 pub mod irq;
 pub mod jail;
 pub mod memory;

@@ -11,8 +11,10 @@ use cli::{Command, Source};
 use holdfast_model::contract::Document as _;
 use holdfast_model::contract::end::{End, ExitClass};
 use holdfast_model::contract::vm::VmConfig;
+use holdfast_unit::LastWords;
 
 fn main() -> ExitCode {
+    let words = LastWords::adopt();
     let end = match cli::parse(std::env::args_os().skip(1).collect()) {
         Ok(Command::Help) => return print(cli::HELP),
         Ok(Command::Version) => return print(concat!("vmm ", env!("CARGO_PKG_VERSION"), "\n")),
@@ -23,8 +25,8 @@ fn main() -> ExitCode {
         },
         Ok(Command::Run(source)) => match read(source) {
             Ok(config) => {
-                let end = holdfast_vmm::vm::run(&config);
-                return finish(&config.name, &end);
+                let end = holdfast_vmm::vm::run(&config, words.fd());
+                return finish(&config.name, &end, &words);
             }
             Err(end) => end,
         },
@@ -40,7 +42,7 @@ fn main() -> ExitCode {
         }
         Err(reason) => End::new(ExitClass::Usage, format!("{reason}; see `vmm --help`")),
     };
-    finish("", &end)
+    finish("", &end, &words)
 }
 
 fn print(text: &str) -> ExitCode {
@@ -75,8 +77,11 @@ fn read(source: Source) -> Result<VmConfig, End> {
     holdfast_vmm::config::parse(&text).map_err(|e| End::new(ExitClass::Config, e.to_string()))
 }
 
-fn finish(name: &str, end: &End) -> ExitCode {
-    if end.class != ExitClass::PowerOff {
+fn finish(name: &str, end: &End, words: &LastWords) -> ExitCode {
+    words.say(end);
+    use ExitClass::{GuestError, GuestExit, GuestSignal, PowerOff};
+    // What the guest says of itself is on its console already.
+    if !matches!(end.class, PowerOff | GuestExit { .. } | GuestSignal { .. } | GuestError) {
         let space = if name.is_empty() { "" } else { " " };
         eprintln!("vmm{space}{name}: {end}");
     }

@@ -296,12 +296,13 @@ fn adopt(fd: RawFd) -> io::Result<File> {
     Ok(unsafe { File::from_raw_fd(fd) })
 }
 
-/// Closes every descriptor above the standard streams that the configuration does not name.
+/// Closes every descriptor above the standard streams that the configuration does not name, but `also`.
 ///
 /// # Errors
 /// When the kernel has no `close_range`.
-pub fn close_others(config: &VmConfig) -> io::Result<()> {
-    let mut keep: Vec<u32> = config.inherited_fds().iter().filter_map(|(fd, _)| u32::try_from(*fd).ok()).collect();
+pub fn close_others(config: &VmConfig, also: Option<RawFd>) -> io::Result<()> {
+    let named = config.inherited_fds().into_iter().map(|(fd, _)| fd);
+    let mut keep: Vec<u32> = named.chain(also).filter_map(|fd| u32::try_from(fd).ok()).collect();
     keep.retain(|fd| *fd > 2);
     keep.sort_unstable();
     let mut start = 3u32;

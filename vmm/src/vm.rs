@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{FromRawFd, IntoRawFd};
+use std::os::fd::{FromRawFd, IntoRawFd, RawFd};
 use std::sync::{Arc, Barrier};
 use std::time::Duration;
 
@@ -20,6 +20,7 @@ use crate::bus::Bus;
 use crate::config::{MAX_DEVICES, check_host_cpus};
 use crate::control::ControlServer;
 use crate::event_loop::{EndSlot, EventLoop, LoopHandle};
+use crate::guest_end;
 use crate::irq::{IrqError, KvmRouter, Pin};
 use crate::jail::{self, seccomp};
 use crate::memory::Address;
@@ -41,22 +42,22 @@ use crate::virtio::rng::Rng;
 use crate::virtio::vsock::{Vsock, vhost::VhostVsock};
 use crate::virtio::{self, Device};
 use holdfast_model::contract::end::{End, ExitClass};
-use holdfast_model::contract::vm::{NetConfig, Timer, VmConfig};
+use holdfast_model::contract::vm::{GUEST_END_PORT, NetConfig, Timer, VmConfig};
 
 const _: () = assert!(MAX_DEVICES + 5 <= SLOTS, "host bridge, console, rng, vsock and balloon need slots too");
 
-/// Runs the VM of `config` until it ends. In a jail with its own pid namespace, the calling process only waits and ends
+/// Runs the VM of `config` until it ends. Of descriptors that `config` does not name, a jail leaves `last_words` open. In a jail with its own pid namespace, the calling process only waits and ends
 /// with the VM's exit code; the VM runs in a child.
-pub fn run(config: &VmConfig) -> End {
-    match build_and_run(config) {
+pub fn run(config: &VmConfig, last_words: Option<RawFd>) -> End {
+    match build_and_run(config, last_words) {
         Ok(end) | Err(end) => end,
     }
 }
 
-fn build_and_run(config: &VmConfig) -> Result<End, End> {
+fn build_and_run(config: &VmConfig, last_words: Option<RawFd>) -> Result<End, End> {
     let kvm_end = |e: &dyn std::fmt::Display| End::new(ExitClass::Kvm, e.to_string());
     if config.jail.is_some() {
-        resources::close_others(config)
+        resources::close_others(config, last_words)
             .map_err(|e| End::new(ExitClass::Jail, format!("jail: close descriptors: {e}")))?;
     }
     if !config.cpus.is_empty() {
@@ -66,6 +67,7 @@ fn build_and_run(config: &VmConfig) -> Result<End, End> {
     let resources = Resources::open(config).map_err(|e| End::new(e.class(), e.to_string()))?;
     let mut setup = SetupClock::start();
     if let Some(jail) = &config.jail {
+        seccomp::report_to(last_words);
         jail::close(jail).map_err(|e| End::new(ExitClass::Jail, e.to_string()))?;
         setup.after_fork();
     }
@@ -118,6 +120,7 @@ fn build_and_run(config: &VmConfig) -> Result<End, End> {
     };
     let ports = make_ports(config, resources.console, resources.ports, &mut event_loop)
         .map_err(|e| End::host_fault(format!("console: {e}")))?;
+    let guest_end = ports.iter().map(|port| port.ends().0).find(|terminal| terminal.name() == GUEST_END_PORT);
     let mut devices = make_devices(config, resources.disks, resources.nets, ports)?;
     devices.extend(make_vsock(config, resources.vsock)?);
     devices.extend(make_balloon(config));
@@ -149,7 +152,10 @@ fn build_and_run(config: &VmConfig) -> Result<End, End> {
         seccomp::close(seccomp::ThreadKind::Device).map_err(|e| End::new(ExitClass::Jail, e.to_string()))?;
     }
     vcpus.enter_guest(setup.elapsed());
-    let end = event_loop.run(&vcpus);
+    let mut end = event_loop.run(&vcpus);
+    if let Some(terminal) = guest_end {
+        end = guest_end::refine(end, &terminal.kept());
+    }
     if config.trace.exits {
         let table = exits::table(&vcpus.stats(), &vcpus.hottest(), |hot| buses.describe(hot));
         let setup = vcpus.setup_cpu().as_micros();

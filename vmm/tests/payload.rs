@@ -11,10 +11,12 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use holdfast_model::contract::end::ExitClass;
 use holdfast_model::contract::vm::RunState;
 use holdfast_payload::pattern::{SECTOR, fill_sector, is_sector};
 use holdfast_payload::tap::Cable;
 use holdfast_payload::{Machine, Setup, machine, process};
+use holdfast_unit::last_words;
 use holdfast_vmm::ControlClient;
 use serde_json::json;
 
@@ -213,7 +215,30 @@ fn each_end_has_its_exit_code() {
             let ended = machine.finish();
             assert_eq!(ended.code, Some(code), "{words}: {}", ended.errors);
             assert!(ended.errors.contains(reason), "{words}: {:?}", ended.errors);
+            let end = last_words::parse(ended.words.as_bytes()).unwrap_or_else(|| panic!("{words}: {:?}", ended.words));
+            assert_eq!(i32::from(end.class.code()), code, "{words}: {end:?}");
+            assert!(end.reason.contains(reason), "{words}: {end:?}");
+            assert_eq!(end.class.is_failure(), code == 11, "{words}: {end:?}");
         }
+    }
+}
+
+#[test]
+fn a_resource_that_is_missing_is_the_last_word_with_its_sentence_unchanged() {
+    if !ready() {
+        return;
+    }
+    let cases = [
+        (setup("off").field("kernel", json!({"fd": 977})), ExitClass::Resource, "kernel: "),
+        (setup("off").field("vcpus", json!(0)), ExitClass::Config, "config: vcpus is 0, expected 1 to 64"),
+        (setup("off").field("version", json!(9)), ExitClass::Config, "version 9, expected version 1"),
+    ];
+    for (setup, class, sentence) in cases {
+        let ended = start(setup).finish();
+        let end = last_words::parse(ended.words.as_bytes()).unwrap();
+        assert_eq!((end.class, ended.code), (class, Some(class.code().into())));
+        assert!(end.reason.contains(sentence), "{end}");
+        assert!(ended.errors.contains(&end.reason), "the same words on stderr: {:?}", ended.errors);
     }
 }
 

@@ -3,7 +3,7 @@
 use holdfast_format::{release::Release, verity};
 use holdfast_model::contract;
 use holdfast_netsvc::dhcp::{Message, packet};
-use holdfast_node::{logs::GuestReport, parts::app::vm};
+use holdfast_node::parts::app::vm;
 use holdfast_supervise::UnitName;
 use holdfast_test_controller::x509::Cert;
 
@@ -36,10 +36,12 @@ pub fn fuzz_names(data: &[u8]) {
     assert!((1..=63).contains(&host.len()) && !host.starts_with('-') && !host.ends_with('-'), "{host}");
 }
 
-/// A line of a guest's console.
-pub fn fuzz_guest_report(data: &[u8]) {
-    if let Some(report) = GuestReport::parse(&text(data)) {
-        let _ = report.text();
+/// What a unit says as it ends, and what a guest says to its VMM.
+pub fn fuzz_last_words(data: &[u8]) {
+    if let Some(end) = holdfast_unit::last_words::parse(data) {
+        let again = holdfast_unit::last_words::encode(&end);
+        assert_eq!(holdfast_unit::last_words::parse(&again), Some(end.clone()));
+        let _ = holdfast_vmm::guest_end::refine(end, data);
     }
 }
 

@@ -87,11 +87,11 @@ targets! {
     netsvc_dhcp: holdfast_netsvc::dhcp::fuzz_dhcp, network::dhcp, 2 * K, QUICK;
     netsvc_dhcp_options: extra::fuzz_dhcp_options, network::dhcp, 2 * K, QUICK;
     netsvc_dns: holdfast_netsvc::dns::fuzz_dns, network::dns, 2 * K, QUICK;
-    node_guest_report: extra::fuzz_guest_report, unit::guest_report, K, QUICK;
     node_names: extra::fuzz_names, unit::names, K, QUICK;
     slots_load_option: holdfast_slots::efivars::fuzz_load_option, image::load_option, 4 * K, QUICK;
     slots_state: holdfast_slots::store::fuzz_state, image::state, 16 * K, 10_000;
     supervise_packet: holdfast_supervise::wire::fuzz_packet, unit::supervise_packet, 8 * K, QUICK;
+    unit_last_words: extra::fuzz_last_words, unit::last_words, K, QUICK;
     vmm_balloon: holdfast_vmm::virtio::balloon::fuzz_balloon, vmm::rings, 8 * K, DEVICE;
     vmm_block: holdfast_vmm::virtio::block::fuzz_block, vmm::block_rings, 8 * K, DEVICE;
     vmm_config: holdfast_vmm::config::fuzz_config, vmm::config, 8 * K, QUICK;

@@ -12,25 +12,7 @@ use crate::failure::Failure;
 /// # Errors
 /// When it is not open.
 pub fn take(fd: RawFd, what: &str) -> Result<File, Failure> {
-    let refuse = |reason: String| Failure::local(format!("descriptor {fd} ({what}): {reason}"));
-    if fd < 3 {
-        return Err(refuse("expected 3 or above".into()));
-    }
-    // SAFETY: numbers only; it fails when the descriptor is not open. CLOEXEC also marks it as taken: what PID 1 passes on
-    // has it cleared.
-    let taken = unsafe { libc::fcntl(fd, libc::F_GETFD) };
-    if taken < 0 {
-        return Err(refuse(io::Error::last_os_error().to_string()));
-    }
-    if taken & libc::FD_CLOEXEC != 0 {
-        return Err(refuse("it is named twice".into()));
-    }
-    // SAFETY: as above.
-    if unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
-        return Err(refuse(io::Error::last_os_error().to_string()));
-    }
-    // SAFETY: the descriptor is open, was inherited and not taken before (checked above), so nothing else owns it.
-    Ok(File::from(unsafe { OwnedFd::from_raw_fd(fd) }))
+    holdfast_unit::fds::adopt(fd, what).map(File::from).map_err(|e| Failure::local(e.to_string()))
 }
 
 /// A file without a name in the directory `dir`: gone with the process.

@@ -2,23 +2,31 @@
 
 use std::process::ExitCode;
 
+use holdfast_fetch::failure::Failure;
+use holdfast_model::contract::end::{End, ExitClass};
+use holdfast_model::contract::fetch::{FailureClass, Job};
+use holdfast_unit::document::ReadError;
+use holdfast_unit::{LastWords, document};
+
 fn main() -> ExitCode {
-    let args: Vec<String> = std::env::args().skip(1).collect();
-    let fd = match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        ["--config-fd", n] => n.parse().ok(),
-        _ => None,
+    let words = LastWords::adopt();
+    let end = run();
+    words.say(&end);
+    if end.class.is_failure() {
+        eprintln!("fetch: {end}");
+    }
+    end.class.into()
+}
+
+fn run() -> End {
+    let job: Job = match document::from_command_line("fetch") {
+        Ok(job) => job,
+        Err(e @ ReadError::Usage { .. }) => return End::new(ExitClass::Usage, e.to_string()),
+        Err(e) => return End::new(ExitClass::Config, e.to_string()),
     };
-    let Some(fd) = fd else {
-        eprintln!(
-            "usage: fetch --config-fd N\nN is a descriptor with one job as JSON; reports go to the descriptor it names."
-        );
-        return ExitCode::from(2);
-    };
-    match holdfast_fetch::run::from_config_fd(fd) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => {
-            eprintln!("fetch: {failure}");
-            ExitCode::FAILURE
-        }
+    match holdfast_fetch::run::job(&job) {
+        Ok(()) => End::new(ExitClass::Done, "the job is complete"),
+        Err(Failure { class: FailureClass::Local, text }) => End::new(ExitClass::Resource, text),
+        Err(Failure { text, .. }) => End::new(ExitClass::Failed, text),
     }
 }

@@ -1,8 +1,6 @@
 //! A job from its descriptor to its last report.
 
 use std::fs::File;
-use std::io::Read as _;
-use std::os::fd::RawFd;
 use std::time::Duration;
 
 use crate::blob::{self, Fetch};
@@ -14,7 +12,6 @@ use crate::report::Reporter;
 use crate::sandbox;
 use crate::update::{self, Install};
 use holdfast_model::contract::fetch::{Job, Outcome, Task};
-use holdfast_model::contract::{self, Document as _};
 
 /// A job that takes longer is hopeless; the agent starts another.
 const JOB_LIMIT: Duration = Duration::from_secs(12 * 3600);
@@ -64,17 +61,11 @@ impl Files {
     }
 }
 
-/// Runs the job described in descriptor `fd`, in the sandbox.
+/// Runs a job in the sandbox.
 ///
 /// # Errors
 /// The failure that was also reported, or that the report itself failed.
-pub fn from_config_fd(fd: RawFd) -> Result<(), Failure> {
-    let mut document = Vec::new();
-    fds::take(fd, "job document")?
-        .take(Job::MAX_BYTES as u64 + 1)
-        .read_to_end(&mut document)
-        .map_err(Failure::file("job document"))?;
-    let job: Job = contract::read(&document).map_err(|e| Failure::local(e.to_string()))?;
+pub fn job(job: &Job) -> Result<(), Failure> {
     let mut report = Reporter::new(fds::take(job.report_fd, "report")?);
     let result = Files::take(&job.task).and_then(|files| {
         // Before the sandbox: what it opens for itself is then there. It has no threads yet.
@@ -84,7 +75,7 @@ pub fn from_config_fd(fd: RawFd) -> Result<(), Failure> {
             .build()
             .map_err(Failure::file("runtime"))?;
         sandbox::enter()?;
-        runtime.block_on(execute(&job, files, &mut report))
+        runtime.block_on(execute(job, files, &mut report))
     });
     report.finish(&result)?;
     result.map(|_| ())

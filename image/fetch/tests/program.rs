@@ -10,10 +10,11 @@ use std::process::Command;
 
 use common::{WebServer, noise, sha256, tar};
 use holdfast_model::contract::Version;
+use holdfast_model::contract::end::{End, ExitClass};
 use holdfast_model::contract::fetch::{Job, Outcome, Report, Task};
 
-/// Runs the program with `files` at descriptors 5, 6, ...; returns whether it succeeded and its reports.
-async fn run(web: &WebServer, task: Task, files: Vec<File>) -> (bool, Vec<Report>) {
+/// Runs the program with `files` at descriptors 5, 6, ...; returns its last words and its reports.
+async fn run(web: &WebServer, task: Task, files: Vec<File>) -> (End, Vec<Report>) {
     let job = Job { version: Version, report_fd: 4, server: web.server(), task };
     let mut document = tempfile::tempfile().unwrap();
     document.write_all(&serde_json::to_vec(&job).unwrap()).unwrap();
@@ -21,10 +22,13 @@ async fn run(web: &WebServer, task: Task, files: Vec<File>) -> (bool, Vec<Report
     let mut reports = tempfile::tempfile().unwrap();
     let mut given = vec![document, reports.try_clone().unwrap()];
     given.extend(files);
+    let mut words = tempfile::tempfile().unwrap();
+    given.push(words.try_clone().unwrap());
     let numbers: Vec<RawFd> = given.iter().map(|f| f.as_raw_fd()).collect();
     let status = tokio::task::spawn_blocking(move || {
         let mut command = Command::new(env!("CARGO_BIN_EXE_fetch"));
         command.args(["--config-fd", "3"]).env_clear();
+        command.env("HOLDFAST_LAST_WORDS", (3 + numbers.len() - 1).to_string());
         // SAFETY: between fork and exec only dup2 and fcntl run, on descriptors that `given` keeps open. They are first
         // copied out of the way of the targets.
         unsafe {
@@ -45,14 +49,19 @@ async fn run(web: &WebServer, task: Task, files: Vec<File>) -> (bool, Vec<Report
         let out = command.output().unwrap();
         drop(given);
         eprint!("{}", String::from_utf8_lossy(&out.stderr));
-        out.status.success()
+        out.status.code()
     })
     .await
     .unwrap();
+    let mut said = Vec::new();
+    words.rewind().unwrap();
+    words.read_to_end(&mut said).unwrap();
+    let end = holdfast_unit::last_words::parse(&said).unwrap();
+    assert_eq!(status, Some(i32::from(end.class.code())));
     let mut text = String::new();
     reports.rewind().unwrap();
     reports.read_to_string(&mut text).unwrap();
-    (status, text.lines().map(|l| serde_json::from_str(l).unwrap()).collect())
+    (end, text.lines().map(|l| serde_json::from_str(l).unwrap()).collect())
 }
 
 #[tokio::test]
@@ -70,8 +79,8 @@ async fn a_pull_works_in_the_sandbox_with_spool_files_that_have_no_name() {
         spool_fd: 6,
     };
     let files = vec![output.try_clone().unwrap(), File::open(dir.path()).unwrap()];
-    let (success, reports) = run(&web, task, files).await;
-    assert!(success, "{reports:?}");
+    let (end, reports) = run(&web, task, files).await;
+    assert_eq!(end.class, ExitClass::Done, "{reports:?}");
     let Some(Report::Done(Outcome::Oci { size_bytes, .. })) = reports.last() else { panic!("{reports:?}") };
     assert_eq!(output.metadata().unwrap().len(), *size_bytes);
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "something was left in the spool directory");
@@ -82,14 +91,14 @@ async fn failures_are_reported_and_end_with_an_exit_code() {
     let web = WebServer::start().await;
     let output = tempfile::tempfile().unwrap();
     let task = Task::Blob { path: "/missing".into(), sha256: sha256(b""), max_bytes: 0, output_fd: 5 };
-    let (success, reports) = run(&web, task.clone(), vec![output]).await;
-    assert!(!success);
+    let (end, reports) = run(&web, task.clone(), vec![output]).await;
     let Some(Report::Failed { text, .. }) = reports.last() else { panic!("{reports:?}") };
+    assert_eq!(end, End::new(ExitClass::Failed, text.clone()), "the same sentence");
     assert!(text.contains("/missing: expected status 200, found 404"), "{text}");
 
     // A descriptor that is not there, or that is named twice.
-    let (success, reports) = run(&web, task, vec![]).await;
-    assert!(!success);
+    let (end, reports) = run(&web, task, vec![]).await;
     let Some(Report::Failed { text, .. }) = reports.last() else { panic!("{reports:?}") };
-    assert!(text.contains("descriptor 5 (output)"), "{text}");
+    assert!(text.contains("output: inherited fd 5"), "{text}");
+    assert_eq!(end, End::new(ExitClass::Resource, text.clone()));
 }

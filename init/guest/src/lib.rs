@@ -19,6 +19,7 @@ pub mod console;
 pub mod dhcp;
 pub mod disks;
 pub mod document;
+pub mod ends;
 pub mod inroot;
 pub mod interface;
 pub mod lifecycle;

@@ -3,7 +3,8 @@
 use crate::account::{self, Account};
 use crate::console::{self, Console};
 use crate::document;
-use crate::{app, inroot, network, power, root};
+use crate::{app, ends, inroot, network, power, root};
+use holdfast_model::contract::end::{End, ExitClass};
 use holdfast_model::contract::guest::AppDocument;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -32,6 +33,20 @@ pub enum Exit {
     Code(i32),
     /// This signal ended it.
     Signal(i32),
+}
+
+impl Exit {
+    /// For the VMM: class and sentence.
+    fn end(self) -> End {
+        match self {
+            Exit::Code(code) => {
+                End::new(ExitClass::GuestExit { code }, format!("the program ended with exit code {code}"))
+            }
+            Exit::Signal(signal) => {
+                End::new(ExitClass::GuestSignal { signal }, format!("the program was ended by signal {signal}"))
+            }
+        }
+    }
 }
 
 impl std::fmt::Display for Exit {
@@ -65,22 +80,33 @@ pub fn live() -> ExitCode {
     };
     let at_panic = Arc::clone(&console);
     std::panic::set_hook(Box::new(move |info| {
-        at_panic.say(&format!("error: panic: {info}"));
-        finish(&at_panic, Exit::Code(SETUP_FAILED));
+        let text = format!("panic: {info}");
+        at_panic.say(&format!("error: {text}"));
+        finish(&at_panic, Exit::Code(SETUP_FAILED), &guest_error(&text));
     }));
-    let exit = mounted.map_err(Failure::from).and_then(|()| run(&console)).unwrap_or_else(|failure| {
-        console.say(&format!("error: {}", failure.text));
-        Exit::Code(failure.code)
-    });
+    let (exit, end) = match mounted.map_err(Failure::from).and_then(|()| run(&console)) {
+        Ok(exit) => (exit, exit.end()),
+        Err(failure) => {
+            console.say(&format!("error: {}", failure.text));
+            (Exit::Code(failure.code), guest_error(&failure.text))
+        }
+    };
     for at in root::dismantle() {
         console.say(&format!("error: {at}: busy at the end, not unmounted"));
     }
-    finish(&console, exit);
+    finish(&console, exit, &end);
     ExitCode::FAILURE
 }
 
-fn finish(console: &Console, exit: Exit) {
+fn guest_error(text: &str) -> End {
+    End::new(ExitClass::GuestError, format!("guest: {text}"))
+}
+
+fn finish(console: &Console, exit: Exit, end: &End) {
     console.say(&exit.to_string());
+    if let Err(error) = ends::say(end) {
+        console.say(&format!("error: the VMM was not told how the guest ended: {error}"));
+    }
     console.drain();
     power_off();
 }

@@ -38,21 +38,18 @@ pub struct Waiting {
 }
 
 impl Waiting {
-    /// Takes a line of a unit in. The exit report of a guest's init is returned for `apps`.
-    pub fn unit_line(&mut self, line: &LogLine, boot_ns: u64, keep_app_lines: bool) -> Option<(Uuid, GuestReport)> {
+    /// Takes a line of a unit in; one of an app's console only with `keep_app_lines`.
+    pub fn unit_line(&mut self, line: &LogLine, boot_ns: u64, keep_app_lines: bool) {
         let at_ns = boot_ns + line.at_ms * 1_000_000;
         match (app_of(&line.unit), line.stream) {
             (Some(app), Stream::Out) => {
-                let report = GuestReport::parse(&line.text);
                 if keep_app_lines {
                     self.push(Some(app), "console", "info", at_ns, &line.text);
                 }
-                report.map(|r| (app, r))
             }
             (_, stream) => {
                 let severity = if stream == Stream::Err { "error" } else { "info" };
                 self.push(None, line.unit.as_str(), severity, at_ns, &line.text);
-                None
             }
         }
     }
@@ -77,43 +74,6 @@ impl Waiting {
     }
 }
 
-/// What a guest's init says of itself on the console (`holdfast-guest: ...`).
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum GuestReport {
-    /// The app ended with a code.
-    ExitCode(i32),
-    /// The app was ended by a signal.
-    ExitSignal(i32),
-    /// The guest could not be set up.
-    Error(String),
-}
-
-impl GuestReport {
-    /// Reads one console line.
-    #[must_use]
-    pub fn parse(line: &str) -> Option<Self> {
-        let text = line.strip_prefix("holdfast-guest: ")?;
-        if let Some(code) = text.strip_prefix("exit code=") {
-            return code.trim().parse().ok().map(Self::ExitCode);
-        }
-        if let Some(signal) = text.strip_prefix("exit signal=") {
-            return signal.trim().parse().ok().map(Self::ExitSignal);
-        }
-        text.strip_prefix("error: ").map(|e| Self::Error(e.to_owned()))
-    }
-
-    /// In words for the app's status; empty for exit code 0.
-    #[must_use]
-    pub fn text(&self) -> String {
-        match self {
-            Self::ExitCode(0) => String::new(),
-            Self::ExitCode(code) => format!("the program ended with exit code {code}"),
-            Self::ExitSignal(signal) => format!("the program was ended by signal {signal}"),
-            Self::Error(text) => format!("guest: {text}"),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -128,12 +88,10 @@ mod tests {
         let mut w = Waiting::default();
         let app = Uuid::from_u128(3);
         let unit = format!("vmm-{app}");
-        assert_eq!(w.unit_line(&line(&unit, Stream::Out, "hello"), 0, true), None);
-        assert_eq!(w.unit_line(&line(&unit, Stream::Err, "vmm: ring"), 0, true), None);
-        assert_eq!(
-            w.unit_line(&line(&unit, Stream::Out, "holdfast-guest: exit code=3"), 0, true),
-            Some((app, GuestReport::ExitCode(3)))
-        );
+        w.unit_line(&line(&unit, Stream::Out, "hello"), 0, true);
+        w.unit_line(&line(&unit, Stream::Err, "vmm: ring"), 0, true);
+        w.unit_line(&line(&unit, Stream::Out, "holdfast-guest: exit code=3"), 0, true);
+        w.unit_line(&line(&unit, Stream::Out, "not wanted"), 0, false);
         assert_eq!(w.apps[&app].len(), 2);
         assert_eq!(w.device.len(), 1);
         assert_eq!(w.device[0].severity, "error");

@@ -1,33 +1,36 @@
-//! `netsvc --config-fd N`: reads its configuration, closes its cage, serves until it is stopped.
+//! `netsvc --config-fd N`: reads its document, closes its cage, serves until it is stopped.
 #![forbid(unsafe_code)]
 
-use anyhow::{Context, Result, bail};
-use holdfast_model::contract::network::ServiceDocument;
-use holdfast_model::contract::{self, Document as _};
-use holdfast_netsvc::{sandbox, service, sys};
-use std::fs::File;
-use std::io::{Read, Seek};
+use std::process::ExitCode;
 
-fn main() -> Result<()> {
-    let config = read_config()?;
-    sandbox::enter().context("sandbox")?;
-    service::run(config).context("service")?;
-    Ok(())
+use holdfast_model::contract::end::{End, ExitClass};
+use holdfast_model::contract::network::ServiceDocument;
+use holdfast_netsvc::service::ServiceError;
+use holdfast_netsvc::{sandbox, service};
+use holdfast_unit::document::ReadError;
+use holdfast_unit::{LastWords, document};
+
+fn main() -> ExitCode {
+    let words = LastWords::adopt();
+    let end = run();
+    words.say(&end);
+    eprintln!("netsvc: {end}");
+    end.class.into()
 }
 
-fn read_config() -> Result<ServiceDocument> {
-    let mut args = std::env::args().skip(1);
-    let (Some(flag), Some(fd), None) = (args.next(), args.next(), args.next()) else {
-        bail!("usage: netsvc --config-fd N");
+/// Serves; there is no end but a fault, and the signal that ends the process.
+fn run() -> End {
+    let document: ServiceDocument = match document::from_command_line("netsvc") {
+        Ok(document) => document,
+        Err(e @ ReadError::Usage { .. }) => return End::new(ExitClass::Usage, e.to_string()),
+        Err(e) => return End::new(ExitClass::Config, e.to_string()),
     };
-    if flag != "--config-fd" {
-        bail!("unknown option {flag:?}; usage: netsvc --config-fd N");
+    if let Err(e) = sandbox::enter() {
+        return End::new(ExitClass::Jail, format!("sandbox: {e}"));
     }
-    let fd: i32 = fd.parse().with_context(|| format!("--config-fd {fd:?} is no number"))?;
-    let mut file = File::from(sys::inherit(fd).with_context(|| format!("--config-fd {fd}"))?);
-    // A memfd comes with its offset behind what was written.
-    let _ = file.rewind();
-    let mut text = Vec::new();
-    file.take(ServiceDocument::MAX_BYTES as u64 + 1).read_to_end(&mut text).context("read configuration")?;
-    Ok(contract::read(&text)?)
+    match service::run(document) {
+        Ok(()) => End::new(ExitClass::Done, "service ended"),
+        Err(e @ ServiceError::Descriptor(_)) => End::new(ExitClass::Resource, e.to_string()),
+        Err(e @ ServiceError::Loop(_)) => End::host_fault(e.to_string()),
+    }
 }

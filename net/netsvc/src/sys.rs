@@ -11,18 +11,6 @@ fn check(n: isize) -> io::Result<usize> {
     usize::try_from(n).map_err(|_| io::Error::last_os_error())
 }
 
-/// Takes over an inherited descriptor; an error when the number names none. Call at most once for each number.
-pub fn inherit(fd: RawFd) -> io::Result<OwnedFd> {
-    // SAFETY: F_GETFD on any number is harmless; after it the number is known to name an open descriptor, which by this
-    // function's contract nobody else in this process owns.
-    unsafe {
-        if fd < 3 || libc::fcntl(fd, libc::F_GETFD) < 0 {
-            return Err(io::Error::from_raw_os_error(libc::EBADF));
-        }
-        Ok(OwnedFd::from_raw_fd(fd))
-    }
-}
-
 /// Makes the descriptor non-blocking.
 pub fn set_nonblocking(fd: &impl AsRawFd) -> io::Result<()> {
     // SAFETY: no pointers.

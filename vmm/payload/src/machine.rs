@@ -90,6 +90,7 @@ impl Setup {
         const KERNEL: RawFd = 4;
         const TAP: RawFd = 5;
         const DISK: RawFd = 6;
+        const WORDS: RawFd = 7;
         let mut config = json!({
             "version": 1, "name": self.name, "vcpus": 1, "memory_mib": self.memory_mib, "kernel": {"fd": KERNEL},
             "cmdline": self.words, "console": {"input": {"fd": 0}}, "rng": true,
@@ -107,6 +108,8 @@ impl Setup {
             vec![(CONFIG, memory_file(config.to_string().as_bytes())?), (KERNEL, memory_file(crate::IMAGE)?)];
         files.extend(self.tap.map(|tap| (TAP, tap)));
         files.extend(self.disk.map(|disk| (DISK, disk)));
+        let (words, said) = io::pipe()?;
+        files.push((WORDS, said.into()));
         // Away from the numbers they will have in the child.
         let files = files
             .into_iter()
@@ -119,6 +122,7 @@ impl Setup {
             .collect::<io::Result<Vec<_>>>()?;
         let numbers: Vec<(RawFd, RawFd)> = files.iter().map(|(number, fd)| (*number, fd.as_raw_fd())).collect();
         let mut command = Command::new(&self.vmm);
+        command.env("HOLDFAST_LAST_WORDS", WORDS.to_string());
         command.args(["--config-fd", "3"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         // SAFETY: only async-signal-safe calls between fork and exec.
         unsafe {
@@ -133,6 +137,8 @@ impl Setup {
         }
         let started = Instant::now();
         let mut child = command.spawn()?;
+        // The writing end is now the child's alone, so that reading ends when it does.
+        drop(files);
         let (lines, errors) = match (child.stdout.take(), child.stderr.take()) {
             (Some(output), Some(errors)) => (read_lines(output), read_text(errors)),
             _ => return Err(io::Error::other("no output")),
@@ -144,6 +150,7 @@ impl Setup {
             input,
             lines,
             errors: Some(errors),
+            words: Some(read_text(words)),
             guest_bytes: u64::from(self.memory_mib) << 20,
         })
     }
@@ -191,6 +198,7 @@ pub struct Machine {
     input: Option<ChildStdin>,
     lines: Receiver<(Instant, String)>,
     errors: Option<JoinHandle<String>>,
+    words: Option<JoinHandle<String>>,
     guest_bytes: u64,
 }
 
@@ -201,6 +209,8 @@ pub struct Ended {
     pub code: Option<i32>,
     /// What it said on stderr.
     pub errors: String,
+    /// Its last words, JSON.
+    pub words: String,
     /// When the end was seen.
     pub at: Instant,
 }
@@ -286,7 +296,8 @@ impl Machine {
         let _ = self.child.kill();
         let code = self.child.wait().ok().and_then(|status| status.code());
         let errors = self.errors.take().and_then(|thread| thread.join().ok()).unwrap_or_default();
-        Ended { code, errors, at: Instant::now() }
+        let words = self.words.take().and_then(|thread| thread.join().ok()).unwrap_or_default();
+        Ended { code, errors, words, at: Instant::now() }
     }
 }
 

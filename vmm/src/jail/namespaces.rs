@@ -37,6 +37,8 @@ fn fork(jail: &JailConfig) -> Result<PipeReader, JailError> {
         drop(held);
         return Ok(lifeline);
     }
+    // The child speaks for the unit.
+    seccomp::report_to(None);
     // Of all descriptors the parent needs only its end of the lifeline.
     let held_fd = held.as_raw_fd() as u32;
     for (first, last) in [(3, held_fd.saturating_sub(1)), (held_fd + 1, u32::MAX)] {

@@ -8,6 +8,8 @@
 mod tests;
 
 use std::collections::BTreeMap;
+use std::os::fd::RawFd;
+use std::sync::atomic::{AtomicI32, Ordering};
 
 use holdfast_links::tap;
 use seccompiler::{
@@ -240,18 +242,36 @@ fn rule(arguments: &[(u8, Must)]) -> Result<SeccompRule, String> {
 /// Offset of `si_syscall` in `siginfo_t` (x86-64: after signo, errno, code, padding, call address).
 const SI_SYSCALL: usize = 24;
 
+/// Where a violation is told beside stderr; -1 for nowhere.
+static LAST_WORDS: AtomicI32 = AtomicI32::new(-1);
+
+/// From now on a violation is told on this descriptor too, as the last words of this unit.
+pub fn report_to(last_words: Option<RawFd>) {
+    LAST_WORDS.store(last_words.unwrap_or(-1), Ordering::Relaxed);
+}
+
+/// Writes a system call's number over the question marks of a text.
+fn put_number(text: &mut [u8], mut number: u32) {
+    for slot in text.iter_mut().rev().filter(|byte| **byte == b'?') {
+        *slot = b'0' + (number % 10) as u8;
+        number /= 10;
+    }
+}
+
 extern "C" fn on_violation(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
     // SAFETY: the kernel passes a full `siginfo_t` with SIGSYS.
     let number = unsafe { info.cast::<u8>().add(SI_SYSCALL).cast::<i32>().read_unaligned() };
     let mut text = *b"vmm: jail: system call ???? is not in this thread's table\n";
-    let mut rest = number.unsigned_abs();
-    for slot in text[23..27].iter_mut().rev() {
-        *slot = b'0' + (rest % 10) as u8;
-        rest /= 10;
-    }
-    // SAFETY: both calls are async-signal-safe and allowed to every thread.
+    put_number(&mut text, number.unsigned_abs());
+    let mut words = *br#"{"class":"jail","reason":"jail: system call ???? is not in this thread's table"}"#;
+    put_number(&mut words, number.unsigned_abs());
+    // SAFETY: all calls are async-signal-safe and allowed to every thread that has the descriptor.
     unsafe {
         libc::write(2, text.as_ptr().cast(), text.len());
+        let listener = LAST_WORDS.load(Ordering::Relaxed);
+        if listener >= 0 {
+            libc::write(listener, words.as_ptr().cast(), words.len());
+        }
         libc::_exit(i32::from(ExitClass::Jail.code()))
     }
 }

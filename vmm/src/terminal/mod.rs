@@ -118,6 +118,18 @@ impl Terminal {
         inner.flush();
     }
 
+    /// The output that is kept, oldest byte first.
+    pub fn kept(&self) -> Vec<u8> {
+        let inner = self.lock();
+        let (mut at, mut kept) = (inner.history.start(), Vec::new());
+        while at < inner.history.end() {
+            let part = inner.history.from(at);
+            kept.extend_from_slice(part);
+            at += part.len() as u64;
+        }
+        kept
+    }
+
     /// The guest has room for input: fills `buf` from whoever has some. 0 when nobody has: then
     /// [`GuestEnd::host_changed`] tells when that changes.
     pub fn take(&self, buf: &mut [u8]) -> usize {

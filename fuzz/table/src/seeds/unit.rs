@@ -26,15 +26,16 @@ pub fn names() -> Seeds {
     texts(&["vmm-00000000-0000-0000-0000-000000000007", "node", "My App_1 \u{fc}"])
 }
 
-/// Lines of a guest's console.
+/// Last words.
 #[must_use]
-pub fn guest_report() -> Seeds {
-    texts(&[
-        "holdfast-guest: exit code=3",
-        "holdfast-guest: exit signal=9",
-        "holdfast-guest: error: no rootfs",
-        "hello",
-    ])
+pub fn last_words() -> Seeds {
+    [
+        r#"{"class":"power-off","reason":"guest power-off"}"#,
+        r#"{"class":{"guest-exit":{"code":3}},"reason":"the program ended with exit code 3"}"#,
+        r#"{"class":"resource","reason":"disk rootfs: cannot lock inherited fd 8"}"#,
+    ]
+    .map(|text| text.as_bytes().to_vec())
+    .into()
 }
 
 /// `user` and the files it is looked up in.

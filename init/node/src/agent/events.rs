@@ -2,9 +2,9 @@
 
 use super::Agent;
 use super::fetching::FETCH_UNITS;
-use crate::logs::GuestReport;
 use crate::machine;
 use crate::parts::app::decide::{Ending, Vm};
+use crate::parts::app::record::ending;
 use crate::parts::app::vm as vms;
 use crate::session::SessionEvent;
 use anyhow::Result;
@@ -56,18 +56,15 @@ impl Agent {
             UnitState::Stopping { .. } => runtime.vm = Vm::Stopping,
             UnitState::Ended | UnitState::Backoff { .. } => {
                 if matches!(runtime.vm, Vm::Running { .. } | Vm::Stopping) {
-                    let said = self.guest_faults.remove(&app);
-                    let fault = match (&status.exit, said) {
-                        (_, Some(text)) => text,
-                        (Some(exit), None) if !exit.is_success() => format!("its VM ended: {exit}"),
-                        _ => String::new(),
+                    let how = ending(status);
+                    let text = match &how {
+                        Ending::Clean => "ended".to_owned(),
+                        Ending::Reboot => "the guest restarts".to_owned(),
+                        Ending::Fault(text) => text.clone(),
                     };
-                    let how = if fault.is_empty() { Ending::Clean } else { Ending::Fault(fault.clone()) };
                     runtime.ended(now, how);
                     let name = self.names.get(&app).cloned().unwrap_or_else(|| app.to_string());
-                    let text =
-                        if fault.is_empty() { format!("app {name}: ended") } else { format!("app {name}: {fault}") };
-                    self.say("info", &text);
+                    self.say("info", &format!("app {name}: {text}"));
                 }
             }
         }
@@ -103,13 +100,7 @@ impl Agent {
                 }
                 let keep = vms::app_of(&line.unit)
                     .is_none_or(|app| self.desired.apps.iter().any(|a| a.id == app && !a.disable_logs));
-                let report = self.logs.borrow_mut().unit_line(line, boot_ns, keep);
-                if let Some((app, report)) = report {
-                    self.guest_faults.insert(app, report.text());
-                    if let GuestReport::Error(text) = report {
-                        self.say("error", &format!("app {app}: guest: {text}"));
-                    }
-                }
+                self.logs.borrow_mut().unit_line(line, boot_ns, keep);
             }
             if !logs.more {
                 return;

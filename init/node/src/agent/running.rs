@@ -111,7 +111,6 @@ impl Agent {
                 match started {
                     Ok(()) => {
                         runtime.started(now, plan.tag());
-                        self.guest_faults.remove(&id);
                         self.say("info", &format!("app {}: VM started", plan.app.name));
                     }
                     Err(e) => {

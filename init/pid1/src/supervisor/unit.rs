@@ -1,7 +1,7 @@
 //! The life of one unit as a pure state machine; see [`UnitState`] for the picture.
 #![forbid(unsafe_code)]
 
-use super::ends;
+use super::ends::{self, Around};
 use holdfast_model::contract::end::End;
 use holdfast_supervise::{Exit, Restart, UnitSpec, UnitState, UnitStatus};
 
@@ -93,7 +93,7 @@ impl Unit {
     /// The process could not be made. Counts as a failed run.
     pub fn not_started(&mut self, now_ms: u64, why: String) -> Option<Action> {
         let exit = Exit::NotStarted(why);
-        let end = ends::of(&self.spec, &exit, None, false);
+        let end = ends::of(&self.spec, &exit, None, Around::default());
         self.ended(now_ms, exit, end, false, true)
     }
 
@@ -199,7 +199,7 @@ mod tests {
     }
 
     fn exited(unit: &mut Unit, now_ms: u64, exit: Exit) -> Option<Action> {
-        let end = ends::of(&unit.spec, &exit, None, false);
+        let end = ends::of(&unit.spec, &exit, None, Around::default());
         unit.exited(now_ms, exit, end)
     }
 

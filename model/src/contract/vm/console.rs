@@ -4,6 +4,10 @@ use serde::{Deserialize, Serialize};
 
 use super::{FdList, FileRef};
 
+/// Name of the console port on which a guest says how it ends: JSON lines of [`End`](crate::contract::end::End), of which
+/// the last one counts, with a class that begins with `guest-`. The VMM takes it as the reason of a power-off.
+pub const GUEST_END_PORT: &str = "holdfast.end";
+
 /// The virtio console: `hvc0`, and byte streams with names.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -16,7 +16,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-pub use console::{ConsoleConfig, PortConfig, SerialConfig, WindowSize};
+pub use console::{ConsoleConfig, GUEST_END_PORT, PortConfig, SerialConfig, WindowSize};
 pub use control::{MAX_STOP_MS, Reply, Request, RunState, Stats, VcpuStats};
 pub use devices::{BalloonConfig, DiskConfig, ImageType, Limits, MAX_CID, MIN_CID, VsockConfig};
 pub use machine::{HostCpus, PageSize, Timer, TraceConfig};

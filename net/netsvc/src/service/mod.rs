@@ -7,22 +7,16 @@ mod tcp;
 use crate::control::Server;
 use crate::sys;
 use holdfast_model::contract::network::{Mode, ServiceDocument};
+use holdfast_unit::fds::{self, FdError};
 use std::io;
 use thiserror::Error;
 
 /// Why a service ends.
 #[derive(Debug, Error)]
 pub enum ServiceError {
-    /// An inherited descriptor is missing or of the wrong kind.
-    #[error("descriptor {fd} for {what}: {source}")]
-    Descriptor {
-        /// Number in the configuration.
-        fd: i32,
-        /// What it should be.
-        what: &'static str,
-        /// System error.
-        source: io::Error,
-    },
+    /// An inherited descriptor is missing.
+    #[error(transparent)]
+    Descriptor(#[from] FdError),
     /// Waiting or the random source failed.
     #[error("event loop: {0}")]
     Loop(#[from] io::Error),
@@ -38,6 +32,7 @@ pub fn run(config: ServiceDocument) -> Result<(), ServiceError> {
 }
 
 fn take(fd: i32, what: &'static str) -> Result<std::os::fd::OwnedFd, ServiceError> {
-    let taken = sys::inherit(fd).and_then(|f| sys::set_nonblocking(&f).map(|()| f));
-    taken.map_err(|source| ServiceError::Descriptor { fd, what, source })
+    let taken = fds::adopt(fd, what)?;
+    sys::set_nonblocking(&taken)?;
+    Ok(taken)
 }

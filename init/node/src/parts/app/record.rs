@@ -178,7 +178,7 @@ impl AppRecord {
 }
 
 /// How a VM ended: by its last words, whose sentence goes on unchanged.
-fn ending(status: &UnitStatus) -> Ending {
+pub fn ending(status: &UnitStatus) -> Ending {
     match &status.end {
         Some(end) if end.class == ExitClass::GuestReset => Ending::Reboot,
         Some(end) if end.class.is_failure() => Ending::Fault(end.reason.clone()),

@@ -2,7 +2,7 @@
 
 use super::{MAX_UNITS, Platform, READ_BYTES, Supervisor};
 use crate::clock;
-use crate::supervisor::ends;
+use crate::supervisor::ends::{self, Around};
 use crate::supervisor::lines::{Brake, Splitter};
 use crate::supervisor::reap;
 use crate::supervisor::shutdown::{Cause, Down, DownKind, MAX_UNIT_DEADLINE_MS};
@@ -253,8 +253,12 @@ impl<P: Platform> Supervisor<P> {
         entry.pipes.clear();
         let text = exit.to_string();
         let words = entry.words.take().and_then(|pipe| read_words(&pipe));
-        let killed = self.options.cgroups.as_ref().map_or(0, |c| c.out_of_memory_kills(name)) > entry.oom_kills;
-        let end = ends::of(&entry.unit.spec, &exit, words, killed);
+        let oom_kills = self.options.cgroups.as_ref().map_or(0, |c| c.out_of_memory_kills(name));
+        let around = Around {
+            out_of_memory: oom_kills > entry.oom_kills,
+            stopping: matches!(entry.unit.state(), UnitState::Stopping { .. }),
+        };
+        let end = ends::of(&entry.unit.spec, &exit, words, around);
         let action = entry.unit.exited(clock::now_ms(), exit, end.clone());
         let next = match entry.unit.state() {
             UnitState::Backoff { until_ms } => {

@@ -6,7 +6,8 @@ use crate::seqpacket::listen_at;
 use anyhow::{Context, Result};
 use holdfast_model::contract;
 use holdfast_model::contract::vm::{
-    BalloonConfig, ConsoleConfig, DiskConfig, FileRef, JailConfig, MacAddress, NetConfig, TapRef, VhostRef, VmConfig,
+    BalloonConfig, ConsoleConfig, DiskConfig, FileRef, GUEST_END_PORT, JailConfig, MacAddress, NetConfig, PortConfig,
+    TapRef, VhostRef, VmConfig,
 };
 use holdfast_supervise::{Capabilities, Capability, Limits, Sandbox, StopPolicy, UnitSpec};
 use std::fs::{File, OpenOptions};
@@ -93,6 +94,8 @@ pub fn prepare(
     }
 
     let uid = FIRST_UID + plan.number;
+    // Where the guest's init says how it ended; only the VMM listens.
+    let end_port = PortConfig { name: GUEST_END_PORT.into(), output: None, input: None };
     let config = VmConfig {
         vcpus: u8::try_from(plan.app.vcpus).with_context(|| format!("app {name}: {} vCPUs", plan.app.vcpus))?,
         memory_mib: u32::try_from(plan.app.memory_bytes >> 20)
@@ -101,7 +104,7 @@ pub fn prepare(
         kvm,
         disks,
         nets,
-        console: Some(ConsoleConfig::to(FileRef::Fd(1))),
+        console: Some(ConsoleConfig { ports: vec![end_port], ..ConsoleConfig::to(FileRef::Fd(1)) }),
         control: Some(control),
         // What the app frees comes back by itself; nothing inflates the balloon unasked.
         balloon: Some(BalloonConfig::default()),

@@ -1,3 +1,0 @@
-#![no_main]
-
-libfuzzer_sys::fuzz_target!(|data: &[u8]| holdfast_fuzz::targets::run("node_guest_report", data));
