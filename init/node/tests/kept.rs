@@ -4,10 +4,12 @@
 //! A file here is never changed. A version that writes another form adds one.
 
 use holdfast_model::Uuid;
+use holdfast_model::observed::{BootReason, RebootRecord};
 use holdfast_node::kept::decode;
 use holdfast_node::parts::app::decide::Acted;
 use holdfast_node::parts::app::kept::{Kept as Apps, KeptApp};
 use holdfast_node::parts::content::kept::{Kept as Contents, KeptContent};
+use holdfast_node::parts::device::kept::Kept as Device;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -62,6 +64,28 @@ fn the_file_of_apps_is_read_forwards_and_backwards() {
 #[test]
 fn the_file_of_contents_is_read_forwards_and_backwards() {
     check(include_str!("golden/content-v1.json"), &contents());
+}
+
+#[test]
+fn the_file_of_the_device_is_read_forwards_and_backwards() {
+    let record = |reason, text: &str, time_seconds| RebootRecord { reason, text: text.into(), time_seconds };
+    let device = Device {
+        reboot_counter: Some(3),
+        shutdown_counter: Some(1),
+        shut_down_in_boot: Some(7),
+        ordered_reboot: Some(record(BootReason::RebootCommand, "counter 3", 1_800_000_000)),
+        last_reboot: Some((7, record(BootReason::Update, "update to 2", 0))),
+        debug: [("debug.memory".into(), "now".into())].into(),
+    };
+    check(include_str!("golden/device-v1.json"), &device);
+}
+
+#[test]
+fn a_reason_of_a_newer_version_costs_no_counter() {
+    let text = include_str!("golden/device-v1.json").replace("reboot-command", "of-a-newer-version");
+    let (read, lost) = decode::<Device>("device.json", Some(text.as_bytes()));
+    assert_eq!((read.reboot_counter, read.shutdown_counter, read.last_reboot.is_some()), (Some(3), Some(1), true));
+    assert_eq!(lost, ["device.json: ordered_reboot cannot be read and is lost"]);
 }
 
 #[test]
