@@ -11,6 +11,7 @@ pub use device::{AttestationState, BootReason, DeviceState, DeviceStatus, Reboot
 pub use network::{InstanceStatus, PortStatus};
 pub use storage::{ContentStatus, LoadState, VolumeStatus};
 
+use crate::net::PortConfigs;
 use crate::trouble::{self, Trouble};
 use serde::{Deserialize, Serialize};
 
@@ -24,6 +25,8 @@ pub struct Observed {
     pub device: DeviceStatus,
     /// One for each adapter.
     pub ports: Vec<PortStatus>,
+    /// The port configurations and how well each leads to the controller.
+    pub port_configs: PortConfigs,
     /// One for each network instance.
     pub instances: Vec<InstanceStatus>,
     /// One for each content tree.

@@ -9,11 +9,13 @@
 //! makes wait for it. The heartbeat is a task of its own that watches [`Progress`].
 
 use crate::machine;
-use crate::part::{Asked, Event, Facts, Line, Ordered, Part, SaveFailed, Saved, Turn};
+use crate::part::{Asked, Event, Facts, Line, Operation, Ordered, Part, SaveFailed, Saved, Turn};
 use crate::world::{Clock, Files};
 use holdfast_model::desired::Desired;
 use holdfast_model::observed::Observed;
+use std::any::Any;
 use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
@@ -21,6 +23,9 @@ use tokio::sync::{mpsc, watch};
 
 /// Longest time between two turns when nothing happens.
 const TICK: Duration = Duration::from_secs(1);
+/// Shortest time between two turns when nothing happens: a part that wants to be woken at a time that has passed does not make
+/// the loop spin.
+const PAUSE: Duration = Duration::from_millis(10);
 /// Most passes over the parts in one turn; facts that still change then are looked at in the next turn.
 const PASSES: usize = 8;
 
@@ -33,6 +38,11 @@ impl Progress {
     #[must_use]
     pub fn turns(&self) -> u64 {
         self.0.get()
+    }
+
+    /// One more turn.
+    pub(crate) fn advance(&self) {
+        self.0.set(self.0.get() + 1);
     }
 }
 
@@ -57,6 +67,15 @@ pub struct Kernel {
     report: watch::Sender<Observed>,
     progress: Progress,
     wake: Option<Duration>,
+    /// One writer for each part that saves: its files are written in order, and what waits for them stays behind them.
+    writers: BTreeMap<&'static str, mpsc::UnboundedSender<Batch>>,
+}
+
+/// What a part saves in one turn, and the operations that wait for it.
+#[derive(Default)]
+struct Batch {
+    saves: Vec<(PathBuf, Vec<u8>)>,
+    behind: Vec<Operation>,
 }
 
 impl Kernel {
@@ -75,6 +94,7 @@ impl Kernel {
             report,
             progress: Progress::default(),
             wake: None,
+            writers: BTreeMap::new(),
         };
         (kernel, reader)
     }
@@ -102,7 +122,7 @@ impl Kernel {
         self.turn(None);
         while !done(&self.facts) {
             let now = self.means.clock.now();
-            let until = self.wake.map_or(TICK, |at| at.saturating_sub(now)).min(TICK);
+            let until = self.wake.map_or(TICK, |at| at.saturating_sub(now)).clamp(PAUSE, TICK);
             let event = tokio::select! {
                 event = self.events.recv() => event,
                 () = tokio::time::sleep(until) => None,
@@ -127,10 +147,14 @@ impl Kernel {
             }
         }
         self.wake = asked.wake;
+        if let Some(config) = asked.config.take() {
+            // In the next turn: every part sees it as an event, in order with everything else.
+            let _ = self.sender.send(Event::Config(config));
+        }
         asked.lines.iter().for_each(|line| (self.means.say)(line));
         self.carry_out(asked.saves, asked.operations);
         self.publish();
-        self.progress.0.set(self.progress.0.get() + 1);
+        self.progress.advance();
     }
 
     fn each(&mut self, asked: &mut Asked, mut f: impl FnMut(&mut dyn Part, &mut Turn<'_>)) {
@@ -142,44 +166,27 @@ impl Kernel {
         }
     }
 
-    /// Starts the saves and operations: those that wait for a save behind it, the others at once.
-    fn carry_out(&self, saves: Vec<(&'static str, PathBuf, Vec<u8>)>, operations: Vec<Ordered>) {
-        let (mut waiting, ready): (Vec<Ordered>, Vec<Ordered>) = operations.into_iter().partition(|o| o.saved);
-        for operation in ready {
-            self.spawn(operation);
+    /// Starts what was asked for: what waits for a save behind it, everything else at once.
+    fn carry_out(&mut self, saves: Vec<(&'static str, PathBuf, Vec<u8>)>, operations: Vec<Ordered>) {
+        let mut batches: BTreeMap<&'static str, Batch> = BTreeMap::new();
+        for (part, path, content) in saves {
+            batches.entry(part).or_default().saves.push((path, content));
         }
-        let mut parts: Vec<&'static str> = saves.iter().map(|s| s.0).chain(waiting.iter().map(|o| o.part)).collect();
-        parts.sort_unstable();
-        parts.dedup();
-        let mut saves = saves;
-        for part in parts {
-            let own: Vec<_> = saves.extract_if(.., |s| s.0 == part).collect();
-            let behind: Vec<_> = waiting.extract_if(.., |o| o.part == part).collect();
-            let (files, sender) = (self.means.files.clone(), self.sender.clone());
-            tokio::task::spawn_local(async move {
-                for (part, path, content) in own {
-                    if let Err(e) = files.replace(path.clone(), content).await {
-                        let failed = SaveFailed { part, path, error: e.to_string() };
-                        let _ = sender.send(Event::News(Rc::new(failed)));
-                        return;
-                    }
-                    let _ = sender.send(Event::News(Rc::new(Saved { part, path })));
-                }
-                for operation in behind {
-                    let sender = sender.clone();
-                    tokio::task::spawn_local(async move {
-                        let _ = sender.send(Event::News(operation.run.await));
-                    });
-                }
-            });
+        for operation in operations {
+            if operation.saved {
+                batches.entry(operation.part).or_default().behind.push(operation.run);
+            } else {
+                spawn(operation.run, self.sender.clone());
+            }
         }
-    }
-
-    fn spawn(&self, operation: Ordered) {
-        let sender = self.sender.clone();
-        tokio::task::spawn_local(async move {
-            let _ = sender.send(Event::News(operation.run.await));
-        });
+        for (part, batch) in batches {
+            let writer = self
+                .writers
+                .entry(part)
+                .or_insert_with(|| start_writer(part, self.means.files.clone(), self.sender.clone()));
+            // The writer lives as long as the kernel.
+            let _ = writer.send(batch);
+        }
     }
 
     fn publish(&self) {
@@ -197,3 +204,48 @@ impl Kernel {
         });
     }
 }
+
+fn spawn(run: Operation, events: mpsc::UnboundedSender<Event>) {
+    tokio::task::spawn_local(async move {
+        let _ = events.send(Event::News(run.await));
+    });
+}
+
+/// Writes the files of one part, one after the other. A save that fails drops the operations behind it, and those of later
+/// turns too until a save succeeds: what they rely on is not on disk.
+fn start_writer(
+    part: &'static str,
+    files: Rc<dyn Files>,
+    events: mpsc::UnboundedSender<Event>,
+) -> mpsc::UnboundedSender<Batch> {
+    let (sender, mut batches) = mpsc::unbounded_channel::<Batch>();
+    tokio::task::spawn_local(async move {
+        let mut failed: Option<SaveFailed> = None;
+        while let Some(batch) = batches.recv().await {
+            let nothing_to_save = batch.saves.is_empty();
+            for (path, content) in batch.saves {
+                let news: Rc<dyn Any> = match files.replace(path.clone(), content).await {
+                    Ok(()) => {
+                        failed = None;
+                        Rc::new(Saved { part, path })
+                    }
+                    Err(e) => {
+                        let lost = SaveFailed { part, path, error: e.to_string() };
+                        failed = Some(lost.clone());
+                        Rc::new(lost)
+                    }
+                };
+                let _ = events.send(Event::News(news));
+            }
+            match &failed {
+                None => batch.behind.into_iter().for_each(|run| spawn(run, events.clone())),
+                Some(lost) if nothing_to_save => drop(events.send(Event::News(Rc::new(lost.clone())))),
+                Some(_) => {}
+            }
+        }
+    });
+    sender
+}
+
+#[cfg(test)]
+mod tests;

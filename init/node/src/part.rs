@@ -141,6 +141,8 @@ pub struct Asked {
     pub lines: Vec<Line>,
     /// The next time to look, if nothing happens before.
     pub wake: Option<Duration>,
+    /// A config to be in force from the next turn on.
+    pub config: Option<Rc<Desired>>,
 }
 
 impl Turn<'_> {
@@ -165,6 +167,11 @@ impl Turn<'_> {
         let path = path.into();
         self.asked.saves.retain(|(_, p, _)| *p != path);
         self.asked.saves.push((self.part, path, content));
+    }
+
+    /// Puts a config in force: every part sees it as [`Event::Config`] in the next turn.
+    pub fn configure(&mut self, config: Rc<Desired>) {
+        self.asked.config = Some(config);
     }
 
     /// Says something on the console and in the device log.

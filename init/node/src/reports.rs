@@ -12,6 +12,7 @@ use crate::trust::VaultState;
 use crate::update::Update;
 use holdfast_identity::Identity;
 use holdfast_model::desired::Desired;
+use holdfast_model::net::PortConfigs;
 use holdfast_model::observed::{
     AppState, AppStatus, DeviceState, DeviceStatus, LoadState, Observed, RebootRecord, Tens, TrustStatus, VolumeStatus,
 };
@@ -67,6 +68,7 @@ pub fn observe(view: &View<'_>) -> Observed {
     Observed {
         device: device(view),
         ports: view.network.ports(),
+        port_configs: PortConfigs::default(),
         instances: view.network.instances(view.desired),
         contents: view
             .contents

@@ -68,18 +68,19 @@ pub enum Verdict {
     Fails,
 }
 
-/// How the controller was reached over one adapter. Times are seconds since the Unix epoch, 0 = never.
+/// How the controller was reached over one adapter. Times are seconds since the Unix epoch, 0 = never; they are those of changes, so
+/// that what goes on as it was stays the same value.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PathTest {
-    /// Last time that it was reached.
+    /// When it was last reached first after a failure, or at all.
     pub succeeded_seconds: i64,
-    /// Last time that it was not.
+    /// When it was last not reached first after a success, or at all.
     pub failed_seconds: i64,
     /// Why not; empty when the last attempt succeeded.
     pub error: String,
 }
 
-/// A port configuration and its tests. Times are seconds since the Unix epoch, 0 = never.
+/// A port configuration and its tests. Times are seconds since the Unix epoch, 0 = never, and those of changes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PortConfig {
     /// Where it comes from.
@@ -90,9 +91,9 @@ pub struct PortConfig {
     pub made_seconds: i64,
     /// What is known of it.
     pub verdict: Verdict,
-    /// Last time that it led to the controller.
+    /// When it last began to lead to the controller.
     pub succeeded_seconds: i64,
-    /// Last time that it was given up.
+    /// When it was last given up.
     pub failed_seconds: i64,
     /// Why it was given up; empty when it was not, or works again.
     pub error: String,

@@ -3,7 +3,10 @@ use crate::proto::info::{
     AttestationState as WireAttestation, BaseOsStatus as WireBaseOs, DataSecAtRestStatus, HwSecurityModuleStatus,
     MaintenanceModeReason, ZDeviceState, ZInfoDevice, ZNetworkInstanceState, ZSwState,
 };
-use holdfast_model::net::InstanceKind;
+use holdfast_model::net::{
+    Adapter, Addressing4, Addressing6, InstanceKind, Layers, PathTest, PortConfig, PortConfigSource, PortConfigs,
+    Static, Verdict,
+};
 use holdfast_model::observed::{
     AppInterfaceStatus, AppState, AppStatus, AttestationState, DeviceState, InstanceStatus, PortStatus, Tens,
 };
@@ -91,6 +94,55 @@ fn device_fields_that_testers_read_are_filled() {
     let port = &device.system_adapter.expect("adapters").status[0].ports[0];
     assert_eq!((port.name.as_str(), port.ip_addrs[0].as_str(), port.dhcp_type), ("eth0", "192.0.2.5", 4));
     assert_eq!(device.app_instances[0].name, "web");
+}
+
+#[test]
+fn every_port_configuration_is_reported_and_the_one_in_use_with_what_is_so() {
+    let adapter = Adapter {
+        name: "wan".into(),
+        on: "up".into(),
+        network: None,
+        v4: Addressing4::Static(Static { address: [198, 51, 100, 7].into(), prefix_length: 24, gateway: None }),
+        v6: Addressing6::None,
+        dns: Vec::new(),
+        domain: String::new(),
+        mtu: None,
+        cost: 3,
+        management: true,
+        labels: Vec::new(),
+    };
+    let config = |source, failed_seconds, succeeded_seconds| PortConfig {
+        source,
+        layers: Layers { adapters: vec![adapter.clone()], ..Layers::default() },
+        made_seconds: 50,
+        verdict: Verdict::Untested,
+        succeeded_seconds,
+        failed_seconds,
+        error: if failed_seconds > 0 { "no contact".into() } else { String::new() },
+        paths: [("wan".to_owned(), PathTest { error: "timeout".into(), failed_seconds: 90, ..PathTest::default() })]
+            .into(),
+    };
+    let mut observed = observed();
+    let list = vec![config(PortConfigSource::Controller, 100, 0), config(PortConfigSource::Site, 0, 200)];
+    observed.port_configs = PortConfigs { current: 1, list };
+    let info = device(&observed).system_adapter.expect("adapters");
+    assert_eq!(info.current_index, 1);
+    let [given_up, in_use] = info.status.as_slice() else { panic!("{info:?}") };
+    let seconds = |stamp: &Option<prost_types::Timestamp>| stamp.as_ref().map(|stamp| stamp.seconds);
+    assert_eq!((given_up.key.as_str(), in_use.key.as_str()), ("zedagent", "bootstrap"));
+    assert_eq!((seconds(&given_up.last_failed), seconds(&given_up.last_succeeded)), (Some(100), None));
+    assert_eq!((seconds(&in_use.last_failed), seconds(&in_use.last_succeeded)), (None, Some(200)));
+    assert_eq!((given_up.last_error.as_str(), seconds(&given_up.time_priority)), ("no contact", Some(50)));
+    let port = &given_up.ports[0];
+    assert_eq!((port.name.as_str(), port.dhcp_type, port.subnet.as_str()), ("wan", 1, "198.51.100.7/24"));
+    assert_eq!(port.err.as_ref().map(|error| error.description.as_str()), Some("timeout"));
+    assert_eq!((in_use.ports[0].name.as_str(), in_use.ports[0].dhcp_type), ("eth0", 4));
+
+    observed.port_configs = PortConfigs::default();
+    observed.ports[0].dhcp = false;
+    observed.ports[0].addresses.clear();
+    let info = device(&observed).system_adapter.expect("adapters");
+    assert_eq!((info.status.len(), info.status[0].ports[0].dhcp_type), (1, 2), "no IP at all");
 }
 
 #[test]

@@ -5,6 +5,7 @@ pub mod base_os;
 pub mod content;
 pub mod controller;
 pub mod device;
+pub mod logs;
 pub mod network;
 pub mod volume;
 

@@ -163,11 +163,15 @@ impl PortList {
             let path: &mut PathTest = config.paths.entry(adapter.clone()).or_default();
             match result {
                 Ok(()) => {
-                    (path.succeeded_seconds, path.error) = (now.unix_seconds, String::new());
+                    if path.succeeded_seconds == 0 || !path.error.is_empty() {
+                        (path.succeeded_seconds, path.error) = (now.unix_seconds, String::new());
+                    }
                     self.unreached.remove(adapter);
                 }
                 Err(text) => {
-                    (path.failed_seconds, path.error) = (now.unix_seconds, text.clone());
+                    if path.error.is_empty() {
+                        (path.failed_seconds, path.error) = (now.unix_seconds, text.clone());
+                    }
                     self.unreached.insert(adapter.clone(), now.uptime);
                 }
             }
@@ -177,7 +181,10 @@ impl PortList {
             return;
         }
         (self.contact, self.failures, self.retest) = (Some(now.uptime), 0, false);
-        (config.verdict, config.succeeded_seconds, config.error) = (Verdict::Works, now.unix_seconds, String::new());
+        if config.verdict != Verdict::Works || config.succeeded_seconds == 0 {
+            (config.verdict, config.succeeded_seconds, config.error) =
+                (Verdict::Works, now.unix_seconds, String::new());
+        }
         if source == PortConfigSource::Controller {
             if self.worked.as_ref() != Some(&config.layers) {
                 self.worked = Some(config.layers.clone());

@@ -199,6 +199,21 @@ fn an_adapter_without_contact_counts_as_such_for_one_interval() {
     assert_eq!(reach(&list, 320), [true, true]);
 }
 
+#[test]
+fn a_report_changes_when_something_does_and_not_at_each_poll() {
+    let mut list = list(&[Source::Site, Source::Controller], None);
+    run(&mut list, 0, 20, |_, _| true);
+    let steady = list.report();
+    run(&mut list, 20, 500, |_, _| true);
+    assert_eq!(list.report(), steady);
+    run(&mut list, 500, 520, |_, _| false);
+    let failing = list.report();
+    assert_ne!(failing, steady);
+    run(&mut list, 520, 600, |_, _| false);
+    assert_eq!(list.report(), failing);
+    assert_eq!(failing.list[0].paths["a"].failed_seconds, 1_800_000_500);
+}
+
 /// Every set of sources, of those that lead to the controller before and after a change, and of what had worked before: the device
 /// is never without contact for longer than it takes to give up the one in use and to try the others.
 #[test]

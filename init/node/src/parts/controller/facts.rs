@@ -1,5 +1,6 @@
 //! What the controller part tells others.
 
+use holdfast_model::net::Tried;
 use std::time::Duration;
 use uuid::Uuid;
 
@@ -21,4 +22,17 @@ pub struct Failure {
     pub at: Duration,
     /// By the remote side's fault (503, connection refused): a sign of life.
     pub temporary: bool,
+}
+
+/// News: what an exchange with the controller brought over each adapter that it was tried over (the client's `take_tried`, after
+/// each poll, whatever came of it).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Polled(pub Vec<Tried>);
+
+/// The stored config was looked for. Published once it is known whether one comes; it comes as
+/// [`Event::Config`](crate::part::Event::Config) no later than in the next turn. Until then, networks stay as they were found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stored {
+    /// There is one.
+    pub found: bool,
 }

@@ -2,6 +2,7 @@
 
 use crate::parts::app::decide::Readiness;
 use crate::parts::app::vm::Nic;
+use holdfast_model::net::Uplink;
 use holdfast_model::observed::AppInterfaceStatus;
 use std::collections::BTreeMap;
 use uuid::Uuid;
@@ -13,3 +14,7 @@ pub struct Nics(pub BTreeMap<Uuid, Result<Vec<Nic>, Readiness>>);
 /// The NICs of each app as they are reported.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct AppInterfaces(pub BTreeMap<Uuid, Vec<AppInterfaceStatus>>);
+
+/// The ways to the controller, best first, by addresses that the kernel has.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Uplinks(pub Vec<Uplink>);

@@ -1,6 +1,12 @@
-//! What the agent acts on, behind traits: the real machine, or a simulated one with virtual time (`tests/`).
+//! What the agent acts on, behind traits: the real machine, or a simulated one with virtual time (`tests/world`).
 //!
-//! Real things in [`machine`](crate::machine) and beside the parts that own them; each trait is what one kind of operation needs.
+//! Here is what the kernel and several parts need. What one part alone acts through lies in its folder: machines of apps, the
+//! kernel's network, folders of images and volumes, slots.
+//!
+//! Reading order: here, [`init`] (PID 1 apart from units), [`real`] (clock and files of a real machine).
+
+pub mod init;
+pub mod real;
 
 use std::future::Future;
 use std::io;
@@ -19,16 +25,10 @@ pub trait Clock {
     fn wall(&self) -> SystemTime;
 }
 
-/// Files below the data folder. Nothing here blocks the loop.
+/// Files below the data folder.
 pub trait Files {
     /// Replaces a file durably: after a power cut it is the old one or the new one.
     fn replace(&self, path: PathBuf, content: Vec<u8>) -> Local<io::Result<()>>;
-    /// Reads a file; `None` when it is missing.
-    fn read(&self, path: PathBuf) -> Local<io::Result<Option<Vec<u8>>>>;
-    /// Removes a file; one that is missing is no error.
-    fn remove(&self, path: PathBuf) -> Local<io::Result<()>>;
-    /// Names in a folder; empty when it is missing.
-    fn list(&self, path: PathBuf) -> Local<io::Result<Vec<String>>>;
 }
 
 /// Runs what may block on a thread that may; what it returns comes back to the agent's own.
