@@ -3,7 +3,7 @@
 use crate::fetching::jobs::memfd;
 use crate::seqpacket::{Connection, listen_at};
 use crate::supervisor::Supervisor;
-use holdfast_model::contract::network::{ClientService, ClientState, Lease, NetworkService, Reply, Request};
+use holdfast_model::contract::network::{ClientService, ClientState, Lease, NetworkService, NetworkV4, Reply, Request};
 use holdfast_model::net::Prefix;
 use holdfast_netkernel::{Prepared, Services};
 use holdfast_plan::kinds::service::{Service, ServiceKind};
@@ -262,14 +262,16 @@ impl Ends {
 
 fn empty_tables() -> NetworkService {
     NetworkService {
-        gateway: std::net::Ipv4Addr::UNSPECIFIED,
-        prefix_length: 0,
-        router: None,
-        pool: None,
+        v4: NetworkV4 {
+            gateway: std::net::Ipv4Addr::UNSPECIFIED,
+            prefix_length: 0,
+            router: None,
+            pool: None,
+            routes: vec![],
+        },
         assignments: vec![],
         domain: String::new(),
         mtu: None,
-        routes: vec![],
         lease_seconds: 0,
         names: vec![],
         upstreams: vec![],

@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use serde::{Deserialize, Serialize};
 
 use super::{Document, Version};
+use crate::net::Addresses;
 
 /// A MAC address.
 pub type Mac = [u8; 6];
@@ -69,22 +70,14 @@ pub struct NetworkSockets {
 /// Tables of a network service; all of it may change while it runs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetworkService {
-    /// Address of the bridge: DHCP server identifier and name server.
-    pub gateway: Ipv4Addr,
-    /// Prefix length of the subnet.
-    pub prefix_length: u8,
-    /// Default router handed out; `None` for an air-gapped network.
-    pub router: Option<Ipv4Addr>,
-    /// First and last address for clients that no assignment names; `None` = such clients get nothing.
-    pub pool: Option<(Ipv4Addr, Ipv4Addr)>,
+    /// What concerns IPv4 alone.
+    pub v4: NetworkV4,
     /// Fixed addresses.
     pub assignments: Vec<Assignment>,
     /// Domain handed out and appended to app names; empty when none.
     pub domain: String,
     /// MTU handed out.
     pub mtu: Option<u16>,
-    /// Classless static routes handed out (RFC 3442), besides the default route.
-    pub routes: Vec<StaticRoute>,
     /// Lease time in seconds.
     pub lease_seconds: u32,
     /// Static names.
@@ -93,13 +86,28 @@ pub struct NetworkService {
     pub upstreams: Vec<SocketAddr>,
 }
 
-/// A fixed address.
+/// A network service in IPv4.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkV4 {
+    /// Address of the bridge: DHCP server identifier and name server.
+    pub gateway: Ipv4Addr,
+    /// Prefix length of the subnet.
+    pub prefix_length: u8,
+    /// Default router handed out; `None` for an air-gapped network.
+    pub router: Option<Ipv4Addr>,
+    /// First and last address for clients that no assignment names; `None` = such clients get nothing.
+    pub pool: Option<(Ipv4Addr, Ipv4Addr)>,
+    /// Classless static routes handed out (RFC 3442), besides the default route.
+    pub routes: Vec<StaticRoute>,
+}
+
+/// Fixed addresses of one client.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Assignment {
     /// Client's MAC.
     pub mac: Mac,
-    /// Its address.
-    pub address: Ipv4Addr,
+    /// Its addresses. DHCP hands out the IPv4 one; DNS answers with both.
+    pub addresses: Addresses,
     /// Its host name; empty when none. Answered by DNS.
     pub host_name: String,
 }

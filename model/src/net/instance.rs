@@ -91,6 +91,12 @@ impl Addresses {
     }
 }
 
+impl From<Ipv4Addr> for Addresses {
+    fn from(ip: Ipv4Addr) -> Self {
+        Self { v4: Some(ip), v6: None }
+    }
+}
+
 impl From<IpAddr> for Addresses {
     fn from(ip: IpAddr) -> Self {
         match ip {

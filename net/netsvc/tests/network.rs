@@ -7,7 +7,7 @@ use common::*;
 use holdfast_engine::{Backoff, Engine, Graph, Report, State, drive};
 use holdfast_model::Uuid;
 use holdfast_model::app::App;
-use holdfast_model::contract::network::{Assignment, Lease, NetworkService, Reply, Request};
+use holdfast_model::contract::network::{Assignment, Lease, NetworkService, NetworkV4, Reply, Request};
 use holdfast_model::desired::Desired;
 use holdfast_model::net::{
     Addresses, AppInterface, InstanceKind, NetworkInstance, Protocol, RateUnit, Rule, RuleAction, Subnet,
@@ -104,14 +104,16 @@ fn outside_service() -> Service {
             address: "192.0.2.1/24".parse().expect("prefix"),
             uplink: None,
             service: NetworkService {
-                gateway: ROUTER,
-                prefix_length: 24,
-                router: Some(ROUTER),
-                pool: None,
-                assignments: vec![Assignment { mac: DEVICE_MAC, address: DEVICE, host_name: "device".into() }],
+                v4: NetworkV4 {
+                    gateway: ROUTER,
+                    prefix_length: 24,
+                    router: Some(ROUTER),
+                    pool: None,
+                    routes: Vec::new(),
+                },
+                assignments: vec![Assignment { mac: DEVICE_MAC, addresses: DEVICE.into(), host_name: "device".into() }],
                 domain: String::new(),
                 mtu: None,
-                routes: Vec::new(),
                 lease_seconds: 600,
                 names: vec![("www.example".into(), vec![Ipv4Addr::new(198, 51, 100, 7).into()])],
                 upstreams: Vec::new(),

@@ -3,7 +3,7 @@
 mod common;
 
 use common::*;
-use holdfast_model::contract::network::{Assignment, ClientService, NetworkService};
+use holdfast_model::contract::network::{Assignment, ClientService, NetworkService, NetworkV4};
 use holdfast_plan::kinds::service::{Service, ServiceKind};
 use std::net::Ipv4Addr;
 use std::process::{Command, Stdio};
@@ -32,14 +32,16 @@ fn serve(server: &Namespace) -> Processes {
             address: "10.7.0.1/24".parse().expect("prefix"),
             uplink: None,
             service: NetworkService {
-                gateway: SERVER,
-                prefix_length: 24,
-                router: Some(SERVER),
-                pool: None,
-                assignments: vec![Assignment { mac: CLIENT_MAC, address: CLIENT, host_name: "client".into() }],
+                v4: NetworkV4 {
+                    gateway: SERVER,
+                    prefix_length: 24,
+                    router: Some(SERVER),
+                    pool: None,
+                    routes: Vec::new(),
+                },
+                assignments: vec![Assignment { mac: CLIENT_MAC, addresses: CLIENT.into(), host_name: "client".into() }],
                 domain: "edge".into(),
                 mtu: Some(1400),
-                routes: Vec::new(),
                 lease_seconds: 600,
                 names: vec![("db.example".into(), vec![Ipv4Addr::new(198, 51, 100, 7).into()])],
                 upstreams: Vec::new(),

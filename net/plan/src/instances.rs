@@ -9,7 +9,7 @@ use crate::ports::{MAIN_TABLE, PortPlan};
 use crate::taps::{self, TapPlan};
 use crate::{Input, names};
 use holdfast_engine::Graph;
-use holdfast_model::contract::network::{Assignment, NetworkService};
+use holdfast_model::contract::network::{Assignment, NetworkService, NetworkV4};
 use holdfast_model::net::{InstanceKind, NetworkInstance, Prefix};
 use holdfast_model::trouble::{Object, ObjectKind, Trouble};
 use std::collections::BTreeMap;
@@ -336,18 +336,20 @@ fn service(
         Some(p) => &p.dns,
     };
     NetworkService {
-        gateway: local.space.gateway,
-        prefix_length: local.space.prefix_length,
-        router: uplink.map(|_| local.space.gateway),
+        v4: NetworkV4 {
+            gateway: local.space.gateway,
+            prefix_length: local.space.prefix_length,
+            router: uplink.map(|_| local.space.gateway),
+            pool: None,
+            routes: Vec::new(),
+        },
         // Every app has an assignment, and nobody else can send on the bridge.
-        pool: None,
         assignments: taps
             .iter()
-            .filter_map(|t| Some(Assignment { mac: t.mac, address: t.address?, host_name: name_of(t.app) }))
+            .filter_map(|t| Some(Assignment { mac: t.mac, addresses: t.address?.into(), host_name: name_of(t.app) }))
             .collect(),
         domain: instance.domain.clone(),
         mtu: instance.mtu,
-        routes: Vec::new(),
         lease_seconds: LEASE_SECONDS,
         names: instance.names.clone(),
         upstreams: servers.iter().filter(|s| s.is_ipv4()).map(|s| SocketAddr::new(*s, 53)).collect(),

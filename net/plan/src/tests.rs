@@ -171,7 +171,7 @@ fn local_network_has_service_tap_and_routes_over_its_uplink() {
     assert_eq!(uplink.as_deref(), Some("eth0"));
     assert_eq!(service.assignments.len(), 2);
     assert_eq!(service.assignments[0].host_name, "app-11");
-    assert_eq!(service.assignments[0].address, Ipv4Addr::new(10, 1, 0, 2));
+    assert_eq!(service.assignments[0].addresses, IpAddr::from([10, 1, 0, 2]).into());
     assert_eq!(service.upstreams, ["192.0.2.3:53".parse().expect("address")]);
     let Some(NetItem::Tap(t)) = p.graph.get(&ItemKey::Link(names::tap(uuid(11), 0))) else { panic!("tap") };
     assert_eq!(t.owner_uid, 2001);

@@ -383,7 +383,7 @@ fn read_lease(m: &Message, server: Ipv4Addr) -> Option<Lease> {
 mod tests {
     use super::*;
     use crate::dhcp::server::Server;
-    use holdfast_model::contract::network::{Assignment, NetworkService};
+    use holdfast_model::contract::network::{Assignment, NetworkService, NetworkV4};
     use proptest::prelude::*;
 
     const MAC: Mac = [2, 0, 0, 0, 0, 1];
@@ -392,14 +392,10 @@ mod tests {
 
     fn server() -> Server {
         Server::new(NetworkService {
-            gateway: GW,
-            prefix_length: 20,
-            router: Some(GW),
-            pool: None,
-            assignments: vec![Assignment { mac: MAC, address: IP, host_name: String::new() }],
+            v4: NetworkV4 { gateway: GW, prefix_length: 20, router: Some(GW), pool: None, routes: Vec::new() },
+            assignments: vec![Assignment { mac: MAC, addresses: IP.into(), host_name: String::new() }],
             domain: "local".into(),
             mtu: Some(1400),
-            routes: Vec::new(),
             lease_seconds: 1000,
             names: Vec::new(),
             upstreams: Vec::new(),
@@ -492,7 +488,7 @@ mod tests {
         let (mut c, mut s) = bound(now);
         let other = Ipv4Addr::new(10, 1, 0, 9);
         let mut tables = NetworkService {
-            assignments: vec![Assignment { mac: MAC, address: other, host_name: String::new() }],
+            assignments: vec![Assignment { mac: MAC, addresses: other.into(), host_name: String::new() }],
             ..service_of()
         };
         tables.lease_seconds = 1000;
@@ -505,14 +501,10 @@ mod tests {
 
     fn service_of() -> NetworkService {
         NetworkService {
-            gateway: GW,
-            prefix_length: 20,
-            router: Some(GW),
-            pool: None,
+            v4: NetworkV4 { gateway: GW, prefix_length: 20, router: Some(GW), pool: None, routes: Vec::new() },
             assignments: Vec::new(),
             domain: String::new(),
             mtu: None,
-            routes: Vec::new(),
             lease_seconds: 1000,
             names: Vec::new(),
             upstreams: Vec::new(),

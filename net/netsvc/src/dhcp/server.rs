@@ -80,7 +80,7 @@ impl Server {
         }
         // Not for us: another server of the segment is meant.
         let server_id = m.address(option::SERVER_ID);
-        if server_id.is_some_and(|s| s != self.service.gateway) {
+        if server_id.is_some_and(|s| s != self.service.v4.gateway) {
             return None;
         }
         self.leases.retain(|_, l| l.ends > now);
@@ -130,14 +130,13 @@ impl Server {
             return None;
         }
         let mut message = m.answer(MessageType::Nak);
-        message.set_addresses(option::SERVER_ID, &[self.service.gateway]);
+        message.set_addresses(option::SERVER_ID, &[self.service.v4.gateway]);
         message.set(option::MESSAGE_TEXT, *b"address not available");
         Some(Answer { message, to: Ipv4Addr::BROADCAST, by_mac: true, lease: None })
     }
 
     fn assigned(&self, mac: Mac) -> Option<Ipv4Addr> {
-        let a = self.service.assignments.iter().find(|a| a.mac == mac)?;
-        Some(a.address)
+        self.service.assignments.iter().find(|a| a.mac == mac)?.addresses.v4
     }
 
     /// The client may use the address, as far as the tables say.
@@ -145,20 +144,20 @@ impl Server {
         if let Some(own) = self.assigned(mac) {
             return own == ip;
         }
-        let in_pool = self.service.pool.is_some_and(|(first, last)| (first..=last).contains(&ip));
+        let in_pool = self.service.v4.pool.is_some_and(|(first, last)| (first..=last).contains(&ip));
         in_pool && self.is_common(ip)
     }
 
     /// Neither the gateway's nor assigned to anybody.
     fn is_common(&self, ip: Ipv4Addr) -> bool {
-        ip != self.service.gateway && self.service.assignments.iter().all(|a| a.address != ip)
+        ip != self.service.v4.gateway && self.service.assignments.iter().all(|a| a.addresses.v4 != Some(ip))
     }
 
     fn choose(&self, m: &Message) -> Option<Ipv4Addr> {
         if let Some(own) = self.assigned(m.mac) {
             return Some(own);
         }
-        let (first, last) = self.service.pool?;
+        let (first, last) = self.service.v4.pool?;
         let free = |ip: &Ipv4Addr| self.is_common(*ip) && self.leases.get(ip).is_none_or(|l| l.mac == Some(m.mac));
         let had = self.leases.iter().find(|(_, l)| l.mac == Some(m.mac));
         if let Some((ip, _)) = had {
@@ -218,12 +217,12 @@ impl Server {
 
     fn fill(&self, message: &mut Message) {
         let s = &self.service;
-        let mask = u32::MAX.checked_shl(32 - u32::from(s.prefix_length.min(32))).unwrap_or(0);
-        message.set_addresses(option::SERVER_ID, &[s.gateway]);
+        let mask = u32::MAX.checked_shl(32 - u32::from(s.v4.prefix_length.min(32))).unwrap_or(0);
+        message.set_addresses(option::SERVER_ID, &[s.v4.gateway]);
         message.set_addresses(option::SUBNET_MASK, &[mask.into()]);
-        message.set_addresses(option::BROADCAST, &[(u32::from(s.gateway) | !mask).into()]);
-        message.set_addresses(option::DNS, &[s.gateway]);
-        if let Some(router) = s.router {
+        message.set_addresses(option::BROADCAST, &[(u32::from(s.v4.gateway) | !mask).into()]);
+        message.set_addresses(option::DNS, &[s.v4.gateway]);
+        if let Some(router) = s.v4.router {
             message.set_addresses(option::ROUTER, &[router]);
         }
         if !s.domain.is_empty() {
@@ -232,10 +231,10 @@ impl Server {
         if let Some(mtu) = s.mtu {
             message.set(option::MTU, mtu.to_be_bytes());
         }
-        if !s.routes.is_empty() {
+        if !s.v4.routes.is_empty() {
             // A client that reads these ignores the router option (RFC 3442): repeat the default route.
-            let mut routes = s.routes.clone();
-            routes.extend(s.router.map(|router| holdfast_model::contract::network::StaticRoute {
+            let mut routes = s.v4.routes.clone();
+            routes.extend(s.v4.router.map(|router| holdfast_model::contract::network::StaticRoute {
                 destination: Ipv4Addr::UNSPECIFIED,
                 prefix_length: 0,
                 router,
@@ -248,7 +247,7 @@ impl Server {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use holdfast_model::contract::network::Assignment;
+    use holdfast_model::contract::network::{Assignment, NetworkV4};
 
     const ME: Mac = [2, 0, 0, 0, 0, 1];
     const STRANGER: Mac = [2, 0, 0, 0, 0, 2];
@@ -256,14 +255,16 @@ mod tests {
 
     fn service() -> NetworkService {
         NetworkService {
-            gateway: Ipv4Addr::new(10, 1, 0, 1),
-            prefix_length: 24,
-            router: Some(Ipv4Addr::new(10, 1, 0, 1)),
-            pool: Some((Ipv4Addr::new(10, 1, 0, 4), Ipv4Addr::new(10, 1, 0, 6))),
-            assignments: vec![Assignment { mac: ME, address: MINE, host_name: "me".into() }],
+            v4: NetworkV4 {
+                gateway: Ipv4Addr::new(10, 1, 0, 1),
+                prefix_length: 24,
+                router: Some(Ipv4Addr::new(10, 1, 0, 1)),
+                pool: Some((Ipv4Addr::new(10, 1, 0, 4), Ipv4Addr::new(10, 1, 0, 6))),
+                routes: Vec::new(),
+            },
+            assignments: vec![Assignment { mac: ME, addresses: MINE.into(), host_name: "me".into() }],
             domain: "local".into(),
             mtu: Some(1400),
-            routes: Vec::new(),
             lease_seconds: 3600,
             names: Vec::new(),
             upstreams: Vec::new(),
@@ -325,7 +326,7 @@ mod tests {
     #[test]
     fn without_pool_strangers_get_silence() {
         let mut tables = service();
-        tables.pool = None;
+        tables.v4.pool = None;
         let (mut s, now) = (Server::new(tables), Instant::now());
         assert_eq!(s.handle(now, &message(MessageType::Discover, STRANGER)), None);
         let mut reboot = selecting(STRANGER, Ipv4Addr::new(10, 1, 0, 4));
@@ -360,7 +361,7 @@ mod tests {
         let (mut s, now) = (Server::new(service()), Instant::now());
         s.handle(now, &selecting(ME, MINE)).expect("ack");
         let mut tables = service();
-        tables.assignments[0].address = Ipv4Addr::new(10, 1, 0, 6);
+        tables.assignments[0].addresses.v4 = Some(Ipv4Addr::new(10, 1, 0, 6));
         s.update(tables);
         assert!(s.entries(now).is_empty());
         let mut renew = message(MessageType::Request, ME);

@@ -20,14 +20,18 @@ impl Names {
     pub fn new(service: &NetworkService) -> Self {
         let mut names = Self { has_upstream: !service.upstreams.is_empty(), ..Self::default() };
         for a in service.assignments.iter().filter(|a| !a.host_name.is_empty()) {
-            names.add(&a.host_name, a.address.into());
             let full = if service.domain.is_empty() {
                 a.host_name.clone()
             } else {
                 format!("{}.{}", a.host_name, service.domain)
             };
-            names.add(&full, a.address.into());
-            names.reverse.insert(a.address, full);
+            for ip in a.addresses.iter() {
+                names.add(&a.host_name, ip);
+                names.add(&full, ip);
+            }
+            if let Some(ip) = a.addresses.v4 {
+                names.reverse.insert(ip, full);
+            }
         }
         for (name, addresses) in &service.names {
             for ip in addresses {
@@ -93,18 +97,24 @@ fn reverse_address(name: &[u8]) -> Option<Ipv4Addr> {
 mod tests {
     use super::*;
     use crate::dns::message::tests::query;
-    use holdfast_model::contract::network::Assignment;
+    use holdfast_model::contract::network::{Assignment, NetworkV4};
 
     fn names(upstream: bool) -> Names {
         Names::new(&NetworkService {
-            gateway: Ipv4Addr::new(10, 1, 0, 1),
-            prefix_length: 24,
-            router: None,
-            pool: None,
-            assignments: vec![Assignment { mac: [2; 6], address: Ipv4Addr::new(10, 1, 0, 5), host_name: "Web".into() }],
+            v4: NetworkV4 {
+                gateway: Ipv4Addr::new(10, 1, 0, 1),
+                prefix_length: 24,
+                router: None,
+                pool: None,
+                routes: Vec::new(),
+            },
+            assignments: vec![Assignment {
+                mac: [2; 6],
+                addresses: Ipv4Addr::new(10, 1, 0, 5).into(),
+                host_name: "Web".into(),
+            }],
             domain: "edge".into(),
             mtu: None,
-            routes: Vec::new(),
             lease_seconds: 1,
             names: vec![(
                 "db.example".into(),

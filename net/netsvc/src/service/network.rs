@@ -100,7 +100,7 @@ impl Network {
             };
             self.counters.dhcp_answered += 1;
             if let Err(e) = self.send_dhcp(&answer, mac) {
-                eprintln!("dhcp server {}: send to {}: {e}", self.service.gateway, answer.to);
+                eprintln!("dhcp server {}: send to {}: {e}", self.service.v4.gateway, answer.to);
             }
             if let Some(lease) = answer.lease {
                 self.control.publish(&Reply::Client { lease });
@@ -112,7 +112,7 @@ impl Network {
         let payload = answer.message.encode();
         if answer.by_mac {
             // Even what goes to "everybody" goes to the client alone: other apps have no business with it.
-            let bytes = packet::build_udp((self.service.gateway, 67), (answer.to, 68), &payload);
+            let bytes = packet::build_udp((self.service.v4.gateway, 67), (answer.to, 68), &payload);
             return sys::send_packet(&self.dhcp_packet, self.interface_index, mac, &bytes);
         }
         self.dhcp_socket.send_to(&payload, (answer.to, 68)).map(drop)
