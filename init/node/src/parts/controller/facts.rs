@@ -1,6 +1,7 @@
 //! What the controller part tells others.
 
 use holdfast_model::net::Tried;
+use holdfast_model::observed::AttestationState;
 use std::time::Duration;
 use uuid::Uuid;
 
@@ -35,4 +36,13 @@ pub struct Polled(pub Vec<Tried>);
 pub struct Stored {
     /// There is one.
     pub found: bool,
+}
+
+/// How attestation stands.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Attestation {
+    /// State.
+    pub state: AttestationState,
+    /// Why the last pass failed; empty when it did not.
+    pub error: String,
 }
