@@ -14,7 +14,9 @@ use holdfast_model::net::{
 };
 use holdfast_netkernel::NetDriver;
 use holdfast_netkernel::cards::card_facts;
+use holdfast_plan::firewall::Family;
 use holdfast_plan::kinds::service::{Service, ServiceKind};
+use holdfast_plan::names;
 use holdfast_plan::{Allocations, Input, ItemKey, LinkFact, NetItem, Plan, last_resort, plan};
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
@@ -339,12 +341,23 @@ fn two_apps_live_change_and_go_without_a_trace() {
     assert!((10..=30).contains(&passed), "{passed} of 200 passed");
     assert_eq!(seen_as(&b, (ROUTER, 7000), WORKS), Some(DEVICE.into()));
 
+    // Other rules of it and of its neighbour leave standing what was counted.
+    let dropped = |d: &Device, app: u128| {
+        let counters = d.driver.nft().counters(Family::Inet).expect("counters");
+        let name = format!("out-{}", names::interface_id(Uuid::from_u128(app), 0));
+        counters.iter().find(|(n, _)| *n == name).expect("counter").1.packets
+    };
+    let flood = dropped(&d, 12);
+    assert!(flood >= 170, "{flood} counted");
+
     // A drop rule before the allowance ends even the connection that is open (it was an allowance once: eve#2184).
     let mut dropping = web.clone();
     dropping.insert(0, drop_to_outside());
     dropping.pop();
     d.apply(&desired(vec![app(11, "a", dropping), app(12, "b", vec![rule(RuleAction::Allow)])]));
     assert_eq!(seen_as(&a, (ROUTER, 7000), DROPPED), None);
+    assert_eq!(dropped(&d, 12), flood);
+    assert!(dropped(&d, 11) > 0);
     long.write_all(b"x").expect("into the buffer");
     long.set_read_timeout(Some(DROPPED)).expect("timeout");
     assert!(long.read(&mut back).is_err());

@@ -158,7 +158,8 @@ fn set(message: &mut DynamicMessage, place: &[FieldDescriptor], value: &prost_re
 }
 
 fn changed(base: &EdgeDevConfig, place: &Place, value: &prost_reflect::Value) -> EdgeDevConfig {
-    let mut message = DynamicMessage::decode(DESCRIPTOR.clone(), base.encode_to_vec().as_slice()).expect("the same message");
+    let mut message =
+        DynamicMessage::decode(DESCRIPTOR.clone(), base.encode_to_vec().as_slice()).expect("the same message");
     set(&mut message, place, value);
     message.transcode_to().expect("the same message")
 }
