@@ -22,6 +22,10 @@ pub struct Bench {
     pub wake: Option<Duration>,
     /// Names of the operations that began.
     pub begun: Vec<String>,
+    /// The agent dies before it has had so many more effects: saves, and operations that run.
+    pub dies_in: Option<usize>,
+    /// It has died.
+    pub dead: bool,
     pending: Vec<Operation>,
 }
 
@@ -42,6 +46,9 @@ impl Bench {
     /// Turns until nothing more begins or ends.
     pub fn settle(&mut self, part: &mut dyn Part) {
         for _ in 0..50 {
+            if self.dead {
+                return;
+            }
             let asked = self.with(part, |part, turn| part.turn(turn));
             self.wake = asked.wake;
             let began = !asked.operations.is_empty() || !asked.saves.is_empty();
@@ -62,6 +69,12 @@ impl Bench {
         self.lines.iter().filter(|l| l.text.contains(text)).count()
     }
 
+    fn dies(&mut self) -> bool {
+        self.dead = self.dead || self.dies_in == Some(0);
+        self.dies_in = self.dies_in.map(|n| n.saturating_sub(1));
+        self.dead
+    }
+
     fn with(&mut self, part: &mut dyn Part, f: impl FnOnce(&mut dyn Part, &mut Turn<'_>)) -> Asked {
         let mut asked = Asked::default();
         let mut turn = Turn {
@@ -80,6 +93,9 @@ impl Bench {
         self.lines.append(&mut asked.lines);
         let mut news: Vec<Rc<dyn Any>> = Vec::new();
         for (name, path, content) in asked.saves {
+            if self.dies() {
+                return false;
+            }
             if self.full {
                 asked.operations.retain(|o| !o.saved);
                 news.push(Rc::new(SaveFailed { part: name, path, error: "no space".into() }));
@@ -93,6 +109,9 @@ impl Bench {
             self.pending.push(operation.run);
         }
         for mut run in std::mem::take(&mut self.pending) {
+            if self.dies() {
+                return false;
+            }
             match run.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
                 Poll::Ready(brought) => news.push(brought),
                 Poll::Pending => self.pending.push(run),
