@@ -122,7 +122,7 @@ mod tests {
         let (counting, progress) = (Counting::default(), Progress::default());
         let count = counting.0.clone();
         let turning = async {
-            for _ in 0..20 {
+            for _ in 0..19 {
                 progress.advance();
                 sleep(Duration::from_secs(1)).await;
             }

@@ -9,7 +9,3 @@ pub struct Held(pub Option<String>);
 /// The reboot that is under way.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct GoingDown(pub Option<RebootRecord>);
-
-/// The boot before this one ended in a crash that its config may have caused, and no agent has run in this boot before.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct AfterCrash(pub bool);

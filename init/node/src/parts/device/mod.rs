@@ -12,7 +12,7 @@ pub mod kept;
 pub mod power;
 pub mod state;
 
-use self::facts::{AfterCrash, GoingDown, Held};
+use self::facts::{GoingDown, Held};
 use self::kept::Kept;
 use self::power::Machine;
 use self::state::{Down, Order, follow, note_last_boot, silence};
@@ -103,12 +103,17 @@ impl DevicePart {
         }
     }
 
+    /// The boot before this one ended in a crash that its config may have caused, and no agent has run in this boot before.
+    #[must_use]
+    pub fn after_crash(&self) -> bool {
+        self.after_crash
+    }
+
     fn begin(&mut self, turn: &mut Turn<'_>) {
         if !std::mem::replace(&mut self.began, true) {
             let ready = self.means.machine.ready();
             turn.start("measure the phase `ready`", async move { Measured(ready.await) });
         }
-        turn.facts.publish(AfterCrash(self.after_crash));
     }
 
     fn take(&mut self, config: &Rc<Desired>, turn: &mut Turn<'_>) {
