@@ -244,6 +244,30 @@ async fn an_app_whose_chain_is_refused_keeps_nobody_else_out() {
 }
 
 #[tokio::test]
+async fn a_table_of_another_version_is_replaced_with_all_that_is_in_it() {
+    let Some(driver) = driver() else { return };
+    let mut intended = skeleton();
+    app(&mut intended, 1, dropping());
+    let mut engine = Engine::new(Backoff::default());
+    engine.set_intended(intended.clone());
+    // No digest on the table, a chain that nobody wants, and an element that leads to it.
+    for line in [
+        "add table inet holdfast",
+        "add chain inet holdfast out-9.0123456789abcdef",
+        "add map inet holdfast walk-out { type ifname . ipv4_addr : verdict ; }",
+        "add element inet holdfast walk-out { br-9 . 10.9.0.2 : jump out-9.0123456789abcdef }",
+    ] {
+        if nft(&[line]).is_none() {
+            return;
+        }
+    }
+    engine.adopt(driver.discover(&intended).await.expect("discover"));
+    let report = run(&mut engine, &driver).await;
+    assert_eq!((report.failed, engine.is_settled()), (0, true), "{:?}", engine.states());
+    assert_eq!(driver.discover(&intended).await.expect("discover"), intended);
+}
+
+#[tokio::test]
 async fn what_others_removed_is_noticed_and_created_again() {
     let Some(driver) = driver() else { return };
     let mut intended = skeleton();
