@@ -10,7 +10,7 @@
 //!
 //! Reading order: [`agent`] (the loop), [`boot`] and [`trust`] (what this boot is, keys, vault), [`recovery`] (a vault that this boot
 //! cannot unseal), [`session`] (the controller's side), [`network`], [`ports`] and [`services`], [`fetching`], [`parts`], [`update`],
-//! [`reports`], [`gauges`], [`vmstats`], [`logs`], [`store`], [`supervisor`], [`seqpacket`], [`machine`], [`debug`] and [`resources`].
+//! [`reports`], [`gauges`], [`vmstats`], [`logs`], [`store`], [`supervisor`], [`machine`], [`debug`] and [`resources`].
 #![forbid(unsafe_code)]
 
 pub mod agent;
@@ -30,7 +30,6 @@ pub mod ports;
 pub mod recovery;
 pub mod reports;
 pub mod resources;
-pub mod seqpacket;
 pub mod services;
 pub mod session;
 pub mod store;

@@ -1,13 +1,13 @@
 //! `netsvc` processes as units of PID 1, for the network driver.
 
 use crate::fetching::jobs::memfd;
-use crate::seqpacket::{Connection, listen_at};
 use crate::supervisor::Supervisor;
 use holdfast_model::contract::network::{ClientService, ClientState, Lease, NetworkService, NetworkV4, Reply, Request};
 use holdfast_model::net::Prefix;
 use holdfast_netkernel::{Prepared, Services};
 use holdfast_plan::kinds::service::{Service, ServiceKind};
 use holdfast_supervise::{CallError, Limits, RefusalKind, Restart, Sandbox, UnitName, UnitSpec, UnitState};
+use holdfast_unit::{AsyncChannel, packet};
 use serde::{Deserialize, Serialize};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -21,6 +21,8 @@ use tokio::time::{Instant, sleep};
 
 /// uid of `netsvc` units.
 pub const NETSVC_UID: u32 = 1100;
+/// Connections that may wait at a service's control socket.
+const CONTROL_BACKLOG: u8 = 4;
 /// Prefix of their unit names.
 const PREFIX: &str = "netsvc-";
 /// Longest wait for an answer of a service.
@@ -105,7 +107,7 @@ impl Units {
     /// # Errors
     /// When it does not run or does not answer in time.
     pub async fn ask(&self, service: &str, request: &Request) -> anyhow::Result<Reply> {
-        Connection::open(&self.socket(service))?.ask(request, ANSWER).await
+        Ok(AsyncChannel::connect(&self.socket(service))?.ask(request, ANSWER).await?)
     }
 
     /// Follows a DHCP client for as long as it is wanted, through restarts of either side.
@@ -113,10 +115,10 @@ impl Units {
         let (path, link, leases) = (self.socket(&service.name), service.link.clone(), self.leases.clone());
         let task = tokio::task::spawn_local(async move {
             loop {
-                if let Ok(connection) = Connection::open(&path)
-                    && connection.send(&Request::Subscribe).await.is_ok()
+                if let Ok(mut channel) = AsyncChannel::connect(&path)
+                    && channel.send(&Request::Subscribe, &[]).await.is_ok()
                 {
-                    while let Ok(reply) = connection.receive::<Reply>().await {
+                    while let Ok(reply) = channel.receive().await.and_then(|message| message.parse::<Reply>()) {
                         if let Reply::Lease { state, lease } = reply
                             && leases.send(LeaseEvent { link: link.clone(), state, lease }).await.is_err()
                         {
@@ -143,7 +145,7 @@ impl Services for Units {
     async fn start(&self, service: &Service, prepared: Prepared) -> Result<(), String> {
         let unit = Self::unit(&service.name)?;
         let text = |e: &dyn std::fmt::Display| format!("service {}: {e}", service.name);
-        let control = listen_at(&self.socket(&service.name)).map_err(|e| text(&format!("{e:#}")))?;
+        let control = packet::listen(&self.socket(&service.name), CONTROL_BACKLOG).map_err(|e| text(&e))?;
         let document = holdfast_model::contract::write(&prepared.config).map_err(|e| text(&e))?;
         let config = memfd("netsvc", &document).map_err(|e| text(&e))?;
         let mut fds = vec![config.as_fd(), control.as_fd()];

@@ -4,10 +4,10 @@
 //! which disk. A VM that does not answer costs its own counters and a bounded wait, nothing else.
 
 use crate::parts::app::vm as vms;
-use crate::seqpacket::Connection;
 use holdfast_model::contract::vm::{Reply, Request, Stats};
 use holdfast_model::gauges::{DiskCounters, Gauges};
 use holdfast_model::observed::Observed;
+use holdfast_unit::AsyncChannel;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
@@ -25,8 +25,8 @@ pub async fn collect(folder: &Path, observed: &Observed) -> BTreeMap<Uuid, Stats
     let all = async {
         for app in observed.apps.iter().filter(|app| app.activated) {
             let socket = folder.join(format!("{}.sock", vms::unit_of(app.id)));
-            let Ok(connection) = Connection::open(&socket) else { continue };
-            if let Ok(Reply::Stats(stats)) = connection.ask(&Request::Stats, ANSWER).await {
+            let Ok(mut channel) = AsyncChannel::connect(&socket) else { continue };
+            if let Ok(Reply::Stats(stats)) = channel.ask(&Request::Stats, ANSWER).await {
                 found.insert(app.id, *stats);
             }
         }
@@ -116,8 +116,9 @@ mod tests {
         observed.apps.push(AppStatus { id: halted, ..AppStatus::default() });
         let socket = |app: Uuid| folder.path().join(format!("{}.sock", vms::unit_of(app)));
         // A VM that hangs: its socket listens, nobody answers.
-        let hung = crate::seqpacket::listen_at(&socket(silent)).unwrap();
-        let mut server = ControlServer::new(crate::seqpacket::listen_at(&socket(Uuid::from_u128(1))).unwrap()).unwrap();
+        let hung = holdfast_unit::packet::listen(&socket(silent), 4).unwrap();
+        let mut server =
+            ControlServer::new(holdfast_unit::packet::listen(&socket(Uuid::from_u128(1)), 4).unwrap()).unwrap();
         let answer = std::thread::spawn(move || {
             loop {
                 let _ = server.accept();

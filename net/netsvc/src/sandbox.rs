@@ -31,6 +31,7 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_recvfrom,
     libc::SYS_recvmsg,
     libc::SYS_sendto,
+    libc::SYS_sendmsg,
     libc::SYS_connect,
     libc::SYS_accept4,
     libc::SYS_fcntl,

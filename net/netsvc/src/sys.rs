@@ -4,21 +4,10 @@ use std::io;
 use std::mem::size_of;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::path::Path;
 use std::time::Duration;
 
 fn check(n: isize) -> io::Result<usize> {
     usize::try_from(n).map_err(|_| io::Error::last_os_error())
-}
-
-/// Makes the descriptor non-blocking.
-pub fn set_nonblocking(fd: &impl AsRawFd) -> io::Result<()> {
-    // SAFETY: no pointers.
-    unsafe {
-        let flags = libc::fcntl(fd.as_raw_fd(), libc::F_GETFL);
-        check(libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK) as isize)?;
-    }
-    Ok(())
 }
 
 /// Interest of one descriptor in [`poll`].
@@ -177,45 +166,6 @@ pub fn accept(fd: &impl AsRawFd) -> io::Result<OwnedFd> {
         );
         check(n as isize)?;
         Ok(OwnedFd::from_raw_fd(n))
-    }
-}
-
-/// Connects to a listening SOCK_SEQPACKET path, with a deadline for sending and receiving.
-pub fn seqpacket_connect(path: &Path, timeout: Duration) -> io::Result<OwnedFd> {
-    use std::os::unix::ffi::OsStrExt;
-    // SAFETY: all zeroes is a valid sockaddr_un.
-    let mut address: libc::sockaddr_un = unsafe { std::mem::zeroed() };
-    address.sun_family = libc::AF_UNIX as u16;
-    let bytes = path.as_os_str().as_bytes();
-    if bytes.len() >= address.sun_path.len() {
-        return Err(io::ErrorKind::InvalidInput.into());
-    }
-    for (to, from) in address.sun_path.iter_mut().zip(bytes) {
-        *to = from.cast_signed() as libc::c_char;
-    }
-    let time = libc::timeval {
-        tv_sec: libc::time_t::try_from(timeout.as_secs()).unwrap_or(1),
-        tv_usec: libc::suseconds_t::from(timeout.subsec_micros() as i32),
-    };
-    // SAFETY: a non-negative result of socket() is a fresh descriptor; all pointers and lengths describe local values
-    // that outlive their calls.
-    unsafe {
-        let n = libc::socket(libc::AF_UNIX, libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC, 0);
-        check(n as isize)?;
-        let fd = OwnedFd::from_raw_fd(n);
-        for option in [libc::SO_RCVTIMEO, libc::SO_SNDTIMEO] {
-            check(libc::setsockopt(
-                n,
-                libc::SOL_SOCKET,
-                option,
-                (&raw const time).cast(),
-                size_of::<libc::timeval>() as libc::socklen_t,
-            ) as isize)?;
-        }
-        check(
-            libc::connect(n, (&raw const address).cast(), size_of::<libc::sockaddr_un>() as libc::socklen_t) as isize
-        )?;
-        Ok(fd)
     }
 }
 

@@ -263,8 +263,7 @@ fn two_apps_live_change_and_go_without_a_trace() {
 
     // What the service saw.
     let name = plan.instances[0].service.clone().expect("local");
-    let Reply::Network { leases, counters } = d.driver.services.control(&name).request(&Request::Query).expect("query")
-    else {
+    let Reply::Network { leases, counters } = d.driver.services.ask(&name, &Request::Query) else {
         panic!("state of a network")
     };
     assert_eq!(leases.iter().map(|l| l.address).collect::<Vec<_>>(), [ip_a]);

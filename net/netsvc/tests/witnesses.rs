@@ -185,7 +185,7 @@ fn our_client_gets_and_renews_a_lease_from_dnsmasq() {
     assert_eq!(lease.domain, "lab");
     // Asked again, it keeps its address.
     let request = holdfast_model::contract::network::Request::Renew;
-    processes.control("dhcp-c0").request(&request).expect("renew");
+    processes.ask("dhcp-c0", &request);
     assert_eq!(wait_for_lease(&processes, "dhcp-c0").address, lease.address);
     let text = std::fs::read_to_string(directory.path().join("leases")).expect("leases");
     dnsmasq.kill().expect("kill");

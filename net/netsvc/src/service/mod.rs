@@ -5,10 +5,11 @@ mod network;
 mod tcp;
 
 use crate::control::Server;
-use crate::sys;
 use holdfast_model::contract::network::{Mode, ServiceDocument};
 use holdfast_unit::fds::{self, FdError};
+use holdfast_unit::packet;
 use std::io;
+use std::os::fd::AsFd as _;
 use thiserror::Error;
 
 /// Why a service ends.
@@ -33,6 +34,6 @@ pub fn run(config: ServiceDocument) -> Result<(), ServiceError> {
 
 fn take(fd: i32, what: &'static str) -> Result<std::os::fd::OwnedFd, ServiceError> {
     let taken = fds::adopt(fd, what)?;
-    sys::set_nonblocking(&taken)?;
+    packet::set_nonblocking(taken.as_fd())?;
     Ok(taken)
 }

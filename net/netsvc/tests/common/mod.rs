@@ -3,8 +3,8 @@
 
 use holdfast_model::contract::network::{Reply, Request};
 use holdfast_netkernel::{Prepared, Rtnl, Services, prepare, sys, tap};
-use holdfast_netsvc::control::Client;
 use holdfast_plan::kinds::service::{Service, ServiceKind};
+use holdfast_unit::Channel;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -206,8 +206,16 @@ impl Processes {
         self.directory.path().join(format!("{name}.sock"))
     }
 
-    pub fn control(&self, name: &str) -> Client {
-        Client::connect(&self.socket(name), WORKS).expect("control")
+    pub fn control(&self, name: &str) -> Channel {
+        Channel::connect(&self.socket(name)).expect("control")
+    }
+
+    /// One question to a service, whose refusal fails the test.
+    pub fn ask(&self, name: &str, request: &Request) -> Reply {
+        match self.control(name).ask(request, WORKS).expect("answer") {
+            Reply::Error { text } => panic!("{name} refused: {text}"),
+            reply => reply,
+        }
     }
 
     pub fn launch(&self, service: &Service, prepared: Prepared) {
@@ -278,8 +286,7 @@ impl Services for Processes {
             ServiceKind::Network { service, .. } => Request::Update { service: service.clone() },
             ServiceKind::DhcpClient(c) => Request::SetHostName { host_name: c.host_name.clone() },
         };
-        let reply = self.control(&new.name).request(&request);
-        reply.map_err(|e| e.to_string())?;
+        self.ask(&new.name, &request);
         if let Some((_, s)) = self.children.borrow_mut().get_mut(&new.name) {
             *s = new.clone();
         }
@@ -299,10 +306,12 @@ impl Services for Processes {
 /// The lease of a DHCP client, waited for.
 pub fn wait_for_lease(processes: &Processes, name: &str) -> holdfast_model::contract::network::Lease {
     let mut control = processes.control(name);
-    control.send(&Request::Subscribe).expect("subscribe");
+    control.send_within(&Request::Subscribe, &[], WORKS).expect("subscribe");
     let end = Instant::now() + WORKS;
     while Instant::now() < end {
-        if let Reply::Lease { lease: Some(lease), .. } = control.receive().expect("event") {
+        if let Reply::Lease { lease: Some(lease), .. } =
+            control.receive_within(WORKS).expect("event").parse().expect("reply")
+        {
             return lease;
         }
     }

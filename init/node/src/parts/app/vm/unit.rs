@@ -2,7 +2,6 @@
 
 use super::{Disk, FIRST_UID, Nic, Plan, host_name, unit_of};
 use crate::fetching::jobs::memfd;
-use crate::seqpacket::listen_at;
 use anyhow::{Context, Result};
 use holdfast_model::contract;
 use holdfast_model::contract::vm::{
@@ -10,11 +9,14 @@ use holdfast_model::contract::vm::{
     TapRef, VhostRef, VmConfig,
 };
 use holdfast_supervise::{Capabilities, Capability, Limits, Sandbox, StopPolicy, UnitSpec};
+use holdfast_unit::packet;
 use std::fs::{File, OpenOptions};
 use std::os::fd::{OwnedFd, RawFd};
 use std::path::Path;
 use std::time::Duration;
 
+/// Connections that may wait at a VM's control socket.
+const CONTROL_BACKLOG: u8 = 4;
 /// What a VMM may use beyond its guest's memory before the kernel ends it; the budget for what it does use is 3 MiB.
 const OVERHEAD_LIMIT_BYTES: u64 = 48 << 20;
 /// Between the power button and SIGKILL.
@@ -60,7 +62,10 @@ pub fn prepare(
         OpenOptions::new().read(true).write(true).open(path).with_context(|| format!("app {name}: {}", path.display()))
     };
 
-    let control = FileRef::Fd(fds.add(listen_at(&control_folder.join(format!("{unit}.sock")))?));
+    let socket = control_folder.join(format!("{unit}.sock"));
+    let control = packet::listen(&socket, CONTROL_BACKLOG)
+        .with_context(|| format!("app {name}: control socket {}", socket.display()))?;
+    let control = FileRef::Fd(fds.add(control));
     let kvm = FileRef::Fd(fds.add(write(Path::new("/dev/kvm"))?));
     let kernel = FileRef::Fd(fds.add(read(Path::new("/guest/vmlinux"))?));
     let initrd = FileRef::Fd(fds.add(read(Path::new("/guest/initrd"))?));
