@@ -32,6 +32,7 @@ pub mod reports;
 pub mod resources;
 pub mod services;
 pub mod session;
+pub mod setup;
 pub mod store;
 pub mod supervisor;
 #[cfg(test)]

@@ -20,7 +20,7 @@ pub mod vm;
 use self::decide::{Readiness, Step, World, decide, decide_unsure};
 use self::facts::{Guest, Guests, HeldVolumes, Purges, WantedVolumes};
 use self::kept::Kept;
-use self::machines::Machines;
+use self::machines::{Machines, Units};
 use self::needs::Known;
 use self::record::{AppRecord, Change};
 use self::vm::{Plan, app_of};
@@ -30,6 +30,7 @@ use crate::parts::content::facts::Images;
 use crate::parts::device::facts::Held;
 use crate::parts::network::facts::{AppInterfaces, Nics};
 use crate::parts::volume::facts::Volumes;
+use crate::setup::Setup;
 use crate::unsure::Unsure;
 use holdfast_model::app::App;
 use holdfast_model::desired::Desired;
@@ -43,6 +44,15 @@ use uuid::Uuid;
 
 /// File of the part below the data folder.
 pub const FILE: &str = "status/app.json";
+
+/// The part on a real machine.
+///
+/// # Errors
+/// Never.
+pub fn new(setup: &Setup, kept: Option<&[u8]>) -> anyhow::Result<Box<dyn Part>> {
+    let machines = Units { supervisor: setup.supervisor.clone(), control: setup.paths.control() };
+    Ok(Box::new(AppPart::over(Rc::new(machines), setup.kept(FILE, kept))))
+}
 
 /// The part.
 pub struct AppPart {

@@ -14,13 +14,15 @@ pub mod slots;
 pub mod state;
 
 use self::facts::{Busy, InTrial, RebootDue};
-use self::slots::{Sent, Slots};
+use self::slots::{Machine, Sent, Slots};
 use self::state::{After, Do, State};
 use crate::fetching::Fetching;
+use crate::fetching::units::Units;
 use crate::keeper::Said;
 use crate::part::{Event, Part, Turn};
 use crate::parts::controller::facts::Contact;
 use crate::parts::device::facts::GoingDown;
+use crate::setup::Setup;
 use holdfast_model::boot::Partitions;
 use holdfast_model::observed::{ContentStatus, Observed};
 use holdfast_model::slot::{Slot, SlotStatus};
@@ -41,6 +43,24 @@ pub struct Means {
     pub partitions: Partitions,
     /// Security epoch of the running image.
     pub epoch: u32,
+}
+
+/// The part on a real machine.
+///
+/// # Errors
+/// When STATE or the boot variables cannot be read.
+pub fn new(setup: &Setup, _kept: Option<&[u8]>) -> anyhow::Result<Box<dyn Part>> {
+    let slots = Machine::open(&setup.boot, setup.identity.clone())?;
+    let (record, facts) = (slots.record(), &setup.boot.facts);
+    let means = Means {
+        slots: Rc::new(slots),
+        fetching: Rc::new(Units { supervisor: setup.supervisor.clone(), reports: setup.job_reports() }),
+        roots_pem: setup.roots_pem(),
+        release_key_pem: setup.boot.release_key_pem.clone(),
+        partitions: facts.partitions.clone(),
+        epoch: facts.epoch,
+    };
+    Ok(Box::new(BaseOsPart::over(means, record, facts.slot, setup.vault_open)))
 }
 
 /// The part.

@@ -14,14 +14,16 @@ pub mod kept;
 pub mod state;
 
 use self::facts::{ImageFact, Images};
-use self::images::{ImageStore, content_of_partial, name_of};
+use self::images::{Folder, ImageStore, content_of_partial, name_of};
 use self::jobs::Began;
 use self::kept::Kept;
 use self::state::Contents;
+use crate::fetching::units::Units;
 use crate::fetching::source::{Fetch, What, plan};
 use crate::fetching::{Fetching, Get, Order, UNITS};
 use crate::keeper::{Keeper, Said};
 use crate::part::{Event, Part, Turn};
+use crate::setup::Setup;
 use crate::unsure::Unsure;
 use holdfast_model::contract::fetch::FailureClass;
 use holdfast_model::desired::Desired;
@@ -50,6 +52,19 @@ pub struct Means {
     pub images: Rc<dyn ImageStore>,
     /// Certificate authorities of the site, PEM, trusted beside those of a datastore.
     pub roots_pem: Vec<String>,
+}
+
+/// The part on a real machine.
+///
+/// # Errors
+/// Never.
+pub fn new(setup: &Setup, kept: Option<&[u8]>) -> anyhow::Result<Box<dyn Part>> {
+    let means = Means {
+        fetching: Rc::new(Units { supervisor: setup.supervisor.clone(), reports: setup.job_reports() }),
+        images: Rc::new(Folder(setup.paths.data("images"))),
+        roots_pem: setup.roots_pem(),
+    };
+    Ok(Box::new(ContentPart::over(means, setup.kept(FILE, kept))))
 }
 
 /// The part.

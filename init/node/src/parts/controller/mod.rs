@@ -15,6 +15,7 @@ use self::facts::{Attestation, Contact, Failure, Polled, Stored};
 use crate::keeper::Said;
 use crate::part::{Event, Part, Turn};
 use crate::parts::network::facts::Uplinks;
+use crate::setup::Setup;
 use holdfast_model::desired::Desired;
 use holdfast_model::observed::{AttestationState, Observed};
 use holdfast_model::trouble::{Object, ObjectKind, Trouble};
@@ -63,6 +64,14 @@ pub async fn forward(mut session: mpsc::UnboundedReceiver<SessionEvent>, kernel:
         };
         let _ = kernel.send(Event::News(news));
     }
+}
+
+/// The part on a real machine.
+///
+/// # Errors
+/// Never.
+pub fn new(setup: &Setup, _kept: Option<&[u8]>) -> anyhow::Result<Box<dyn Part>> {
+    Ok(Box::new(ControllerPart::over(setup.uplinks.clone())))
 }
 
 /// The part.

@@ -14,15 +14,16 @@ pub mod state;
 
 use self::facts::{GoingDown, Held};
 use self::kept::Kept;
-use self::power::Machine;
+use self::power::{Machine, ThisMachine};
 use self::state::{Down, Order, follow, note_last_boot, silence};
 use crate::debug;
 use crate::keeper::{Keeper, Said};
-use crate::machine::seconds_of;
+use crate::machine::{self, seconds_of};
 use crate::part::{Event, Part, Turn};
 use crate::parts::app::facts::Guests;
 use crate::parts::base_os::facts::{Busy, RebootDue};
 use crate::parts::controller::facts::Contact;
+use crate::setup::Setup;
 use holdfast_format::release::Kind;
 use holdfast_model::boot::BootFacts;
 use holdfast_model::desired::Desired;
@@ -39,6 +40,8 @@ pub struct Means {
     pub machine: Rc<dyn Machine>,
     /// This boot.
     pub boot: BootFacts,
+    /// The vault is open: without it nothing is kept, and the agent has not begun.
+    pub vault_open: bool,
     /// A controller is known: without one its silence means nothing.
     pub has_controller: bool,
     /// Kind of the running release: debugging orders are followed by development images only.
@@ -47,12 +50,52 @@ pub struct Means {
     pub constant: DeviceStatus,
 }
 
+/// The part on a real machine.
+///
+/// # Errors
+/// Never.
+pub fn new(setup: &Setup, kept: Option<&[u8]>) -> anyhow::Result<Box<dyn Part>> {
+    let machine = ThisMachine {
+        supervisor: setup.supervisor.clone(),
+        identity: setup.identity.clone(),
+        mark: setup.paths.run.join("ready"),
+    };
+    let means = Means {
+        machine: Rc::new(machine),
+        boot: setup.boot.facts.clone(),
+        vault_open: setup.vault_open,
+        has_controller: setup.boot.site.is_some() && setup.vault_open,
+        kind: setup.boot.release.kind,
+        constant: constant(setup),
+    };
+    let part = DevicePart::over(means, setup.kept(FILE, kept));
+    setup.after_crash.set(part.after_crash);
+    Ok(Box::new(part))
+}
+
+/// What does not change while the machine runs.
+fn constant(setup: &Setup) -> DeviceStatus {
+    let serial = setup.boot.site.as_ref().and_then(|s| s.serial.clone());
+    DeviceStatus {
+        architecture: std::env::consts::ARCH.to_owned(),
+        manufacturer: machine::dmi("sys_vendor"),
+        product: machine::dmi("product_name"),
+        serial: serial.unwrap_or_else(|| machine::dmi("product_serial")),
+        bios_version: machine::dmi("bios_version"),
+        cpus: machine::cpus(),
+        memory_bytes: machine::memory().0,
+        storage_bytes: if setup.vault_open { machine::storage(&setup.paths.data).0 } else { 0 },
+        ..DeviceStatus::default()
+    }
+}
+
 /// The part.
 pub struct DevicePart {
     means: Means,
     kept: Kept,
     keeper: Keeper<Kept>,
     last_reboot: RebootRecord,
+    /// The boot before this one ended in a crash that its config may have caused, and no agent has run in this boot before.
     after_crash: bool,
     began: bool,
     down: Option<Down>,
@@ -103,14 +146,8 @@ impl DevicePart {
         }
     }
 
-    /// The boot before this one ended in a crash that its config may have caused, and no agent has run in this boot before.
-    #[must_use]
-    pub fn after_crash(&self) -> bool {
-        self.after_crash
-    }
-
     fn begin(&mut self, turn: &mut Turn<'_>) {
-        if !std::mem::replace(&mut self.began, true) {
+        if self.means.vault_open && !std::mem::replace(&mut self.began, true) {
             let ready = self.means.machine.ready();
             turn.start("measure the phase `ready`", async move { Measured(ready.await) });
         }
@@ -256,7 +293,9 @@ impl Part for DevicePart {
     fn turn(&mut self, turn: &mut Turn<'_>) {
         self.begin(turn);
         self.reboot_when_due(turn);
-        self.keeper.keep(&self.kept, turn);
+        if self.means.vault_open {
+            self.keeper.keep(&self.kept, turn);
+        }
         self.debug(turn);
         self.describe(turn);
         turn.facts.publish(Held(self.held()));

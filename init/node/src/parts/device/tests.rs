@@ -45,6 +45,7 @@ fn part(boot_count: u64, kept: Kept) -> (Rc<World>, DevicePart, Bench) {
     let means = Means {
         machine: world.clone(),
         boot: boot(boot_count),
+        vault_open: true,
         has_controller: true,
         kind: Kind::Dev,
         constant: DeviceStatus { cpus: 4, ..DeviceStatus::default() },
@@ -159,4 +160,24 @@ fn what_others_say_of_the_device_stays() {
     observed.device.trust.tpm = true;
     part.observe(&mut observed);
     assert_eq!((observed.device.trust.tpm, observed.device.cpus, observed.device.boot_count), (true, 4, 1));
+}
+
+#[test]
+fn without_the_vault_nothing_is_measured_or_saved_and_a_fallback_still_reboots() {
+    let world = Rc::new(World::default());
+    let means = Means {
+        machine: world.clone(),
+        boot: boot(1),
+        vault_open: false,
+        has_controller: false,
+        kind: Kind::Dev,
+        constant: DeviceStatus::default(),
+    };
+    let (mut part, mut bench) = (DevicePart::over(means, Kept::default()), Bench::default());
+    bench.settle(&mut part);
+    let order = RebootOrder { reason: BootReason::Fallback, text: "the vault did not open".into() };
+    bench.event(&mut part, &Event::News(Rc::new(order)));
+    assert!(world.did.borrow().is_empty() && bench.files.is_empty());
+    bench.at(&mut part, 30);
+    assert_eq!(*world.did.borrow(), ["reboot: the vault did not open"]);
 }

@@ -13,6 +13,7 @@ use self::queue::Queue;
 use crate::keeper::Said;
 use crate::part::{Event, Part, Turn};
 use crate::parts::app::vm::app_of;
+use crate::setup::Setup;
 use crate::world::init::Init;
 use holdfast_model::observed::Observed;
 use holdfast_supervise::{LogLine, Logs};
@@ -47,6 +48,15 @@ pub struct LogsPart {
     more: bool,
     retry_at: Duration,
     said: Said,
+}
+
+/// The part on a real machine.
+///
+/// # Errors
+/// Never.
+pub fn new(setup: &Setup, _kept: Option<&[u8]>) -> anyhow::Result<Box<dyn Part>> {
+    let init = Rc::new(setup.supervisor.clone());
+    Ok(Box::new(LogsPart::over(init, setup.logs.clone(), setup.paths.run.join("log-cursor"))))
 }
 
 /// News: an answer of PID 1.

@@ -12,12 +12,13 @@ pub mod files;
 pub mod state;
 
 use self::facts::{VolumeFact, Volumes};
-use self::files::{Listing, VolumeStore};
+use self::files::{Folder, Listing, VolumeStore};
 use self::state::{Key, Make, State, Wanted, size_of};
 use crate::keeper::Said;
 use crate::part::{Event, Part, Turn};
 use crate::parts::app::facts::{HeldVolumes, Purges, WantedVolumes};
 use crate::parts::content::facts::{ImageFact, Images};
+use crate::setup::Setup;
 use crate::unsure::Unsure;
 use holdfast_model::observed::{LoadState, Observed, Tens, VolumeStatus};
 use holdfast_model::storage::{Volume, VolumeOrigin};
@@ -36,6 +37,15 @@ pub struct VolumePart {
     look_at: Duration,
     status: Vec<VolumeStatus>,
     said: Said,
+}
+
+/// The part on a real machine.
+///
+/// # Errors
+/// Never.
+pub fn new(setup: &Setup, _kept: Option<&[u8]>) -> anyhow::Result<Box<dyn Part>> {
+    let store = Folder { path: setup.paths.data("volumes"), seed: setup.paths.seed() };
+    Ok(Box::new(VolumePart::over(Rc::new(store))))
 }
 
 /// News: the folder was looked at.
