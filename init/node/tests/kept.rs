@@ -4,12 +4,15 @@
 //! A file here is never changed. A version that writes another form adds one.
 
 use holdfast_model::Uuid;
+use holdfast_model::net::Layers;
 use holdfast_model::observed::{BootReason, RebootRecord};
 use holdfast_node::kept::decode;
 use holdfast_node::parts::app::decide::Acted;
 use holdfast_node::parts::app::kept::{Kept as Apps, KeptApp};
 use holdfast_node::parts::content::kept::{Kept as Contents, KeptContent};
 use holdfast_node::parts::device::kept::Kept as Device;
+use holdfast_node::parts::network::kept::Kept as Networks;
+use holdfast_plan::{Allocations, LinkFact, last_resort};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -32,6 +35,14 @@ fn contents() -> Contents {
         image: Some(json!({"cmd": ["/web"]})),
     };
     Contents { contents: [(Uuid::from_u128(3), web)].into() }
+}
+
+fn networks() -> Networks {
+    let mut last = last_resort(&[LinkFact { name: "eth0".into(), mac: [2; 6], pci: String::new() }]);
+    let given = [(format!("{}/0", Uuid::from_u128(1)), [10, 9, 0, 2].into())].into();
+    let addresses = Allocations { v4: [(Uuid::from_u128(4), given)].into(), ..Allocations::default() };
+    let worked = Layers { ports: last.ports.split_off(0), links: vec![], adapters: last.adapters.split_off(0) };
+    Networks { addresses, worked: Some(worked) }
 }
 
 /// What this version reads is the value, what it writes of it is the text, and fields of a newer version do not matter anywhere.
@@ -86,6 +97,11 @@ fn a_reason_of_a_newer_version_costs_no_counter() {
     let (read, lost) = decode::<Device>("device.json", Some(text.as_bytes()));
     assert_eq!((read.reboot_counter, read.shutdown_counter, read.last_reboot.is_some()), (Some(3), Some(1), true));
     assert_eq!(lost, ["device.json: ordered_reboot cannot be read and is lost"]);
+}
+
+#[test]
+fn the_file_of_networks_is_read_forwards_and_backwards() {
+    check(include_str!("golden/network-v1.json"), &networks());
 }
 
 #[test]

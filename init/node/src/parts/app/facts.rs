@@ -7,6 +7,14 @@ use uuid::Uuid;
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Guests(pub BTreeMap<Uuid, Guest>);
 
+impl Guests {
+    /// The virtual machine of this app lives.
+    #[must_use]
+    pub fn runs(&self, app: &Uuid) -> bool {
+        self.0.get(app).is_some_and(|guest| guest.running)
+    }
+}
+
 /// The virtual machine of an app.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Guest {

@@ -28,7 +28,7 @@ use crate::keeper::{Keeper, Said};
 use crate::part::{Event, Part, Turn};
 use crate::parts::content::facts::Images;
 use crate::parts::device::facts::Held;
-use crate::parts::network::facts::{AppInterfaces, Nics};
+use crate::parts::network::facts::{AppInterfaces, AppWarnings, Nics};
 use crate::parts::volume::facts::Volumes;
 use crate::setup::Setup;
 use crate::unsure::Unsure;
@@ -73,6 +73,7 @@ struct Facts {
     volumes: Volumes,
     nics: Nics,
     interfaces: AppInterfaces,
+    warnings: AppWarnings,
     held: Option<String>,
 }
 
@@ -93,6 +94,7 @@ impl Facts {
             volumes: get(turn),
             nics: get(turn),
             interfaces: get(turn),
+            warnings: get(turn),
             held: get::<Held>(turn).0,
         }
     }
@@ -231,7 +233,9 @@ impl AppPart {
             let app = desired.apps.iter().find(|a| a.id == *id);
             if app.is_some() || unsure.may_want(id) {
                 let interfaces = facts.interfaces.0.get(id).cloned().unwrap_or_default();
-                self.status.push(record.status(*id, app, interfaces));
+                let mut status = record.status(*id, app, interfaces);
+                status.troubles.extend(facts.warnings.0.get(id).cloned().unwrap_or_default());
+                self.status.push(status);
             }
         }
     }
