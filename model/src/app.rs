@@ -48,7 +48,7 @@ pub fn environment(user_data: &str) -> Environment {
 }
 
 /// One app instance.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct App {
     /// Its id.
     pub id: Uuid,

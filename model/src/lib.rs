@@ -7,13 +7,14 @@
 //! 4. State and numbers that change all the time are two trees: a change of [`observed`] is an event, [`gauges`] are sampled.
 //! 5. Units live in names (`memory_bytes`, `interval_seconds`) or types.
 //!
-//! Reading order: [`desired`], [`net`], [`storage`], [`app`], [`slot`], [`base_os`], [`properties`], [`trouble`],
+//! Reading order: [`desired`], [`check`], [`net`], [`storage`], [`app`], [`slot`], [`base_os`], [`properties`], [`trouble`],
 //! [`observed`], [`gauges`], [`resources`], [`boot`], [`contract`].
 #![forbid(unsafe_code)]
 
 pub mod app;
 pub mod base_os;
 pub mod boot;
+pub mod check;
 pub mod contract;
 pub mod desired;
 pub mod gauges;

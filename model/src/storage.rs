@@ -92,6 +92,17 @@ pub enum VolumeOrigin {
     Content(Uuid),
 }
 
+impl VolumeOrigin {
+    /// The image, when it starts from one.
+    #[must_use]
+    pub const fn content(self) -> Option<Uuid> {
+        match self {
+            Self::Content(id) => Some(id),
+            Self::Blank => None,
+        }
+    }
+}
+
 /// A disk to have.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Volume {

@@ -107,7 +107,7 @@ impl From<IpAddr> for Addresses {
 }
 
 /// A virtual NIC of an app.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AppInterface {
     /// Name used in info and metrics.
     pub name: String,
