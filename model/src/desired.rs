@@ -4,7 +4,8 @@ use crate::{app::App, base_os::BaseOs, net, properties::Properties, storage, tro
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-/// The whole desired state. Objects that had a fault are absent here and present in `faults`.
+/// The whole desired state. Objects that had a fault are absent here, or in their last good form ([`crate::check::keep_last_good`]), and
+/// named in `faults`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Desired {
     /// The device's own UUID as the config states it.
@@ -13,8 +14,6 @@ pub struct Desired {
     pub revision: String,
     /// Label given by the operator; empty when none.
     pub device_name: String,
-    /// Seconds since the Unix epoch of the config; 0 when not given. An older one than the applied is ignored.
-    pub timestamp_seconds: i64,
     /// Properties with their defaults filled in.
     pub properties: Properties,
     /// Physical ports and what may be done with them.

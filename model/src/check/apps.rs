@@ -17,7 +17,8 @@ pub fn check(desired: &mut Desired) {
         let fault = memory(app).or_else(|| places(app));
         let fault = fault.or_else(|| {
             let taken = app.volumes.iter().find_map(|v| users.get(&v.volume).map(|other| (v.volume, other)));
-            taken.map(|(volume, other)| format!("volume {volume}: app {other:?} uses it too, expected one app for each"))
+            taken
+                .map(|(volume, other)| format!("volume {volume}: app {other:?} uses it too, expected one app for each"))
         });
         if fault.is_none() {
             users.extend(app.volumes.iter().map(|v| (v.volume, app.name.clone())));

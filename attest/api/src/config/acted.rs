@@ -3,7 +3,8 @@
 //!
 //! A path names a field from `EdgeDevConfig` down, in the names of the `.proto` files. The path of a message stands for all in it.
 
-/// Acted on: another value gives another [`Desired`](holdfast_model::desired::Desired), or a fault that says what is wrong with it.
+/// Acted on: another value gives another [`Desired`](holdfast_model::desired::Desired), or a fault that says what is wrong with it; or it
+/// decides before the conversion whether the config is put in force.
 pub(super) const ACTED: &[&str] = &[
     "id.uuid",
     "id.version",

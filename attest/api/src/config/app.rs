@@ -1,7 +1,7 @@
 //! App instances.
 
 use super::network::optional_address;
-use super::{Faults, Named, quoted, read_all, rules, uuid};
+use super::{Faults, Named, limits, quoted, read_all, rules, text, uuid};
 use crate::cipher::Decryptor;
 use crate::proto::config::{
     AppInstanceConfig, EdgeDevConfig, InstanceOpsCmd, NetworkAdapter, VmMode, VolumeRef as WireRef,
@@ -11,13 +11,6 @@ use holdfast_model::app::{App, VolumeRef, environment};
 use holdfast_model::desired::Desired;
 use holdfast_model::net::{Addresses, AppInterface, Mac, Prefix};
 use holdfast_model::trouble::ObjectKind;
-
-/// Most interfaces, and most disks, of one app.
-const MAX_DEVICES: usize = 16;
-/// Most virtual CPUs of one app.
-const MAX_VCPUS: u32 = 64;
-/// Longest decoded user data.
-const MAX_USER_DATA: usize = 256 * 1024;
 
 /// Reads the apps; network instances and volumes must already be in `desired`.
 pub(super) fn read(config: &EdgeDevConfig, secrets: &Decryptor<'_>, desired: &mut Desired, faults: &mut Faults) {
@@ -75,11 +68,8 @@ fn app(wire: &AppInstanceConfig, profile: &str, secrets: &Decryptor<'_>, desired
             ));
         }
     }
-    if !(1..=MAX_VCPUS).contains(&resources.vcpus) {
-        return Err(format!("vcpus: expected 1 to {MAX_VCPUS}, found {}", resources.vcpus));
-    }
-    if resources.memory == 0 {
-        return Err("memory: expected more than 0 KiB".to_owned());
+    if !(1..=limits::VCPUS).contains(&resources.vcpus) {
+        return Err(format!("vcpus: expected 1 to {}, found {}", limits::VCPUS, resources.vcpus));
     }
     if let Some(adapter) = wire.adapters.first() {
         return Err(format!("adapter {:?}: assigning devices is not supported by this version", quoted(&adapter.name)));
@@ -88,9 +78,10 @@ fn app(wire: &AppInstanceConfig, profile: &str, secrets: &Decryptor<'_>, desired
         let old = if wire.drives.is_empty() { "" } else { " (drives, the old form, are not supported)" };
         return Err(format!("volumes: expected at least one, found none{old}"));
     }
-    if wire.volume_ref_list.len() > MAX_DEVICES || wire.interfaces.len() > MAX_DEVICES {
+    if wire.volume_ref_list.len() > limits::DEVICES || wire.interfaces.len() > limits::DEVICES {
         return Err(format!(
-            "expected at most {MAX_DEVICES} volumes and {MAX_DEVICES} interfaces, found {} and {}",
+            "expected at most {} volumes and as many interfaces, found {} and {}",
+            limits::DEVICES,
             wire.volume_ref_list.len(),
             wire.interfaces.len()
         ));
@@ -98,8 +89,8 @@ fn app(wire: &AppInstanceConfig, profile: &str, secrets: &Decryptor<'_>, desired
     let in_profile = wire.profile_list.is_empty() || wire.profile_list.iter().any(|name| name == profile);
     Ok(App {
         id: uuid("id", &id.uuid)?,
-        version: id.version,
-        name: wire.displayname.clone(),
+        version: text::shown(&id.version),
+        name: text::shown(&wire.displayname),
         activate: wire.activate && in_profile,
         vcpus: resources.vcpus,
         memory_bytes: u64::from(resources.memory) * 1024,
@@ -131,6 +122,7 @@ fn volume_ref(wire: &WireRef, desired: &Desired) -> Result<VolumeRef, String> {
             volume.generation, wire.generation_count
         ));
     }
+    let mount_dir = text::name("mount directory", &wire.mount_dir)?;
     if !wire.mount_dir.is_empty()
         && (!wire.mount_dir.starts_with('/') || wire.mount_dir.split('/').any(|part| part == ".."))
     {
@@ -139,7 +131,7 @@ fn volume_ref(wire: &WireRef, desired: &Desired) -> Result<VolumeRef, String> {
             quoted(&wire.mount_dir)
         ));
     }
-    Ok(VolumeRef { volume: id, generation: wire.generation_count, mount_dir: wire.mount_dir.clone() })
+    Ok(VolumeRef { volume: id, generation: wire.generation_count, mount_dir })
 }
 
 fn interface(wire: &NetworkAdapter, desired: &Desired) -> Result<AppInterface, String> {
@@ -159,7 +151,7 @@ fn interface(wire: &NetworkAdapter, desired: &Desired) -> Result<AppInterface, S
         }
     };
     Ok(AppInterface {
-        name: wire.name.clone(),
+        name: text::name("name", &wire.name)?,
         instance: id,
         fixed,
         mac: if wire.mac_address.is_empty() { None } else { Some(mac(&wire.mac_address)?) },
@@ -193,8 +185,8 @@ fn user_data(wire: &AppInstanceConfig, secrets: &Decryptor<'_>) -> Result<String
     };
     let compact: String = encoded.chars().filter(|c| !c.is_ascii_whitespace()).collect();
     let bytes = STANDARD.decode(compact).map_err(|error| format!("user data: expected base64: {error}"))?;
-    if bytes.len() > MAX_USER_DATA {
-        return Err(format!("user data: expected at most {MAX_USER_DATA} bytes, found {}", bytes.len()));
+    if bytes.len() > limits::USER_DATA {
+        return Err(format!("user data: expected at most {} bytes, found {}", limits::USER_DATA, bytes.len()));
     }
     String::from_utf8(bytes).map_err(|_| "user data: expected UTF-8 text".to_owned())
 }

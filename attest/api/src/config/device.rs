@@ -1,6 +1,6 @@
 //! The device itself: properties, counter commands, the base OS.
 
-use super::{Faults, quoted, uuid};
+use super::{Faults, quoted, text, uuid};
 use crate::proto::config::{ConfigItem, DeviceOpsCmd, EdgeDevConfig};
 use holdfast_model::base_os::BaseOs;
 use holdfast_model::desired::{Commands, Desired};
@@ -14,12 +14,11 @@ pub(super) fn read(config: &EdgeDevConfig, desired: &mut Desired, faults: &mut F
         Ok(device) => desired.device = device,
         Err(text) => faults.add(ObjectKind::Device, &id.uuid, &config.device_name, text),
     }
-    desired.revision = id.version;
-    desired.device_name = config.device_name.clone();
-    desired.timestamp_seconds = config.config_timestamp.as_ref().map_or(0, |time| time.seconds);
+    desired.revision = text::shown(&id.version);
+    desired.device_name = text::shown(&config.device_name);
     desired.commands =
         Commands { reboot: counter(config.reboot.as_ref()), shutdown: counter(config.shutdown.as_ref()) };
-    desired.controller_certificates_hash = config.controllercert_confighash.clone();
+    desired.controller_certificates_hash = text::shown(&config.controllercert_confighash);
     desired.controller_epoch = config.controller_epoch;
 
     let mut maintenance = config.maintenance_mode;
@@ -66,7 +65,7 @@ fn properties(items: &[ConfigItem], maintenance: &mut bool, faults: &mut Faults)
             // The property wins over the field when it says something ("none" says nothing).
             switch(value).map(|value| *maintenance = value.unwrap_or(*maintenance))
         } else {
-            properties.unknown.push((key.clone(), value.clone()));
+            properties.unknown.push((text::shown(key), text::shown(value)));
             Ok(())
         };
         if let Err(text) = result {
@@ -120,7 +119,7 @@ pub(super) fn read_base_os(config: &EdgeDevConfig, desired: &mut Desired, faults
         Ok(BaseOs {
             content,
             activate: wire.activate,
-            version: wire.base_os_version.clone(),
+            version: text::name("version", &wire.base_os_version)?,
             retry_counter: wire.retry_update.as_ref().map_or(0, |command| command.counter),
         })
     };

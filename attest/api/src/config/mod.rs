@@ -7,31 +7,30 @@
 //! Fields that are set and not acted on are warnings of their object, which is used all the same.
 //!
 //! Reading order: this file, `device`, `network`, `rules`, `storage`, `app`; `acted` (what is done with each field), `unsupported`
-//! (names the rest), `wire`.
+//! (names the rest), `wire`; `limits`, `text`.
 
 mod acted;
 mod app;
 mod device;
+mod limits;
 mod network;
 mod rules;
 mod storage;
 #[cfg(test)]
 mod tests;
+mod text;
 mod unsupported;
 mod wire;
 
 use crate::cipher::{Decryptor, Keys};
 use crate::proto::config::EdgeDevConfig;
+use holdfast_model::check;
 use holdfast_model::desired::Desired;
 use holdfast_model::trouble::{Object, ObjectKind, Trouble};
 use prost::Message as _;
 use std::collections::HashSet;
+use text::quoted;
 use uuid::Uuid;
-
-/// Most objects of one kind that are looked at; further ones are faults.
-const MAX_OBJECTS: usize = 256;
-/// Longest text that is taken over from a config into a fault.
-const MAX_QUOTED: usize = 80;
 
 /// Reads a config.
 ///
@@ -68,6 +67,7 @@ fn read(config: &EdgeDevConfig, encoded: &[u8], keys: Option<Keys<'_>>) -> Desir
     device::read_base_os(config, &mut desired, &mut faults);
 
     desired.faults = faults.0;
+    check::apps::check(&mut desired);
     desired.faults.extend(unsupported::warnings(config, encoded));
     desired
 }
@@ -94,7 +94,7 @@ struct Named<'a> {
 }
 
 /// Reads the objects of one kind: each fault is noted, a second object of the same id is one, and so is each beyond
-/// [`MAX_OBJECTS`].
+/// [`limits::OBJECTS`].
 fn read_all<'a, W, M>(
     kind: ObjectKind,
     wire: &'a [W],
@@ -106,10 +106,11 @@ fn read_all<'a, W, M>(
     let mut out = Vec::new();
     for (index, object) in wire.iter().enumerate() {
         let Named { id, name } = named(object);
-        let result = if index >= MAX_OBJECTS {
+        let result = if index >= limits::OBJECTS {
             Err(format!(
-                "the config holds {} objects of this kind: expected at most {MAX_OBJECTS}; this one is left out",
-                wire.len()
+                "the config holds {} objects of this kind: expected at most {}; this one is left out",
+                wire.len(),
+                limits::OBJECTS
             ))
         } else if !seen.insert(id.to_ascii_lowercase()) {
             Err("a second object with this id; only the first is used".to_owned())
@@ -133,12 +134,4 @@ fn device_id(config: &EdgeDevConfig) -> &str {
 /// A UUID in text form.
 fn uuid(what: &str, text: &str) -> Result<Uuid, String> {
     Uuid::try_parse(text).map_err(|_| format!("{what}: expected a UUID, found {:?}", quoted(text)))
-}
-
-/// A text short enough to be quoted in a fault.
-fn quoted(text: &str) -> String {
-    match text.char_indices().nth(MAX_QUOTED) {
-        Some((end, _)) => format!("{}...", &text[..end]),
-        None => text.to_owned(),
-    }
 }

@@ -2,19 +2,14 @@
 //! out a rule could open what it was meant to close.
 
 use super::network::{optional_address, prefix};
-use super::quoted;
+use super::{limits, quoted, text};
 use crate::proto::config::{Ace, AceAction};
 use holdfast_model::net::{Prefix, Protocol, RateUnit, Rule, RuleAction};
 
-/// Most rules of one interface.
-const MAX_RULES: usize = 512;
-/// Rule ids travel in connection marks: 24 bits.
-const MAX_ID: u32 = 0x00ff_ffff;
-
 /// Reads the rules of one interface in order.
 pub(super) fn rules(wire: &[Ace]) -> Result<Vec<Rule>, String> {
-    if wire.len() > MAX_RULES {
-        return Err(format!("expected at most {MAX_RULES} rules, found {}", wire.len()));
+    if wire.len() > limits::RULES {
+        return Err(format!("expected at most {} rules, found {}", limits::RULES, wire.len()));
     }
     wire.iter()
         .map(|ace| rule(ace).map_err(|text| format!("rule {} {:?}: {text}", ace.id, quoted(&ace.name))))
@@ -22,7 +17,7 @@ pub(super) fn rules(wire: &[Ace]) -> Result<Vec<Rule>, String> {
 }
 
 fn rule(ace: &Ace) -> Result<Rule, String> {
-    let id = u32::try_from(ace.id).ok().filter(|id| *id <= MAX_ID).ok_or("id: expected 0 to 16777215")?;
+    let id = u32::try_from(ace.id).ok().filter(|id| *id <= limits::RULE_ID).ok_or("id: expected 0 to 16777215")?;
     let mut rule = Rule {
         id,
         remote: None,
@@ -37,14 +32,13 @@ fn rule(ace: &Ace) -> Result<Rule, String> {
         let value = matching.value.trim();
         match matching.r#type.trim().to_ascii_lowercase().as_str() {
             "ip" => once("ip", &mut rule.remote, ip(value)?)?,
-            "host" if value.is_empty() || value.len() > 253 => {
-                return Err(format!("host: expected 1 to 253 characters, found {:?}", quoted(value)));
-            }
-            "host" => once("host", &mut rule.host, value.to_ascii_lowercase())?,
+            // Eden's way to say "any host": a match of an empty name.
+            "host" if value.is_empty() => {}
+            "host" => once("host", &mut rule.host, text::domain("host", value)?.to_ascii_lowercase())?,
             "protocol" => once("protocol", &mut rule.protocol, protocol(value)?)?,
             "lport" => once("lport", &mut rule.local_port, port("lport", value)?)?,
             "fport" => once("fport", &mut rule.remote_port, port("fport", value)?)?,
-            "adapter" => value.clone_into(&mut rule.adapter),
+            "adapter" => rule.adapter = text::name("adapter", value)?,
             other => {
                 return Err(format!(
                     "match: expected ip, host, protocol, lport, fport or adapter, found {:?}",

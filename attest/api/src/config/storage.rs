@@ -1,6 +1,6 @@
 //! Datastores, content trees and volumes.
 
-use super::{Faults, Named, quoted, read_all, uuid};
+use super::{Faults, Named, quoted, read_all, text, uuid};
 use crate::cipher::Decryptor;
 use crate::proto::config::{
     ContentTree as WireTree, DatastoreConfig, DsType, EdgeDevConfig, Format, Target, Volume as WireVolume,
@@ -62,16 +62,18 @@ fn datastore(wire: &DatastoreConfig, secrets: &Decryptor<'_>) -> Result<Datastor
         .ds_cert_pem
         .iter()
         .map(|pem| {
-            String::from_utf8(pem.clone()).map_err(|_| "certificate: expected a PEM text; it is not used".to_owned())
+            let pem =
+                std::str::from_utf8(pem).map_err(|_| "certificate: expected a PEM text; it is not used".to_owned());
+            pem.and_then(|pem| text::secret("certificate", pem))
         })
         .collect::<Result<_, _>>()?;
     Ok(Datastore {
         id: uuid("id", &wire.id)?,
         kind,
-        host: wire.fqdn.clone(),
-        path: wire.dpath.clone(),
-        user,
-        password,
+        host: text::name("host", &wire.fqdn)?,
+        path: text::name("path", &wire.dpath)?,
+        user: text::secret("user", &user)?,
+        password: text::secret("password", &password)?,
         ca_pem,
     })
 }
@@ -107,9 +109,9 @@ fn content(wire: &WireTree, datastores: &[Datastore]) -> Result<ContentTree, Str
     }
     Ok(ContentTree {
         id: uuid("id", &wire.uuid)?,
-        name: wire.display_name.clone(),
+        name: text::shown(&wire.display_name),
         datastores: usable,
-        path: wire.url.clone(),
+        path: text::name("URL", &wire.url)?,
         format,
         sha256,
         max_size_bytes: wire.max_size_bytes,
@@ -151,7 +153,7 @@ fn volume(wire: &WireVolume, contents: &[ContentTree]) -> Result<Volume, String>
     };
     Ok(Volume {
         id: uuid("id", &wire.uuid)?,
-        name: wire.display_name.clone(),
+        name: text::shown(&wire.display_name),
         origin,
         generation: wire.generation_count,
         max_size_bytes,

@@ -349,7 +349,7 @@ fn unknown_property_is_kept_to_be_reported() {
 #[test]
 fn objects_beyond_the_limit_are_faults() {
     let mut config = EdgeDevConfig { id: id(DEVICE), ..EdgeDevConfig::default() };
-    for number in 0..MAX_OBJECTS + 3 {
+    for number in 0..limits::OBJECTS + 3 {
         config
             .networks
             .push(NetworkConfig { id: Uuid::from_u128(number as u128).to_string(), ..NetworkConfig::default() });

@@ -6,13 +6,10 @@
 
 use super::acted::{ACTED, INERT, REFUSED, VALUES};
 use super::wire::{Value, each};
-use super::{MAX_OBJECTS, device_id, quoted};
+use super::{device_id, limits, quoted};
 use crate::proto::config::EdgeDevConfig;
 use holdfast_model::trouble::{Object, ObjectKind, Trouble};
 use std::collections::BTreeMap;
-
-/// Most fields named in one text; of further ones the number is said.
-const MAX_NAMED: usize = 12;
 
 /// A message of the config.
 pub(super) struct Message {
@@ -56,7 +53,7 @@ pub(super) fn warnings(config: &EdgeDevConfig, encoded: &[u8]) -> Vec<Trouble> {
         *count += 1;
         let mut fields = Vec::new();
         let object = match MESSAGES[0].fields.iter().find(|field| field.0 == number) {
-            Some((_, name, _)) if index < MAX_OBJECTS => {
+            Some((_, name, _)) if index < limits::OBJECTS => {
                 let object = object(config, name, index);
                 // The name of the list that the object stands in goes without saying.
                 let shown = if object.is_some() { "" } else { name };
@@ -82,7 +79,7 @@ pub(super) fn warnings(config: &EdgeDevConfig, encoded: &[u8]) -> Vec<Trouble> {
 }
 
 fn text(fields: &[String]) -> String {
-    let more = fields.len().saturating_sub(MAX_NAMED);
+    let more = fields.len().saturating_sub(limits::NAMED_FIELDS);
     let and = if more > 0 { format!(" and {more} more") } else { String::new() };
     format!("{}{and}: not supported by this version; ignored", fields[..fields.len() - more].join(", "))
 }

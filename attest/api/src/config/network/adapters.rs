@@ -3,7 +3,7 @@
 use super::links::ports_below;
 use super::parameters::{Means, Parameters};
 use super::ports::label;
-use super::{Faults, Named, ObjectKind, optional_address, quoted, read_all, uuid};
+use super::{Faults, Named, ObjectKind, optional_address, quoted, read_all, text, uuid};
 use crate::proto::config::{EdgeDevConfig, SystemAdapter};
 use holdfast_model::desired::Desired;
 use holdfast_model::net::{Adapter, Addressing4, Addressing6, Prefix, Static};
@@ -67,7 +67,7 @@ fn adapter(
     let (v4, v6) = addressing(parameters.map(|network| &network.means), optional_address("address", &wire.addr)?)?;
     let cost = u8::try_from(wire.cost).map_err(|_| format!("cost: expected 0 to 255, found {}", wire.cost))?;
     Ok(Adapter {
-        name: wire.name.clone(),
+        name: text::name("name", &wire.name)?,
         on: on.clone(),
         network,
         v4,
@@ -77,7 +77,7 @@ fn adapter(
         mtu: parameters.and_then(|network| network.mtu),
         cost,
         management: is_management(on, desired) || wire.uplink || wire.free_uplink,
-        labels: wire.shared_labels.clone(),
+        labels: wire.shared_labels.iter().map(|label| text::name("label", label)).collect::<Result<_, _>>()?,
     })
 }
 

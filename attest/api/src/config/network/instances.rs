@@ -1,6 +1,8 @@
 //! Network instances: the virtual networks of apps.
 
-use super::{Faults, Named, ObjectKind, address, addresses, mtu, optional_address, prefix, quoted, read_all, uuid};
+use super::{
+    Faults, Named, ObjectKind, address, addresses, mtu, optional_address, prefix, quoted, read_all, text, uuid,
+};
 use crate::proto::common::Ipspec;
 use crate::proto::config::{AddressType, EdgeDevConfig, NetworkInstanceConfig, ZNetworkInstType};
 use holdfast_model::net::{Adapter, InstanceKind, NetworkInstance, Prefix, Subnet};
@@ -44,15 +46,15 @@ fn instance(wire: &NetworkInstanceConfig, adapters: &[Adapter]) -> Result<Networ
     let ip = wire.ip.clone().unwrap_or_default();
     let mut instance = NetworkInstance {
         id: uuid("id", &id.uuid)?,
-        version: id.version,
-        name: wire.displayname.clone(),
+        version: text::shown(&id.version),
+        name: text::shown(&wire.displayname),
         kind,
         activate: wire.activate,
         uplinks: Some(port).filter(|port| !port.is_empty()).map(str::to_owned).into_iter().collect(),
         v4: None,
         v6: None,
         dns: addresses("dns", &ip.dns)?,
-        domain: ip.domain.clone(),
+        domain: text::domain("domain", &ip.domain)?,
         names: Vec::new(),
         mtu: mtu(wire.mtu)?,
     };
@@ -74,10 +76,11 @@ fn instance(wire: &NetworkInstanceConfig, adapters: &[Adapter]) -> Result<Networ
     }
     for entry in &wire.dns {
         let addresses = entry.address.iter().map(|text| address("static name", text)).collect::<Result<Vec<_>, _>>()?;
-        if entry.host_name.is_empty() || entry.host_name.len() > 253 {
-            return Err(format!("static name: expected 1 to 253 characters, found {:?}", quoted(&entry.host_name)));
+        let name = text::domain("static name", &entry.host_name)?;
+        if name.is_empty() {
+            return Err("static name: expected a text, found none".to_owned());
         }
-        instance.names.push((entry.host_name.clone(), addresses));
+        instance.names.push((name, addresses));
     }
     Ok(instance)
 }

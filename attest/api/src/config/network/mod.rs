@@ -13,7 +13,7 @@ mod tests;
 
 pub(super) use ports::label;
 
-use super::{Faults, Named, quoted, read_all, uuid};
+use super::{Faults, Named, quoted, read_all, text, uuid};
 use crate::proto::config::EdgeDevConfig;
 use holdfast_model::desired::Desired;
 use holdfast_model::net::Prefix;

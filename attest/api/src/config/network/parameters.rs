@@ -1,6 +1,6 @@
 //! IP parameter sets (`NetworkConfig`), which adapters refer to.
 
-use super::{Faults, Named, ObjectKind, addresses, mtu, optional_address, prefix, read_all, uuid};
+use super::{Faults, Named, ObjectKind, addresses, mtu, optional_address, prefix, read_all, text, uuid};
 use crate::proto::common::{DhcpType, NetworkType, ProxyConfig};
 use crate::proto::config::{EdgeDevConfig, NetworkConfig, WirelessConfig};
 use holdfast_model::Uuid;
@@ -89,5 +89,5 @@ fn parameters(wire: &NetworkConfig) -> Result<Parameters, String> {
         Means::None => Vec::new(),
         _ => addresses("dns", &ip.dns)?,
     };
-    Ok(Parameters { id, means, dns, domain: ip.domain, mtu: mtu(wire.mtu)? })
+    Ok(Parameters { id, means, dns, domain: text::domain("domain", &ip.domain)?, mtu: mtu(wire.mtu)? })
 }

@@ -1,7 +1,7 @@
 //! Layer 1: Ethernet ports of the hardware model.
 
 use super::links::ports_below;
-use super::{Faults, Named, ObjectKind, interface_name, read_all};
+use super::{Faults, Named, ObjectKind, interface_name, read_all, text};
 use crate::proto::common::{PhyIoMemberUsage, PhyIoType};
 use crate::proto::config::{EdgeDevConfig, PhysicalIo};
 use holdfast_model::desired::Desired;
@@ -49,7 +49,8 @@ fn port(io: &PhysicalIo) -> Result<Option<Port>, String> {
     if !interface.is_empty() {
         interface_name("ifname", &interface).map_err(|text| format!("{text}; the port is not used"))?;
     }
-    Ok(Some(Port { label: label(io).to_owned(), physical_label: io.phylabel.clone(), interface, pci, usage }))
+    let physical_label = text::shown(&io.phylabel);
+    Ok(Some(Port { label: text::name("label", label(io))?, physical_label, interface, pci, usage }))
 }
 
 /// The old form: a port without usage that carries an uplink is for management and apps.
