@@ -8,7 +8,7 @@
 //! 4. The config in force is kept raw and verifies again after a reboot with no network and no clock ([`store`]).
 //! 5. A failure says what was asked, of whom, what was expected and what came ([`failure`]); none ends the client.
 //!
-//! Reading order: [`timing`], [`failure`], [`identity`] (what the device's keys must offer), [`client`], [`onboarding`],
+//! Reading order: [`timing`], [`failure`], [`identity`] (what the device's keys must offer), [`client`], [`freshness`], [`onboarding`],
 //! [`attestation`], [`store`], [`queue`], [`reports`].
 //!
 //! # Use
@@ -16,7 +16,7 @@
 //! ```no_run
 //! use holdfast_controller_client::identity::DeviceIdentity;
 //! use holdfast_controller_client::{Client, ClientConfig, ConfigAnswer, ConfigStore, ReportQueue, Timing};
-//! use holdfast_controller_client::{attest_until_done, onboard, timing};
+//! use holdfast_controller_client::{attest_until_done, freshness, onboard, timing};
 //!
 //! async fn run(site: ClientConfig, identity: &dyn DeviceIdentity) -> Result<(), Box<dyn std::error::Error>> {
 //!     let client = Client::new(site)?;
@@ -42,8 +42,9 @@
 //!         let mut attested = attest_until_done(&client, identity, |state, error| println!("{state:?} {error}")).await;
 //!         loop {
 //!             let hash = applied.as_ref().map_or("", |config| config.hash());
+//!             let time = applied.as_ref().map(|config| config.timestamp());
 //!             match client.poll_config(identity, hash, &attested.token).await {
-//!                 Ok(ConfigAnswer::New(config)) if !applied.as_ref().is_some_and(|old| config.is_older_than(old)) => {
+//!                 Ok(ConfigAnswer::New(config)) if freshness::refusal(&config, time, None).is_none() => {
 //!                     store.save_config(&config)?;
 //!                     // holdfast_api::config::to_desired(...), then:
 //!                     client.set_timing(Timing::default());
@@ -72,6 +73,7 @@
 pub mod attestation;
 pub mod client;
 pub mod failure;
+pub mod freshness;
 pub mod identity;
 pub mod onboarding;
 pub mod queue;

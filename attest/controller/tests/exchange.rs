@@ -12,10 +12,11 @@ use holdfast_api::proto::info::ZInfoMsg;
 use holdfast_api::proto::register::ZRegisterMsg;
 use holdfast_api::proto::uuid::UuidResponse;
 use holdfast_controller_client::attestation::AttestError;
+use holdfast_controller_client::freshness::refusal;
 use holdfast_controller_client::identity::EscrowKey;
 use holdfast_controller_client::onboarding::{Progress, Step};
 use holdfast_controller_client::{
-    Class, ConfigAnswer, ConfigStore, DeviceIdentity, Failure, ReportQueue, Timing, attest, onboard,
+    Class, ConfigAnswer, ConfigStore, DeviceIdentity, Failure, ReceivedConfig, ReportQueue, Timing, attest, onboard,
 };
 use holdfast_model::net::{Tried, Uplink};
 use holdfast_model::observed::AttestationState;
@@ -338,8 +339,9 @@ async fn replayed_older_config_is_recognised() {
         other => panic!("{other:?}"),
     };
     let (newer, older) = (poll().await, poll().await);
-    assert!(older.is_older_than(&newer));
-    assert!(!newer.is_older_than(&older) && !newer.is_older_than(&newer));
+    let refused = |config: &ReceivedConfig, applied: &ReceivedConfig| refusal(config, Some(applied.timestamp()), None);
+    assert!(refused(&older, &newer).is_some());
+    assert_eq!((refused(&newer, &older), refused(&newer, &newer)), (None, None));
 }
 
 #[tokio::test]

@@ -10,6 +10,7 @@ use holdfast_api::config::to_desired;
 use holdfast_api::newlog::{Line, Origin, Stamp};
 use holdfast_api::proto::info::z_info_msg::InfoContent;
 use holdfast_api::{info, metrics};
+use holdfast_controller_client::freshness::{Refusal, refusal};
 use holdfast_controller_client::{
     Class, Client, ClientConfig, ConfigAnswer, ReceivedConfig, ReportQueue, attest, onboard,
 };
@@ -201,7 +202,10 @@ async fn replayed_config_is_older_than_the_one_in_force() {
     let replayed = bench.config(&token).await;
     let newest = bench.config(&token).await;
     assert!(newest.response.config.as_ref().expect("config").maintenance_mode);
-    assert!(replayed.is_older_than(&newest), "{:?} {:?}", replayed.timestamp(), newest.timestamp());
+    let refused = refusal(&replayed, Some(newest.timestamp()), Some(uuid));
+    assert!(matches!(refused, Some(Refusal::Older { .. })), "{refused:?}");
+    let other = refusal(&newest, None, Some(uuid::Uuid::from_u128(7)));
+    assert!(matches!(other, Some(Refusal::OtherDevice { .. })), "{other:?}");
 }
 
 #[tokio::test]

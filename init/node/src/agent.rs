@@ -25,7 +25,7 @@ use crate::store::Store;
 use crate::supervisor::{Events, Supervisor};
 use crate::trust::Device;
 use crate::update::Update;
-use crate::{machine, reports};
+use crate::{last_good, machine, reports};
 use anyhow::{Context, Result};
 use holdfast_model::desired::Desired;
 use holdfast_model::observed::{AppState, Observed, RebootRecord};
@@ -153,7 +153,7 @@ pub async fn run(parts: Parts) -> Result<std::convert::Infallible> {
     if let Some(text) = lost {
         agent.say("warning", &text);
     }
-    agent.begin()?;
+    let stored = agent.begin()?;
     session::spawn(session::Inputs {
         boot: agent.boot.clone(),
         paths: agent.paths.clone(),
@@ -162,7 +162,7 @@ pub async fn run(parts: Parts) -> Result<std::convert::Infallible> {
         logs,
         events: session_sender,
         known: agent.store.now.device,
-        after_crash: agent.after_crash,
+        stored,
         addresses: addresses_receiver,
     })?;
 
@@ -195,22 +195,31 @@ pub async fn run(parts: Parts) -> Result<std::convert::Infallible> {
 
 impl Agent {
     /// What is done once: find what runs, take the last config from disk, say why the last boot ended.
-    fn begin(&mut self) -> Result<()> {
+    fn begin(&mut self) -> Result<Option<session::Stored>> {
         self.remove_partials();
         self.note_last_boot();
         self.enter_ready();
         self.keep_committed_epoch();
-        match session::stored_config(&self.paths, &self.boot, &self.device, self.after_crash) {
-            Ok(Some(desired)) => {
-                self.say("info", &format!("config {} from disk is in force", desired.revision));
-                self.apply(desired);
+        let stored = match session::stored_config(&self.paths, &self.boot, &self.device, self.after_crash) {
+            Ok(stored) => stored,
+            Err(e) => {
+                self.say("warning", &format!("the stored config is not used: {e:#}"));
+                None
             }
-            Ok(None) => {}
-            Err(e) => self.say("warning", &format!("the stored config is not used: {e:#}")),
+        };
+        if let Some(stored) = &stored {
+            self.say("info", &format!("config {} from disk is in force", stored.desired.revision));
+            // After a crash the config before is in force; what the one after it made of an object is not trusted.
+            let (last, lost) = if self.after_crash { (Desired::default(), None) } else { last_good::load(&self.paths) };
+            if let Some(text) = lost {
+                self.say("warning", &text);
+            }
+            self.apply(&last, stored.desired.clone());
         }
         // After the config: whose lines are kept is asked of it.
         self.log_cursor = self.kept_log_cursor();
-        self.look_at_units()
+        self.look_at_units()?;
+        Ok(stored)
     }
 
     /// Measures the phase word, once in a boot: a restarted agent finds the mark that the first one left.

@@ -21,6 +21,7 @@ pub mod gauges;
 pub mod keeper;
 pub mod kept;
 pub mod kernel;
+pub mod last_good;
 pub mod logs;
 pub mod machine;
 pub mod network;

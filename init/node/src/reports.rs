@@ -79,8 +79,14 @@ pub fn observe(view: &View<'_>) -> Observed {
             .collect(),
         volumes: view.desired.volumes.iter().map(|v| volume(view, v)).collect(),
         apps: apps(view),
-        faults: view.desired.faults.clone(),
+        faults: view.desired.faults.iter().cloned().chain(refused(view)).collect(),
     }
+}
+
+/// A config that is not put in force is trouble of the device.
+fn refused(view: &View<'_>) -> Option<Trouble> {
+    let on = Object::new(ObjectKind::Device, view.device.unwrap_or_default(), &view.desired.device_name);
+    Trouble::from_text(on, &view.session.refused)
 }
 
 fn device(view: &View<'_>) -> DeviceStatus {

@@ -3,25 +3,30 @@
 
 use crate::boot::{Boot, Paths};
 use crate::logs::{Line, Waiting};
+use crate::machine;
 use crate::trust::Device;
 use crate::{gauges, vmstats};
 use anyhow::{Context, Result};
+use holdfast_api::certs::ControllerCertificates;
 use holdfast_api::cipher::Keys;
 use holdfast_api::config::from_response;
 use holdfast_api::{info, metrics, newlog};
+use holdfast_controller_client::freshness::{self, Timestamp};
 use holdfast_controller_client::onboarding::Progress;
 use holdfast_controller_client::{
     Class, Client, ClientConfig, ConfigAnswer, ConfigStore, ReceivedConfig, ReportQueue, Timing, attest_until_done,
     onboard, timing,
 };
+use holdfast_model::check;
 use holdfast_model::desired::Desired;
 use holdfast_model::gauges::Gauges;
 use holdfast_model::observed::{AttestationState, Observed};
 use holdfast_model::properties::Properties;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, timeout};
@@ -41,6 +46,8 @@ const PACK_LINES: usize = 1000;
 pub enum SessionEvent {
     /// A new config, verified, stored and converted.
     Config(Box<Desired>),
+    /// The controller sent a config that is not put in force, and why. It is said again with each poll until that changes.
+    Refused(String),
     /// The controller answered a poll: the config in force is the wanted one.
     Contact,
     /// A poll brought neither.
@@ -68,6 +75,8 @@ pub struct Status {
     pub attestation: AttestationState,
     /// Why the last pass failed.
     pub attestation_error: String,
+    /// Why the controller's present config is not in force; empty when it is.
+    pub refused: String,
     /// Monotonic time of the last contact.
     pub contact: Option<Duration>,
 }
@@ -88,8 +97,8 @@ pub struct Inputs {
     pub events: mpsc::Sender<SessionEvent>,
     /// Our UUID, when known from before.
     pub known: Option<Uuid>,
-    /// The last boot ended in a crash: see [`stored_config`].
-    pub after_crash: bool,
+    /// The config that is in force from disk.
+    pub stored: Option<Stored>,
     /// Addresses over which the controller may be reached, as they come and go.
     pub addresses: watch::Receiver<Addresses>,
 }
@@ -114,12 +123,25 @@ pub(crate) fn client(boot: &Boot, device: &Device) -> Result<Option<Client>> {
     Ok(Some(Client::new(config).context("SITE")?))
 }
 
+/// A config that is in force, and what of it the session goes on with. It is converted once: each conversion costs TPM operations.
+#[derive(Debug, Clone)]
+pub struct Stored {
+    /// What it wants.
+    pub desired: Desired,
+    /// Text to be sent with the next poll.
+    hash: String,
+    /// When it was made.
+    timestamp: Timestamp,
+    /// The certificates that verified it.
+    certificates: Arc<ControllerCertificates>,
+}
+
 /// The last config, verified again from disk: what is in force after a reboot without network. After a crash that it may have
 /// caused it is the one before, once that has proved itself.
 ///
 /// # Errors
 /// When SITE is unusable or the stored config does not verify.
-pub fn stored_config(paths: &Paths, boot: &Boot, device: &Device, after_crash: bool) -> Result<Option<Desired>> {
+pub fn stored_config(paths: &Paths, boot: &Boot, device: &Device, after_crash: bool) -> Result<Option<Stored>> {
     let Some(client) = client(boot, device)? else {
         return Ok(None);
     };
@@ -128,9 +150,18 @@ pub fn stored_config(paths: &Paths, boot: &Boot, device: &Device, after_crash: b
     Ok(stored.map(|config| convert(&config, device)))
 }
 
-fn convert(received: &ReceivedConfig, device: &Device) -> Desired {
+fn convert(received: &ReceivedConfig, device: &Device) -> Stored {
     let keys = Keys { certificates: &received.certificates, agreement: device };
-    received.response.config.as_ref().map(|c| from_response(c, &received.payload, Some(keys))).unwrap_or_default()
+    let config = received.response.config.as_ref();
+    let mut desired = config.map(|c| from_response(c, &received.payload, Some(keys))).unwrap_or_default();
+    let (memory_bytes, _) = machine::memory();
+    check::machine::check(&mut desired, check::machine::Machine { memory_bytes, storage_bytes: 0 });
+    Stored {
+        desired,
+        hash: received.hash().to_owned(),
+        timestamp: received.timestamp(),
+        certificates: received.certificates.clone(),
+    }
 }
 
 /// Starts the session's tasks on the current local set. Without a site nothing is started: the device waits to be given one.
@@ -147,7 +178,9 @@ pub fn spawn(inputs: Inputs) -> Result<()> {
     eprintln!("controller {}", client.server());
     let store = ConfigStore::open(inputs.paths.data("config"))?;
     tokio::task::spawn_local(async move {
-        Session { client: Rc::new(client), store, inputs, reports: Rc::new(ReportQueue::new()) }.run().await
+        let reports = Rc::new(ReportQueue::new());
+        let config_times = Rc::default();
+        Session { client: Rc::new(client), store, inputs, reports, config_times }.run().await
     });
     Ok(())
 }
@@ -157,6 +190,8 @@ struct Session {
     store: ConfigStore,
     inputs: Inputs,
     reports: Rc<ReportQueue>,
+    /// When the last config came, and when the last was put in force.
+    config_times: Rc<Cell<(Option<SystemTime>, Option<SystemTime>)>>,
 }
 
 impl Session {
@@ -169,13 +204,14 @@ impl Session {
         self.tell(SessionEvent::Trouble(text)).await;
     }
 
-    async fn run(self) {
-        let mut applied = self.store.load_config(self.client.roots(), self.inputs.after_crash).ok().flatten();
-        let mut properties = Properties::default();
-        if let Some(config) = &applied {
-            self.client.set_certificates(config.certificates.clone());
-            properties = convert(config, &self.inputs.device).properties;
-            self.client.set_timing(Timing::from_properties(&properties));
+    async fn run(mut self) {
+        let (mut hash, mut timestamp, mut epoch) = (String::new(), None, None);
+        let (mut properties, mut certificates_hash) = (Properties::default(), String::new());
+        if let Some(stored) = self.inputs.stored.take() {
+            self.client.set_certificates(stored.certificates);
+            self.client.set_timing(Timing::from_properties(&stored.desired.properties));
+            (hash, timestamp, epoch) = (stored.hash, Some(stored.timestamp), Some(stored.desired.controller_epoch));
+            (properties, certificates_hash) = (stored.desired.properties, stored.desired.controller_certificates_hash);
         } else if let Ok(Some(certificates)) = self.store.load_certificates(self.client.roots()) {
             self.client.set_certificates(certificates.into());
         }
@@ -184,22 +220,21 @@ impl Session {
         let (shared, properties_now) = watch::channel(properties);
         self.spawn_reports(properties_now);
 
-        let hash_of = |c: &ReceivedConfig| convert(c, &self.inputs.device).controller_certificates_hash;
-        let (certificates_wanted, wanted) = watch::channel(applied.as_ref().map(hash_of).unwrap_or_default());
+        let (certificates_wanted, wanted) = watch::channel(certificates_hash);
         self.spawn_certificates(wanted);
-        let mut epoch = applied.as_ref().map(|c| convert(c, &self.inputs.device).controller_epoch);
         let mut in_force = Instant::now();
         let mut asked_uuid: Option<Instant> = None;
         // Both go on at the same time, as with EVE: a controller that asks for no proof is not to be deaf to its device.
         let (mut token, refused) = self.spawn_attestation();
         loop {
-            let hash = applied.as_ref().map_or("", ReceivedConfig::hash).to_owned();
             addresses.mark_unchanged();
             let shown = token.borrow_and_update().clone();
             match self.client.poll_config(self.inputs.device.as_ref(), &hash, &shown).await {
                 Ok(ConfigAnswer::New(config)) => {
-                    if applied.as_ref().is_some_and(|old| config.is_older_than(old)) {
-                        self.trouble("the controller sent a config older than the one in force: ignored".into()).await;
+                    let received = SystemTime::now();
+                    self.config_times.set((Some(received), self.config_times.get().1));
+                    if let Some(refusal) = freshness::refusal(&config, timestamp, self.client.known_uuid()) {
+                        self.tell(SessionEvent::Refused(refusal.to_string())).await;
                     } else {
                         if let Err(e) = self.store.save_config(&config) {
                             self.trouble(format!(
@@ -207,7 +242,7 @@ impl Session {
                             ))
                             .await;
                         }
-                        let desired = convert(&config, &self.inputs.device);
+                        let Stored { desired, .. } = convert(&config, &self.inputs.device);
                         self.client.set_timing(Timing::from_properties(&desired.properties));
                         let _ = shared.send(desired.properties.clone());
                         let _ = certificates_wanted.send(desired.controller_certificates_hash.clone());
@@ -215,8 +250,9 @@ impl Session {
                             self.reports.repeat_all();
                         }
                         in_force = Instant::now();
-                        applied = Some(*config);
+                        (hash, timestamp) = (config.hash().to_owned(), Some(config.timestamp()));
                         self.tell(SessionEvent::Config(Box::new(desired))).await;
+                        self.config_times.set((Some(received), Some(SystemTime::now())));
                     }
                 }
                 Ok(ConfigAnswer::Unchanged) => {
@@ -377,6 +413,7 @@ impl Session {
             image: format!("IMG{}", self.inputs.boot.facts.slot),
             paths: self.inputs.paths.clone(),
             gauges: Gauges::default(),
+            config_times: self.config_times.clone(),
             sent: BTreeSet::new(),
         };
         tokio::task::spawn_local(feeder.run());
@@ -409,6 +446,7 @@ struct Feeder {
     paths: Paths,
     /// The last sample.
     gauges: Gauges,
+    config_times: Rc<Cell<(Option<SystemTime>, Option<SystemTime>)>>,
     sent: BTreeSet<info::InfoKey>,
 }
 
@@ -440,10 +478,12 @@ impl Feeder {
             }
             if now.duration_since(metrics_at) >= timing.metrics && !self.observed.borrow().device.id.is_nil() {
                 metrics_at = now;
+                let (last_received_config, last_processed_config) = self.config_times.get();
                 let context = metrics::Context {
                     now: Some(SystemTime::now()),
+                    last_received_config,
+                    last_processed_config,
                     traffic: self.client.traffic(),
-                    ..metrics::Context::default()
                 };
                 let observed = self.observed.borrow().clone();
                 let mut gauges = gauges::sample(&observed, &self.paths);

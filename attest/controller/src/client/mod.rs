@@ -5,6 +5,7 @@
 mod call;
 
 use crate::failure::{Class, Failure};
+use crate::freshness::Timestamp;
 use crate::identity::{DeviceIdentity, KeyError, Signer};
 use crate::timing::{Timing, limits};
 use crate::tls::{self, Clock};
@@ -117,17 +118,18 @@ impl ReceivedConfig {
         &self.response.config_hash
     }
 
-    /// Unix seconds and nanoseconds of the config; zero when it carries none.
+    /// When it was made.
     #[must_use]
-    pub fn timestamp(&self) -> (i64, i32) {
+    pub fn timestamp(&self) -> Timestamp {
         let stamp = self.response.config.as_ref().and_then(|config| config.config_timestamp.as_ref());
         stamp.map_or((0, 0), |stamp| (stamp.seconds, stamp.nanos))
     }
 
-    /// True when this config was made before `applied`: it must be ignored (a replay, or a slow second source).
+    /// The device that it is for; `None` when its id is no UUID.
     #[must_use]
-    pub fn is_older_than(&self, applied: &ReceivedConfig) -> bool {
-        self.timestamp() != (0, 0) && self.timestamp() < applied.timestamp()
+    pub fn device(&self) -> Option<Uuid> {
+        let id = self.response.config.as_ref()?.id.as_ref()?;
+        Uuid::try_parse(&id.uuid).ok()
     }
 }
 

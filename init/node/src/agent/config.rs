@@ -2,8 +2,10 @@
 
 use super::fetching::{fetch_unit, image_file};
 use super::{Agent, Leaving};
+use crate::last_good;
 use crate::parts::app::decide::Runtime;
 use crate::{debug, machine};
+use holdfast_model::check::keep_last_good;
 use holdfast_model::desired::{Commands, Desired};
 use holdfast_model::net::RuleAction;
 use holdfast_model::observed::BootReason;
@@ -15,8 +17,12 @@ use uuid::Uuid;
 const JOB_END: Duration = Duration::from_secs(2);
 
 impl Agent {
-    /// Takes a new config in.
-    pub(super) fn apply(&mut self, desired: Desired) {
+    /// Takes a new config in; an object that has a fault now goes on in its form of `last`.
+    pub(super) fn apply(&mut self, last: &Desired, mut desired: Desired) {
+        keep_last_good(last, &mut desired);
+        if let Err(e) = last_good::save(&self.paths, &desired) {
+            self.say_once("warning", &format!("what is good of the config is not kept for the next start: {e}"));
+        }
         for fault in &desired.faults {
             let text = fault.text.clone();
             self.say_once("error", &text);

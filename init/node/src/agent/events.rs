@@ -114,12 +114,7 @@ impl Agent {
                 self.network.contact();
                 self.update.contact(machine::now());
                 self.session.contact = Some(machine::now());
-                if self.configured && desired.timestamp_seconds < self.desired.timestamp_seconds {
-                    return self.say_once(
-                        "warning",
-                        &format!("config {} is older than the one in force: ignored", desired.revision),
-                    );
-                }
+                self.session.refused.clear();
                 self.say(
                     "info",
                     &format!(
@@ -130,9 +125,15 @@ impl Agent {
                         desired.faults.len()
                     ),
                 );
-                self.apply(*desired);
+                let last = self.desired.clone();
+                self.apply(&last, *desired);
+            }
+            SessionEvent::Refused(text) => {
+                self.say_once("error", &text);
+                self.session.refused = text;
             }
             SessionEvent::Contact => {
+                self.session.refused.clear();
                 self.network.contact();
                 self.update.contact(machine::now());
                 self.session.contact = Some(machine::now());

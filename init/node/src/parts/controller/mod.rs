@@ -31,6 +31,8 @@ pub enum SessionEvent {
     Stored(Option<Box<Desired>>),
     /// A new config, verified, stored and converted.
     Config(Box<Desired>),
+    /// The controller sent a config that is not put in force, and why. It comes again with each poll until that changes.
+    Refused(String),
     /// The controller answered a poll: the config in force is current.
     Contact,
     /// A poll brought neither.
@@ -81,6 +83,9 @@ pub struct ControllerPart {
     attestation: Attestation,
     stored: Option<Stored>,
     revision: String,
+    device_name: String,
+    /// Why the controller's present config is not in force; empty when it is.
+    refused: String,
     said: Said,
 }
 
@@ -94,12 +99,16 @@ impl ControllerPart {
             attestation: Attestation::default(),
             stored: None,
             revision: String::new(),
+            device_name: String::new(),
+            refused: String::new(),
             said: Said::default(),
         }
     }
 
     fn take(&mut self, desired: &Desired, turn: &mut Turn<'_>) {
         self.revision.clone_from(&desired.revision);
+        self.device_name.clone_from(&desired.device_name);
+        self.refused.clear();
         turn.configure(Rc::new(desired.clone()));
     }
 
@@ -120,7 +129,15 @@ impl ControllerPart {
                 turn.say("info", format!("config {revision} accepted: {counts}"));
                 self.take(desired, turn);
             }
-            SessionEvent::Contact => self.contact.last = Some(turn.now),
+            SessionEvent::Refused(text) => {
+                self.contact.last = Some(turn.now);
+                self.said.once(turn, "error", text);
+                self.refused.clone_from(text);
+            }
+            SessionEvent::Contact => {
+                self.contact.last = Some(turn.now);
+                self.refused.clear();
+            }
             SessionEvent::NoContact { temporary } => {
                 self.contact.last_failure = Some(Failure { at: turn.now, temporary: *temporary });
             }
@@ -176,6 +193,8 @@ impl Part for ControllerPart {
         let on = Object::new(ObjectKind::Attestation, "", "attestation");
         device.troubles.extend(Trouble::from_text(on, &self.attestation.error));
         device.config_revision.clone_from(&self.revision);
+        let on = Object::new(ObjectKind::Device, device.id, &self.device_name);
+        observed.faults.extend(Trouble::from_text(on, &self.refused));
     }
 }
 

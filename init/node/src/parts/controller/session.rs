@@ -8,14 +8,16 @@ use crate::parts::controller::reports::Reporter;
 use crate::parts::logs::Shared;
 use crate::parts::network::facts::Uplinks;
 use crate::trust::Device;
+use crate::{last_good, machine};
 use anyhow::{Context, Result};
 use holdfast_api::cipher::Keys;
-use holdfast_api::config::to_desired;
+use holdfast_api::config::from_response;
 use holdfast_controller_client::onboarding::Progress;
 use holdfast_controller_client::{
     Class, Client, ClientConfig, ConfigAnswer, ConfigStore, ReceivedConfig, ReportQueue, Timing, attest_until_done,
-    onboard, timing,
+    freshness, onboard, timing,
 };
+use holdfast_model::check;
 use holdfast_model::desired::Desired;
 use holdfast_model::observed::Observed;
 use holdfast_model::properties::Properties;
@@ -72,7 +74,11 @@ pub fn client(boot: &Boot, device: &Device) -> Result<Option<Client>> {
 
 fn convert(received: &ReceivedConfig, device: &Device) -> Desired {
     let keys = Keys { certificates: &received.certificates, agreement: device };
-    received.response.config.as_ref().map(|config| to_desired(config, Some(keys))).unwrap_or_default()
+    let config = received.response.config.as_ref();
+    let mut desired = config.map(|c| from_response(c, &received.payload, Some(keys))).unwrap_or_default();
+    let (memory_bytes, _) = machine::memory();
+    check::machine::check(&mut desired, check::machine::Machine { memory_bytes, storage_bytes: 0 });
+    desired
 }
 
 /// Starts the session on a thread of its own, so that a slow TPM or server holds up nobody else. Without a site nothing is
@@ -139,6 +145,31 @@ impl Session {
         }
     }
 
+    /// What a config wants, once for each config: conversion costs TPM operations. An object with a fault goes on in its form of `last`,
+    /// which becomes what is wanted now, also on disk.
+    fn take(&self, config: &ReceivedConfig, last: &mut Desired) -> Desired {
+        let mut desired = convert(config, &self.inputs.device);
+        check::keep_last_good(last, &mut desired);
+        if let Err(e) = last_good::save(&self.inputs.paths, &desired) {
+            self.trouble(format!("the last good configuration is not kept for the next start: {e}"));
+        }
+        last.clone_from(&desired);
+        desired
+    }
+
+    /// What was wanted before this start. After a crash the config before is in force; what the one after it made of an object is not
+    /// trusted.
+    fn last_good(&self) -> Desired {
+        if self.inputs.after_crash {
+            return Desired::default();
+        }
+        let (last, lost) = last_good::load(&self.inputs.paths);
+        if let Some(text) = lost {
+            self.trouble(text);
+        }
+        last
+    }
+
     async fn run(self) {
         let mut applied = match self.store.load_config(self.client.roots(), self.inputs.after_crash) {
             Ok(stored) => stored,
@@ -147,10 +178,11 @@ impl Session {
                 None
             }
         };
+        let mut last = self.last_good();
         let mut desired = Desired::default();
         if let Some(config) = &applied {
             self.client.set_certificates(config.certificates.clone());
-            desired = convert(config, &self.inputs.device);
+            desired = self.take(config, &mut last);
             self.client.set_timing(Timing::from_properties(&desired.properties));
             self.tell(SessionEvent::Stored(Some(Box::new(desired.clone()))));
         } else {
@@ -179,15 +211,16 @@ impl Session {
             self.tell_tried();
             match answer {
                 Ok(ConfigAnswer::New(config)) => {
-                    if applied.as_ref().is_some_and(|old| config.is_older_than(old)) {
-                        self.trouble("the controller sent a config older than the one in force: ignored".into());
+                    let applied_at = applied.as_ref().map(ReceivedConfig::timestamp);
+                    if let Some(refusal) = freshness::refusal(&config, applied_at, self.client.known_uuid()) {
+                        self.tell(SessionEvent::Refused(refusal.to_string()));
                     } else {
                         if let Err(e) = self.store.save_config(&config) {
                             self.trouble(format!(
                                 "the new config cannot be stored: {e}; it is in force until the next reboot only"
                             ));
                         }
-                        let desired = convert(&config, &self.inputs.device);
+                        let desired = self.take(&config, &mut last);
                         self.client.set_timing(Timing::from_properties(&desired.properties));
                         let _ = shared.send(desired.properties.clone());
                         let _ = certificates_wanted.send(desired.controller_certificates_hash.clone());

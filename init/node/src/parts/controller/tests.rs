@@ -53,3 +53,21 @@ fn the_session_learns_of_ways_as_they_come_and_go() {
     bench.settle(&mut part);
     assert!(!ways.has_changed().unwrap(), "nothing changed");
 }
+
+#[test]
+fn a_config_that_is_refused_is_an_error_of_the_device_until_the_controller_sends_one_that_fits() {
+    let (mut part, _ways) = part();
+    let mut bench = Bench::default();
+    let faults = |part: &ControllerPart| {
+        let mut observed = Observed::default();
+        part.observe(&mut observed);
+        observed.faults.into_iter().map(|fault| (fault.on.kind, fault.text)).collect::<Vec<_>>()
+    };
+    for _ in 0..2 {
+        bench.event(&mut part, &news(SessionEvent::Refused("for another device".into())));
+    }
+    assert_eq!(faults(&part), [(ObjectKind::Device, "for another device".to_owned())]);
+    assert_eq!(bench.said("for another device"), 1);
+    bench.event(&mut part, &news(SessionEvent::Contact));
+    assert_eq!(faults(&part), []);
+}

@@ -312,7 +312,7 @@ impl Part for DevicePart {
             troubles: others.troubles,
             ..self.status.clone()
         };
-        observed.faults = self.config.as_ref().map(|c| c.faults.clone()).unwrap_or_default();
+        observed.faults.extend(self.config.iter().flat_map(|config| config.faults.iter().cloned()));
     }
 }
 
