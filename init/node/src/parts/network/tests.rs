@@ -1,12 +1,12 @@
 //! The part's turn on a bench, over a kernel in memory.
 
-use super::host::Interface;
+mod memory;
+
+use self::memory::{Memory, cards};
 use super::*;
 use crate::parts::app::decide::Readiness;
 use crate::parts::app::facts::Guest;
 use crate::testing::Bench;
-use crate::world::Local;
-use holdfast_engine::{Action, Item as _};
 use holdfast_model::app::App;
 use holdfast_model::desired::Desired;
 use holdfast_model::net::{
@@ -15,82 +15,8 @@ use holdfast_model::net::{
 };
 use holdfast_netkernel::Event as Change;
 use holdfast_netkernel::link::Link;
-use holdfast_plan::{LinkFact, last_resort};
-use std::cell::RefCell;
-use std::future::{pending, ready};
+use holdfast_plan::last_resort;
 use uuid::Uuid;
-
-/// A kernel with two cards; a DHCP server is where a test says.
-#[derive(Default)]
-struct Memory {
-    exists: RefCell<Graph<NetItem>>,
-    did: RefCell<Vec<String>>,
-    /// Operations on an item whose name contains this never end.
-    hangs: RefCell<Option<&'static str>>,
-    leases: RefCell<BTreeMap<String, Lease>>,
-    unreadable: RefCell<u32>,
-}
-
-fn cards() -> Vec<LinkFact> {
-    [("eth0", 1), ("eth1", 2)]
-        .map(|(name, n)| LinkFact { name: name.into(), mac: [2, 0, 0, 0, 0, n], pci: String::new() })
-        .into()
-}
-
-impl Memory {
-    fn did(&self, what: &str) -> usize {
-        self.did.borrow().iter().filter(|did| did.contains(what)).count()
-    }
-
-    fn forget(&self) {
-        self.did.borrow_mut().clear();
-    }
-}
-
-impl Host for Memory {
-    fn look(&self) -> Local<Result<Sight, String>> {
-        let interface =
-            |c: &LinkFact| (c.name.clone(), Interface { mac: c.mac, up: true, carrier: true, physical: true });
-        let interfaces = cards().iter().map(interface).collect();
-        Box::pin(ready(Ok(Sight { cards: cards(), interfaces })))
-    }
-    fn leases(&self) -> Local<BTreeMap<String, Lease>> {
-        Box::pin(ready(self.leases.borrow().clone()))
-    }
-    fn discover(&self, _: Graph<NetItem>) -> Local<Result<Graph<NetItem>, String>> {
-        let left = self.unreadable.replace_with(|left| left.saturating_sub(1));
-        let found = if left > 0 { Err("EAGAIN".to_owned()) } else { Ok(self.exists.borrow().clone()) };
-        Box::pin(ready(found))
-    }
-    fn lost(&self, believed: Graph<NetItem>) -> Local<Result<Vec<ItemKey>, String>> {
-        let exists = self.exists.borrow();
-        let missing = believed.iter().filter(|(key, item)| !item.external() && !exists.contains(key));
-        Box::pin(ready(Ok(missing.map(|(key, _)| key.clone()).collect())))
-    }
-    fn run(&self, actions: Vec<Action<NetItem>>) -> Local<Vec<Result<(), String>>> {
-        for action in &actions {
-            let text = format!("{} {}", action.verb(), action.key());
-            if self.hangs.borrow().is_some_and(|hangs| text.contains(hangs)) {
-                return Box::pin(pending());
-            }
-            self.did.borrow_mut().push(text);
-            let mut exists = self.exists.borrow_mut();
-            match action {
-                Action::Delete(item) => drop(exists.remove(&item.key())),
-                other => drop(exists.insert(other.item().clone())),
-            }
-        }
-        Box::pin(ready(actions.iter().map(|_| Ok(())).collect()))
-    }
-    fn tell_carrier(&self, interface: String, up: bool) -> Local<()> {
-        self.did.borrow_mut().push(format!("carrier of {interface}: {up}"));
-        Box::pin(ready(()))
-    }
-    fn write_hosts(&self, text: String) -> Local<Result<(), String>> {
-        self.did.borrow_mut().push(format!("hosts {}", text.lines().count()));
-        Box::pin(ready(Ok(())))
-    }
-}
 
 const WEB: Uuid = Uuid::from_u128(11);
 const DB: Uuid = Uuid::from_u128(12);
@@ -346,10 +272,8 @@ fn ports_that_do_not_lead_to_the_controller_are_given_up_and_said_on_each_port()
     assert_eq!(device.part.state.kept().worked, None);
 }
 
-#[test]
-fn a_cable_that_comes_is_told_to_its_dhcp_client_and_a_lost_bridge_is_created_again() {
-    let mut device = Device::with(Rc::default(), config(&[(WEB, LAN)]), &[]);
-    let link = |name: &str, carrier, kind: &str| Link {
+fn link(name: &str, carrier: bool, kind: &str) -> Link {
+    Link {
         index: 2,
         name: name.into(),
         mac: [2, 0, 0, 0, 0, 1],
@@ -366,19 +290,27 @@ fn a_cable_that_comes_is_told_to_its_dhcp_client_and_a_lost_bridge_is_created_ag
         isolated: false,
         ours: !kind.is_empty(),
         counters: Default::default(),
-    };
+    }
+}
+
+#[test]
+fn a_cable_that_comes_is_told_to_its_dhcp_client() {
+    let mut device = Device::with(Rc::default(), config(&[(WEB, LAN)]), &[]);
     device.news(Changed(vec![Change::Link(link("eth0", false, ""))]));
     assert_eq!(device.host.did("carrier of eth0: false"), 1);
     assert!(device.fact::<Uplinks>().0.is_empty(), "no way to the controller without a cable");
     device.news(Changed(vec![Change::Link(link("eth0", true, ""))]));
     assert_eq!((device.host.did("carrier of eth0: true"), device.fact::<Uplinks>().0.len()), (1, 1));
+}
 
+#[test]
+fn a_bridge_that_others_removed_is_created_again() {
+    let mut device = Device::with(Rc::default(), config(&[(WEB, LAN)]), &[]);
     let bridge = device.observed().instances[0].bridge.clone();
-    let (host, key) = (device.host.clone(), ItemKey::Link(bridge.clone()));
-    host.forget();
-    host.exists.borrow_mut().remove(&key);
+    device.host.forget();
+    device.host.exists.borrow_mut().remove(&ItemKey::Link(bridge.clone()));
     device.news(Changed(vec![Change::LinkGone(link(&bridge, false, "bridge"))]));
-    assert_eq!(host.did(&format!("create interface {bridge}")), 1);
+    assert_eq!(device.host.did(&format!("create interface {bridge}")), 1);
 }
 
 #[test]
