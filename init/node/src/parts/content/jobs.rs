@@ -3,7 +3,7 @@
 use super::images::{name_of, partial_name};
 use super::kept::KeptContent;
 use super::state::Content;
-use super::{ContentPart, RETRY, retry, unit_of};
+use super::{ContentPart, RETRY, retry};
 use crate::fetching::Reports;
 use crate::part::{Event, Turn};
 use holdfast_model::contract::fetch::{FailureClass, Outcome, Report};
@@ -43,9 +43,20 @@ impl ContentPart {
     fn began(&mut self, job: Job, result: &Result<Rc<dyn Reports>, String>, turn: &mut Turn<'_>) {
         match result {
             Ok(reports) if self.current(job).is_some() => listen(job, reports.clone(), turn),
-            Ok(_) => self.stop(unit_of(job.0), turn),
-            Err(text) => self.failed(job, FailureClass::Local, text, turn),
+            Ok(_) => {
+                self.stop(job.0, turn);
+                self.left_half(job.0);
+            }
+            Err(text) => {
+                self.failed(job, FailureClass::Local, text, turn);
+                self.left_half(job.0);
+            }
         }
+    }
+
+    /// The file of a job that began for nothing may have been made after the last removal: it is removed once no job writes to it.
+    fn left_half(&mut self, content: Uuid) {
+        self.present.get_or_insert_default().insert(partial_name(content));
     }
 
     fn reported(&mut self, job: Job, reports: &Rc<dyn Reports>, report: Option<&Report>, turn: &mut Turn<'_>) {
@@ -83,6 +94,7 @@ impl ContentPart {
 
     fn named(&mut self, job: Job, kept: &KeptContent, result: &Result<(), String>, turn: &mut Turn<'_>) {
         if let (Ok(()), Some(present)) = (result, &mut self.present) {
+            present.remove(&partial_name(job.0));
             present.insert(name_of(&kept.sha256));
         }
         match (result, self.current(job)) {
@@ -102,7 +114,6 @@ impl ContentPart {
         let Some(content) = self.current(job) else { return };
         content.failed(turn.now, class, text, longest);
         turn.say("error", trouble::texts(&content.status.troubles));
-        self.remove(vec![partial_name(job.0)], turn);
         self.drop_unit(job.0, turn);
     }
 }

@@ -14,12 +14,12 @@ pub mod kept;
 pub mod state;
 
 use self::facts::{ImageFact, Images};
-use self::images::{Folder, ImageStore, content_of_partial, name_of};
+use self::images::{Folder, ImageStore, content_of_partial, name_of, partial_name};
 use self::jobs::Began;
 use self::kept::Kept;
 use self::state::Contents;
-use crate::fetching::source::{Fetch, What, plan};
 use crate::fetching::units::Units;
+use crate::fetching::source::{Fetch, What, plan};
 use crate::fetching::{Fetching, Get, Order, UNITS};
 use crate::keeper::{Keeper, Said};
 use crate::part::{Event, Part, Turn};
@@ -85,6 +85,8 @@ pub struct ContentPart {
     removing: bool,
     remove_at: Duration,
     jobs: u64,
+    /// Units that could not be ended or dropped, and when that is tried again.
+    left: BTreeMap<Uuid, Duration>,
     said: Said,
 }
 
@@ -94,8 +96,8 @@ struct Looked(Result<Vec<String>, String>);
 /// News: files were removed, or not.
 struct Removed(Vec<String>, Result<(), String>);
 
-/// News: a unit was ended or dropped; what is wrong with that, if anything.
-struct Dropped(Result<(), String>);
+/// News: the unit of a content's job was ended or dropped; what is wrong with that, if anything.
+struct Dropped(Uuid, Result<(), String>);
 
 impl ContentPart {
     /// A part that goes on from what was kept.
@@ -114,6 +116,7 @@ impl ContentPart {
             removing: false,
             remove_at: Duration::ZERO,
             jobs: 0,
+            left: BTreeMap::new(),
             said: Said::default(),
         }
     }
@@ -139,7 +142,7 @@ impl ContentPart {
         let wanted: Vec<ContentTree> = images_of(&desired).cloned().collect();
         let stale = self.contents.want(&wanted, &self.kept.contents, &|k| present.contains(&name_of(&k.sha256)));
         for id in stale {
-            self.stop(unit_of(id), turn);
+            self.stop(id, turn);
             // The next job can start once this one has ended.
             if let Some(content) = self.contents.by_id.get_mut(&id) {
                 content.retry_at = turn.now + JOB_END;
@@ -150,9 +153,18 @@ impl ContentPart {
         self.taken = Some(desired);
     }
 
-    fn stop(&self, unit: UnitName, turn: &mut Turn<'_>) {
-        let stop = self.means.fetching.stop(unit.clone());
-        turn.start(format!("stop {unit}"), async move { Dropped(stop.await) });
+    fn stop(&self, id: Uuid, turn: &mut Turn<'_>) {
+        let stop = self.means.fetching.stop(unit_of(id));
+        turn.start(format!("stop the job of {id}"), async move { Dropped(id, stop.await) });
+    }
+
+    /// Tries again to end and drop units, unless another job has their name by now.
+    fn stop_what_is_left(&mut self, turn: &mut Turn<'_>) {
+        let contents = &self.contents;
+        self.left.retain(|id, _| !contents.by_id.get(id).is_some_and(|c| c.busy));
+        let due: Vec<Uuid> = self.left.extract_if(.., |_, at| *at <= turn.now).map(|(id, _)| id).collect();
+        due.into_iter().for_each(|id| self.stop(id, turn));
+        self.left.values().for_each(|at| turn.wake(*at));
     }
 
     /// Goes on with the jobs of a former agent that are for what is wanted; ends the others.
@@ -169,7 +181,7 @@ impl ContentPart {
                     let adopt = self.means.fetching.adopt(unit_of(id));
                     turn.start(format!("go on with {id}"), async move { Began(job, adopt.await) });
                 }
-                _ => self.stop(unit_of(id), turn),
+                _ => self.stop(id, turn),
             }
         }
     }
@@ -190,6 +202,7 @@ impl ContentPart {
                     self.jobs += 1;
                     let job = (id, self.jobs);
                     content.begin(self.jobs);
+                    self.present.get_or_insert_default().insert(partial_name(id));
                     let begin = self.means.fetching.start(order);
                     turn.start(format!("fetch {}", tree.name), async move { Began(job, begin.await) });
                 }
@@ -265,7 +278,7 @@ impl ContentPart {
 
     fn drop_unit(&self, id: Uuid, turn: &mut Turn<'_>) {
         let remove = self.means.fetching.remove(unit_of(id));
-        turn.start(format!("remove the job of {id}"), async move { Dropped(remove.await) });
+        turn.start(format!("remove the job of {id}"), async move { Dropped(id, remove.await) });
     }
 
     fn publish(&self, turn: &mut Turn<'_>) {
@@ -357,8 +370,9 @@ impl Part for ContentPart {
             }
         } else if let Some(Removed(names, result)) = event.news() {
             self.removed(names, result, turn);
-        } else if let Some(Dropped(Err(e))) = event.news() {
-            self.said.once(turn, "warning", e);
+        } else if let Some(Dropped(id, Err(e))) = event.news() {
+            self.left.insert(*id, turn.now + RETRY);
+            self.said.once(turn, "warning", &format!("{e}; tried again"));
         }
     }
 
@@ -369,6 +383,7 @@ impl Part for ContentPart {
             self.adopt(turn);
             self.fetch_what_is_due(turn);
         }
+        self.stop_what_is_left(turn);
         self.keeper.keep(&self.kept, turn);
         self.collect(turn);
         self.publish(turn);

@@ -164,7 +164,9 @@ impl Session {
             return Desired::default();
         }
         let (last, lost) = last_good::load(&self.inputs.paths);
-        lost.into_iter().for_each(|text| self.trouble(text));
+        if let Some(text) = lost {
+            self.trouble(text);
+        }
         last
     }
 
