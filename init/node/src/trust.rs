@@ -25,7 +25,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 pub enum Opening {
     /// It is open.
     Open(Opened),
-    /// This boot cannot unseal it; see [`crate::recovery`].
+    /// This boot cannot unseal it; see [`crate::parts::vault`].
     Locked(Locked),
 }
 
@@ -62,7 +62,7 @@ impl Locked {
 
     /// The open vault with the note of how it was opened.
     #[must_use]
-    pub fn opened(self, vault: Vault, paths: &Paths) -> Opened {
+    pub fn opened(&self, vault: Vault, paths: &Paths) -> Opened {
         let how = match &vault.recovered {
             Some(Recovered::LeftAsItWas(reason)) => {
                 format!("it was opened with the key from escrow, and must be again at the next boot: {reason}")
@@ -73,7 +73,7 @@ impl Locked {
         if let Err(e) = std::fs::write(paths.run.join(NOTE), &note) {
             eprintln!("{NOTE}: {e}");
         }
-        Opened { identity: self.identity, vault, note }
+        Opened { identity: self.identity.clone(), vault, note }
     }
 }
 

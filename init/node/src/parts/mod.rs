@@ -42,16 +42,16 @@ mod when {
 }
 
 parts! {
+    vault: always,
     device: always,
-    controller: open,
+    controller: always,
+    network: always,
     content: open,
     volume: open,
     app: open,
     base_os: always,
     logs: open,
 }
-
-pub mod network;
 
 #[cfg(test)]
 mod tests;

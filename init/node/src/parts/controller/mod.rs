@@ -5,8 +5,9 @@
 //! 2. A config is converted once. Whether it is newer than the one in force is decided in one place, the session.
 //! 3. The controller decides; this part only hands on.
 //!
-//! Reading order: [`facts`], here, [`session`] (the thread), [`reports`] (info, metrics, logs).
+//! Reading order: [`facts`], here, [`session`] (the thread), [`escrow`] (the same while the vault is closed), [`reports`] (info, metrics, logs).
 
+pub mod escrow;
 pub mod facts;
 pub mod reports;
 pub mod session;
@@ -68,11 +69,26 @@ pub async fn forward(mut session: mpsc::UnboundedReceiver<SessionEvent>, kernel:
     }
 }
 
-/// The part on a real machine.
+/// The part on a real machine, and its session: one for keys alone while the vault is closed.
 ///
 /// # Errors
 /// Never.
 pub fn new(setup: &Setup, _kept: Option<&[u8]>) -> anyhow::Result<Box<dyn Part>> {
+    let (boot, paths, device) = (setup.boot.clone(), setup.paths.clone(), setup.device.clone());
+    let (logs, uplinks, vault_open) = (setup.logs.clone(), setup.uplinks.subscribe(), setup.vault_open);
+    let after_crash = setup.after_crash.clone();
+    setup.task(move |running| {
+        let (events, session) = mpsc::unbounded_channel();
+        tokio::task::spawn_local(forward(session, running.events.clone()));
+        let (observed, after_crash) = (running.report.clone(), after_crash.get());
+        let inputs = session::Inputs { boot, paths, device, observed, logs, events, after_crash, uplinks };
+        if vault_open {
+            return session::spawn(inputs);
+        }
+        let (sender, keys) = mpsc::unbounded_channel();
+        tokio::task::spawn_local(escrow::forward(keys, running.events.clone()));
+        escrow::spawn(inputs, sender)
+    });
     Ok(Box::new(ControllerPart::over(setup.uplinks.clone())))
 }
 

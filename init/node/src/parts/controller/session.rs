@@ -164,9 +164,7 @@ impl Session {
             return Desired::default();
         }
         let (last, lost) = last_good::load(&self.inputs.paths);
-        if let Some(text) = lost {
-            self.trouble(text);
-        }
+        lost.into_iter().for_each(|text| self.trouble(text));
         last
     }
 

@@ -23,6 +23,7 @@ use crate::part::{Event, Part, Turn};
 use crate::parts::app::facts::Guests;
 use crate::parts::base_os::facts::{Busy, RebootDue};
 use crate::parts::controller::facts::Contact;
+use crate::parts::vault::facts::Closed;
 use crate::setup::Setup;
 use holdfast_format::release::Kind;
 use holdfast_model::boot::BootFacts;
@@ -237,10 +238,12 @@ impl DevicePart {
     fn describe(&mut self, turn: &Turn<'_>) {
         let busy = turn.facts.get::<Busy>().is_some_and(|b| b.0);
         let id = turn.facts.get::<Contact>().and_then(|c| c.device);
-        let maintenance = self.config.as_ref().is_some_and(|c| c.maintenance);
+        let ordered = self.config.as_ref().is_some_and(|c| c.maintenance);
+        let closed = turn.facts.get::<Closed>().and_then(|vault| vault.0.clone()).filter(|_| !busy);
+        let maintenance = closed.or_else(|| ordered.then(|| "ordered by the controller".to_owned()));
         let state = if self.down.is_some() {
             DeviceState::Rebooting
-        } else if maintenance {
+        } else if maintenance.is_some() {
             DeviceState::Maintenance
         } else if busy {
             DeviceState::Updating
@@ -258,7 +261,7 @@ impl DevicePart {
             boot_time_seconds: if wall == 0 { 0 } else { wall - up },
             boot_count: self.means.boot.boot_count,
             last_reboot: self.last_reboot.clone(),
-            maintenance: if maintenance { "ordered by the controller".into() } else { String::new() },
+            maintenance: maintenance.unwrap_or_default(),
             reboot_counter: self.kept.reboot_counter.unwrap_or(0),
             shutdown_counter: self.kept.shutdown_counter.unwrap_or(0),
             config_revision: self.config.as_ref().map(|c| c.revision.clone()).unwrap_or_default(),

@@ -28,6 +28,7 @@ use crate::machine;
 use crate::part::{Event, Part, Turn};
 use crate::parts::app::facts::{Guests, HeldVolumes};
 use crate::parts::controller::facts::{Polled, Stored};
+use crate::setup::Setup;
 use holdfast_engine::{Graph, OpId, State as ItemState};
 use holdfast_format::site::Site;
 use holdfast_model::contract::network::Lease;
@@ -127,6 +128,20 @@ struct HostsWritten(Result<(), String>);
 
 fn clocks(turn: &Turn<'_>) -> Now {
     Now { uptime: turn.now, unix_seconds: machine::seconds_of(turn.wall) }
+}
+
+/// The part on a real machine.
+///
+/// # Errors
+/// When the kernel's network cannot be reached.
+pub fn new(setup: &Setup, kept: Option<&[u8]>) -> anyhow::Result<Box<dyn Part>> {
+    let (host, changes) = real::Kernel::open(setup.supervisor.clone(), &setup.paths.run, setup.paths.control())?;
+    setup.task(|running| {
+        tokio::task::spawn_local(changes.watch(running.events.clone()));
+        Ok(())
+    });
+    let (site, kept) = (setup.boot.site.clone(), setup.kept(FILE, kept));
+    Ok(Box::new(NetworkPart::over(Rc::new(host), site, kept, setup.vault_open)))
 }
 
 impl NetworkPart {
