@@ -37,6 +37,12 @@ impl Paths {
         self.run.join("ctl")
     }
 
+    /// Folder of `resolv.conf` and `hosts`, to which the image's `/etc` links: `/run`.
+    #[must_use]
+    pub fn names(&self) -> PathBuf {
+        self.run.parent().unwrap_or(&self.run).to_owned()
+    }
+
     /// PID 1's socket.
     #[must_use]
     pub fn supervise(&self) -> PathBuf {
@@ -87,4 +93,15 @@ pub fn load(paths: &Paths) -> Result<Boot> {
 fn json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
     let bytes = fs::read(path).with_context(|| format!("cannot read {}: PID 1 writes it", path.display()))?;
     serde_json::from_slice(&bytes).with_context(|| format!("{}: expected PID 1's JSON", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_resolved_by_the_files_that_the_image_links_to() {
+        // `image/xtask` links `/etc/resolv.conf` and `/etc/hosts` there.
+        assert_eq!(Paths::default().names(), Path::new("/run"));
+    }
 }

@@ -135,7 +135,7 @@ fn clocks(turn: &Turn<'_>) -> Now {
 /// # Errors
 /// When the kernel's network cannot be reached.
 pub fn new(setup: &Setup, kept: Option<&[u8]>) -> anyhow::Result<Box<dyn Part>> {
-    let (host, changes) = real::Kernel::open(setup.supervisor.clone(), &setup.paths.run, setup.paths.control())?;
+    let (host, changes) = real::Kernel::open(setup.supervisor.clone(), &setup.paths.names(), setup.paths.control())?;
     setup.task(|running| {
         tokio::task::spawn_local(changes.watch(running.events.clone()));
         Ok(())

@@ -48,15 +48,15 @@ pub struct Kernel {
 }
 
 impl Kernel {
-    /// Connects, inside a tokio runtime. `run` is the folder of `resolv.conf` and `hosts`, `control` that of control sockets.
+    /// Connects, inside a tokio runtime. `names` is the folder of `resolv.conf` and `hosts`, `control` that of control sockets.
     ///
     /// # Errors
     /// [`OpenError`].
-    pub fn open(init: Rc<AsyncClient>, run: &Path, control: PathBuf) -> Result<(Self, Changes), OpenError> {
+    pub fn open(init: Rc<AsyncClient>, names: &Path, control: PathBuf) -> Result<(Self, Changes), OpenError> {
         let (sender, leases) = mpsc::channel(LEASES);
-        let driver = NetDriver::new(Units::new(init, control, sender), run.join("resolv.conf"))?;
+        let driver = NetDriver::new(Units::new(init, control, sender), names.join("resolv.conf"))?;
         let monitor = Monitor::new().map_err(OpenError::Changes)?;
-        Ok((Self { driver: Rc::new(driver), hosts: run.join("hosts") }, Changes { monitor, leases }))
+        Ok((Self { driver: Rc::new(driver), hosts: names.join("hosts") }, Changes { monitor, leases }))
     }
 }
 
