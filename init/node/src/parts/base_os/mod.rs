@@ -22,6 +22,7 @@ use crate::keeper::Said;
 use crate::part::{Event, Part, Turn};
 use crate::parts::controller::facts::Contact;
 use crate::parts::device::facts::GoingDown;
+use crate::parts::vault::facts::Closed;
 use crate::setup::Setup;
 use holdfast_model::boot::Partitions;
 use holdfast_model::observed::{ContentStatus, Observed};
@@ -176,7 +177,12 @@ impl BaseOsPart {
                     turn.say("info", format!("trial of the base OS in slot {slot}: {seconds_left} s to go"));
                 }
             }
-            Do::Send(events, after) => self.send(events, after, turn),
+            Do::Send(mut events, after) => {
+                if let Some(Closed(Some(why))) = turn.facts.get() {
+                    events.iter_mut().for_each(|event| name_cause(event, why));
+                }
+                self.send(events, after, turn);
+            }
             Do::StopJob if self.stopped != self.state.download.job => {
                 self.stopped = self.state.download.job;
                 self.stop(turn);
@@ -191,6 +197,15 @@ impl BaseOsPart {
             Do::Reboot(reason, text) => self.state.reboot = Some((reason, text)),
         }
         self.content = config.as_deref().and_then(|d| self.state.content(d));
+    }
+}
+
+/// A trial that fails because the vault stays closed says why that is so.
+fn name_cause(event: &mut SlotEvent, why: &str) {
+    if let SlotEvent::TrialFailed(text) = event
+        && !text.contains(why)
+    {
+        *text = format!("{text}: {why}");
     }
 }
 

@@ -331,3 +331,18 @@ fn the_download_of_a_former_agent_goes_on_when_its_version_is_wanted() {
         );
     }
 }
+
+#[test]
+fn a_trial_that_cannot_open_the_vault_says_why() {
+    let world = world(trial());
+    let mut part = part(&world, Slot::B);
+    part.state.vault_open = false;
+    let mut bench = Bench::default();
+    bench.facts.publish(Closed(Some("sealed to another image".into())));
+    bench.at(&mut part, 299);
+    assert_eq!(reboot(&bench), None);
+    bench.at(&mut part, 300);
+    let (reason, text) = bench.facts.get::<RebootDue>().unwrap().0.clone().unwrap();
+    assert_eq!(reason, BootReason::Fallback);
+    assert!(text.contains("the vault did not open within 300 s: sealed to another image"), "{text}");
+}

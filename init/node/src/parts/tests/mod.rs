@@ -1,6 +1,7 @@
 //! Contents, volumes and apps together: what one of them tells the others leads all of them where the config wants them.
 
 mod random;
+mod world;
 
 use super::app::tests::{IMAGE, VOLUME, WEB, World as Machines, desired, unit, web};
 use super::app::{AppPart, kept::Kept as KeptApps};

@@ -28,14 +28,6 @@ pub fn key_of(name: &str) -> Option<(Uuid, i64)> {
     (file_of(Path::new(""), key.0, key.1) == Path::new(name)).then_some(key)
 }
 
-/// Makes sure that the file exists; see [`make`].
-///
-/// # Errors
-/// As [`make`].
-pub fn ensure(path: &Path, seed: &Path, size_bytes: u64) -> io::Result<()> {
-    if path.exists() { Ok(()) } else { make(path, seed, size_bytes) }
-}
-
 /// Makes the file or replaces the present one: a sparse copy of the seed, of `size_bytes` (at least the seed's own).
 /// The guest grows the file system to the size. A half-made file never gets the name, and what it replaces stays until then.
 ///
@@ -82,38 +74,6 @@ fn copy_sparse(source: &mut File, target: &mut File) -> io::Result<()> {
 #[must_use]
 pub fn used_bytes(path: &Path) -> u64 {
     fs::metadata(path).map_or(0, |m| m.blocks() * 512)
-}
-
-/// Removes volume files that no wanted (volume, generation) owns; returns their names.
-///
-/// # Errors
-/// When the directory cannot be read.
-pub fn collect(directory: &Path, wanted: &[(Uuid, i64)]) -> io::Result<Vec<String>> {
-    let keep: Vec<PathBuf> = wanted.iter().map(|(v, g)| file_of(directory, *v, *g)).collect();
-    let mut gone = Vec::new();
-    for entry in fs::read_dir(directory)? {
-        let path = entry?.path();
-        if !keep.contains(&path) {
-            fs::remove_file(&path)?;
-            gone.push(path.file_name().unwrap_or_default().to_string_lossy().into_owned());
-        }
-    }
-    Ok(gone)
-}
-
-/// Removes the files of all other generations of a volume: a purge made them worthless.
-///
-/// # Errors
-/// When the directory cannot be read or a file not be removed.
-pub fn remove_other_generations(directory: &Path, volume: Uuid, generation: i64) -> io::Result<()> {
-    let (keep, begin) = (file_of(directory, volume, generation), format!("{volume}."));
-    for entry in fs::read_dir(directory)? {
-        let entry = entry?;
-        if entry.file_name().to_string_lossy().starts_with(&begin) && entry.path() != keep {
-            fs::remove_file(entry.path())?;
-        }
-    }
-    Ok(())
 }
 
 /// What lies in the folder.
@@ -194,18 +154,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_purge_leaves_other_volumes_alone() {
-        let dir = tempfile::tempdir().unwrap();
-        let (a, b) = (Uuid::from_u128(1), Uuid::from_u128(2));
-        for (id, generation) in [(a, 0), (a, 1), (a, 2), (b, 0)] {
-            fs::write(file_of(dir.path(), id, generation), b"x").unwrap();
-        }
-        remove_other_generations(dir.path(), a, 2).unwrap();
-        let there = |id, generation| file_of(dir.path(), id, generation).exists();
-        assert_eq!([there(a, 0), there(a, 1), there(a, 2), there(b, 0)], [false, false, true, true]);
-    }
-
-    #[test]
     fn a_volume_is_a_sparse_copy_of_the_seed_at_its_size() {
         let dir = tempfile::tempdir().unwrap();
         let seed = dir.path().join("seed");
@@ -214,14 +162,11 @@ mod tests {
         content[900_000] = 2;
         fs::write(&seed, &content).unwrap();
         let volume = file_of(dir.path(), Uuid::from_u128(1), 0);
-        ensure(&volume, &seed, 8 << 20).unwrap();
+        make(&volume, &seed, 8 << 20).unwrap();
         let made = fs::read(&volume).unwrap();
         assert_eq!(made.len(), 8 << 20);
         assert_eq!(&made[..content.len()], &content[..]);
         assert!(used_bytes(&volume) < 1 << 20, "{}", used_bytes(&volume));
-        fs::write(&volume, b"data of the app").unwrap();
-        ensure(&volume, &seed, 8 << 20).unwrap();
-        assert_eq!(fs::read(&volume).unwrap(), b"data of the app", "an existing volume is never made anew");
     }
 
     #[test]
@@ -245,19 +190,5 @@ mod tests {
         assert!(make(&volume, &dir.path().join("no seed"), 4096).is_err());
         assert_eq!(fs::read(&volume).unwrap(), b"data of the app");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
-    }
-
-    #[test]
-    fn only_unwanted_generations_are_collected() {
-        let dir = tempfile::tempdir().unwrap();
-        let id = Uuid::from_u128(1);
-        for g in 0..3 {
-            fs::write(file_of(dir.path(), id, g), b"x").unwrap();
-        }
-        fs::write(dir.path().join("half.new"), b"x").unwrap();
-        let mut gone = collect(dir.path(), &[(id, 1)]).unwrap();
-        gone.sort();
-        assert_eq!(gone.len(), 3);
-        assert!(file_of(dir.path(), id, 1).exists());
     }
 }
