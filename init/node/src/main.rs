@@ -80,7 +80,7 @@ fn recover(runtime: &Runtime, boot: &Boot, paths: &Paths, logs: &Shared, locked:
 fn vault_failed(boot: &Boot, paths: &Paths, error: &anyhow::Error) {
     match give_up_trial(boot, &format!("{error:#}")) {
         Ok(Some(due)) => {
-            if let Err(e) = Client::connect(&paths.supervise()).and_then(|mut init| init.reboot(&*due.text)) {
+            if let Err(e) = Client::connect(paths.supervise()).and_then(|mut init| init.reboot(&*due.text)) {
                 eprintln!("node: reboot: {e}");
             }
             // PID 1 stops this process; the wait keeps it from trying again meanwhile.
