@@ -202,6 +202,17 @@ fn a_device_without_config_calls_its_controller_over_every_port() {
 }
 
 #[test]
+fn recovery_calls_the_controller_without_a_config_and_keeps_nothing_outside_of_the_vault() {
+    let host: Rc<Memory> = Rc::default();
+    let part = NetworkPart::over(host.clone(), None, Kept::default(), false);
+    let mut device = Device { host: host.clone(), part, bench: Bench::default() };
+    device.settle();
+    device.news(LeaseNews { interface: "eth0".into(), lease: Some(lease()) });
+    assert_eq!((host.did("create service dhcp-eth"), device.fact::<Uplinks>().0.len()), (2, 1));
+    assert!(device.bench.files.is_empty());
+}
+
+#[test]
 fn a_service_that_never_answers_holds_up_only_its_own_network() {
     let host: Rc<Memory> = Rc::default();
     *host.hangs.borrow_mut() = Some("create service net-");
