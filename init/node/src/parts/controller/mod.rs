@@ -7,6 +7,7 @@
 //!
 //! Reading order: [`facts`], here, [`session`] (the thread), [`escrow`] (the same while the vault is closed), [`reports`] (info, metrics, logs).
 
+mod certificates;
 pub mod escrow;
 pub mod facts;
 pub mod reports;

@@ -2,9 +2,9 @@
 //! TPM. It decides nothing about the machine: what it learns goes to the kernel as [`SessionEvent`]s.
 
 use crate::boot::{Boot, Paths};
-use crate::parts::controller::SessionEvent;
 use crate::parts::controller::facts::Polled;
 use crate::parts::controller::reports::Reporter;
+use crate::parts::controller::{SessionEvent, certificates};
 use crate::parts::logs::Shared;
 use crate::parts::network::facts::Uplinks;
 use crate::trust::Device;
@@ -195,7 +195,8 @@ impl Session {
         self.spawn_reports(properties_now);
 
         let (certificates_wanted, wanted) = watch::channel(desired.controller_certificates_hash);
-        self.spawn_certificates(wanted);
+        let (client, store, events) = (self.client.clone(), self.store.clone(), self.inputs.events.clone());
+        tokio::task::spawn_local(certificates::keep_fresh(client, store, events, wanted));
         let mut epoch = applied.as_ref().map(|_| desired.controller_epoch);
         let mut in_force = Instant::now();
         let mut asked_uuid: Option<Instant> = None;
@@ -327,43 +328,6 @@ impl Session {
         (token, refuse)
     }
 
-    /// Keeps the controller's certificates fresh: read again when the config names others, and after a day
-    /// (`timer.cert.interval`); soon again after a failure.
-    fn spawn_certificates(&self, mut wanted: watch::Receiver<String>) {
-        let (client, store, events) = (self.client.clone(), self.store.clone(), self.inputs.events.clone());
-        tokio::task::spawn_local(async move {
-            let mut held = wanted.borrow().clone();
-            let mut last = (Instant::now(), true);
-            loop {
-                let changed = *wanted.borrow_and_update() != held;
-                let due = last.0 + certificates_wait(last.1, changed, client.timing().certificates);
-                if Instant::now() < due {
-                    tokio::select! {
-                        // The interval may have been changed too: looked at again in a minute at the latest.
-                        () = sleep(due.saturating_duration_since(Instant::now()).min(Duration::from_secs(60))) => {}
-                        ended = wanted.changed() => if ended.is_err() { return },
-                    }
-                    continue;
-                }
-                let hash = wanted.borrow().clone();
-                let text = match client.fetch_certificates().await {
-                    Ok(list) => {
-                        held = hash;
-                        store
-                            .save_certificates(&list)
-                            .err()
-                            .map(|e| format!("the controller's certificates are not kept: {e}"))
-                    }
-                    Err(e) => Some(format!("the controller's certificates cannot be read: {e}")),
-                };
-                last = (Instant::now(), text.is_none());
-                if let Some(text) = text {
-                    let _ = events.send(SessionEvent::Trouble(text));
-                }
-            }
-        });
-    }
-
     /// The sender, and what feeds it.
     fn spawn_reports(&self, properties: watch::Receiver<Properties>) {
         let (client, device, reports, events) =
@@ -387,32 +351,10 @@ pub async fn wait_for_address(uplinks: &mut watch::Receiver<Uplinks>) {
     let _ = timeout(FIRST_ADDRESS, uplinks.wait_for(|ways| !ways.0.is_empty())).await;
 }
 
-/// Time from one reading of the certificates to the next: `well` tells how the last one went, `changed` that others are named.
-fn certificates_wait(well: bool, changed: bool, interval: Duration) -> Duration {
-    match (well, changed) {
-        (false, _) => timing::CERTIFICATES_RETRY.min(interval),
-        (true, true) => Duration::ZERO,
-        (true, false) => interval,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use holdfast_model::net::Uplink;
-
-    #[test]
-    fn certificates_are_read_again_when_others_are_named_when_old_and_after_a_failure() {
-        let day = Duration::from_secs(86_400);
-        assert_eq!(certificates_wait(true, false, day), day);
-        assert_eq!(certificates_wait(true, true, day), Duration::ZERO);
-        assert_eq!(
-            certificates_wait(false, true, day),
-            Duration::from_secs(120),
-            "a failure is not tried again at once"
-        );
-        assert_eq!(certificates_wait(false, false, day), Duration::from_secs(120));
-    }
 
     #[tokio::test(start_paused = true)]
     async fn the_first_call_waits_for_an_address_and_not_for_ever() {
