@@ -115,11 +115,13 @@ pub fn run(args: &TestArgs) -> Result<ExitCode> {
     Ok(if score.failed == 0 && score.passed > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// The files of the kinds of network items.
-fn kinds() -> Vec<PathBuf> {
-    let folders = ["net/plan/src/kinds", "net/kernel/src/kinds"].map(|folder| root().join(folder));
+/// Modules that come out of a macro: the kinds of network items, and the parts of the agent.
+fn listed_modules() -> Vec<PathBuf> {
+    let folders =
+        ["net/plan/src/kinds", "net/kernel/src/kinds", "init/node/src/parts"].map(|folder| root().join(folder));
     let entries = folders.iter().filter_map(|folder| std::fs::read_dir(folder).ok()).flatten();
-    entries.filter_map(|entry| Some(entry.ok()?.path())).collect()
+    let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
+    paths.map(|path| if path.is_dir() { path.join("mod.rs") } else { path }).collect()
 }
 
 fn style(score: &mut Score) {
@@ -128,8 +130,8 @@ fn style(score: &mut Score) {
     // Modules that come out of a macro: cargo fmt does not see them.
     let start = Instant::now();
     let mut rustfmt = Command::new("rustfmt");
-    rustfmt.current_dir(root()).args(["--check", "--edition", "2024"]).args(kinds());
-    score.check("style::rustfmt of kinds", simple(&mut rustfmt), start);
+    rustfmt.current_dir(root()).args(["--check", "--edition", "2024"]).args(listed_modules());
+    score.check("style::rustfmt of listed modules", simple(&mut rustfmt), start);
     let start = Instant::now();
     score.check(
         "style::clippy",
