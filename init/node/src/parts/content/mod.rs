@@ -18,8 +18,8 @@ use self::images::{Folder, ImageStore, content_of_partial, name_of, partial_name
 use self::jobs::Began;
 use self::kept::Kept;
 use self::state::Contents;
-use crate::fetching::units::Units;
 use crate::fetching::source::{Fetch, What, plan};
+use crate::fetching::units::Units;
 use crate::fetching::{Fetching, Get, Order, UNITS};
 use crate::keeper::{Keeper, Said};
 use crate::part::{Event, Part, Turn};

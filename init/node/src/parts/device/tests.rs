@@ -174,7 +174,12 @@ fn without_the_vault_nothing_is_measured_or_saved_and_a_fallback_still_reboots()
         constant: DeviceStatus::default(),
     };
     let (mut part, mut bench) = (DevicePart::over(means, Kept::default()), Bench::default());
+    bench.facts.publish(Closed(Some("sealed to another image".into())));
     bench.settle(&mut part);
+    let mut observed = Observed::default();
+    part.observe(&mut observed);
+    assert_eq!(observed.device.state, DeviceState::Maintenance);
+    assert_eq!(observed.device.maintenance, "sealed to another image");
     let order = RebootOrder { reason: BootReason::Fallback, text: "the vault did not open".into() };
     bench.event(&mut part, &Event::News(Rc::new(order)));
     assert!(world.did.borrow().is_empty() && bench.files.is_empty());
