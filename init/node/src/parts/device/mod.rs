@@ -201,6 +201,13 @@ impl DevicePart {
     }
 
     fn reboot_when_due(&mut self, turn: &mut Turn<'_>) {
+        // An order that this boot has not followed yet: an agent before this one was cut off between noting and doing it.
+        if self.down.is_none()
+            && let Some(record) = self.kept.ordered_reboot.clone()
+        {
+            turn.say("info", format!("reboot: {}", record.text));
+            self.down = Some(Down { record, since: turn.now, asked: None });
+        }
         if let Some((reason, text)) = turn.facts.get::<RebootDue>().and_then(|due| due.0.clone()) {
             self.order_reboot(reason, &text, turn);
         }
