@@ -3,8 +3,10 @@
 use super::effects::Cut;
 use super::machine::{Machine, On};
 use super::wish::{Wish, app_id, volume_id};
+use holdfast_format::release::Kind;
+use holdfast_model::boot::BootFacts;
 use holdfast_model::contract::end::ExitClass;
-use holdfast_model::observed::{AppState, AppStatus};
+use holdfast_model::observed::{AppState, AppStatus, DeviceStatus};
 use holdfast_node::kept::decode;
 use holdfast_node::kernel::{Kernel, Means};
 use holdfast_node::part::{Event, Part};
@@ -12,6 +14,7 @@ use holdfast_node::parts::app::vm::unit_of;
 use holdfast_node::parts::app::{self, AppPart};
 use holdfast_node::parts::base_os::{self, BaseOsPart};
 use holdfast_node::parts::content::{self, ContentPart};
+use holdfast_node::parts::device::{self, DevicePart};
 use holdfast_node::parts::volume::VolumePart;
 use holdfast_node::world::init::beat;
 use holdfast_supervise::UnitState;
@@ -210,7 +213,18 @@ fn parts(on: &On) -> Vec<Box<dyn Part>> {
         epoch: 1,
     };
     let record = machine.slots.borrow().clone();
+    let (kept, lost) = decode(device::FILE, file(device::FILE).as_deref());
+    assert!(lost.is_empty(), "{lost:?}");
+    let means = device::Means {
+        machine: end.clone(),
+        boot: boot(machine.boot.get()),
+        vault_open: true,
+        has_controller: true,
+        kind: Kind::Dev,
+        constant: DeviceStatus::default(),
+    };
     vec![
+        Box::new(DevicePart::over(means, kept)),
         Box::new(ContentPart::over(
             content::Means { fetching: end.clone(), images: end.clone(), roots_pem: vec![] },
             contents,
@@ -219,4 +233,13 @@ fn parts(on: &On) -> Vec<Box<dyn Part>> {
         Box::new(AppPart::over(end, apps)),
         Box::new(BaseOsPart::over(base_os, record, holdfast_model::slot::Slot::A, true)),
     ]
+}
+
+fn boot(boot_count: u64) -> BootFacts {
+    serde_json::from_value(serde_json::json!({
+        "slot": "A", "version": "1", "epoch": 1, "boot_count": boot_count,
+        "partitions": holdfast_model::boot::Partitions::default(), "tpm": true, "secure_boot": true, "watchdog": "",
+        "stages": [], "measurements": [], "previous_end": "", "previous_reason": null, "fallback_reason": "",
+    }))
+    .unwrap()
 }

@@ -125,7 +125,10 @@ impl Effects {
     /// Cuts now.
     pub fn cut(&self, cut: Cut) {
         let mut inner = self.inner.borrow_mut();
-        inner.cut = Some(cut);
+        // An agent that dies does not take a reboot back.
+        if inner.cut != Some(Cut::Power) {
+            inner.cut = Some(cut);
+        }
         inner.cuts += 1;
         drop(inner);
         self.cut.notify_one();

@@ -37,6 +37,7 @@ impl Machine {
                 self.note(format!("{name} starts without its volume {}", used.volume));
                 continue;
             };
+            file.given_up = false;
             if n == 0 {
                 if file.used_with.is_some_and(|counter| counter != plan.app.purge_counter) {
                     self.note(format!("{name} starts with data from before its purge"));
@@ -298,11 +299,10 @@ impl VolumeStore for On {
                 if machine.holds(key) {
                     machine.note(format!("volume {} is removed under its virtual machine", key.0));
                 }
-                let config = machine.config.borrow();
-                if config.iter().flat_map(|c| &c.volumes).any(|v| (v.id, v.generation) == key) {
-                    machine.note(format!("volume {} of the config is removed", key.0));
+                let removed = machine.volumes.borrow_mut().remove(&key);
+                if removed.is_some_and(|file| !file.given_up) {
+                    machine.note(format!("volume {} is removed although every config had it", key.0));
                 }
-                machine.volumes.borrow_mut().remove(&key);
             }
             Ok(())
         }))
@@ -352,5 +352,19 @@ impl Init for On {
             machine.effects.cut(super::effects::Cut::Power);
             Ok(())
         })
+    }
+}
+
+impl holdfast_node::parts::device::power::Machine for On {
+    fn ready(&self) -> Local<Result<(), String>> {
+        act(&self.0.effects, "TPM: measure that the agent began".into(), || Ok(()))
+    }
+
+    fn reboot(&self, text: String) -> Local<Result<(), String>> {
+        Init::reboot(self, text)
+    }
+
+    fn debug(&self, order: &'static str) -> Local<Result<String, String>> {
+        Box::pin(ready(Ok(order.into())))
     }
 }

@@ -73,6 +73,8 @@ impl Unit {
 pub struct VolumeFile {
     /// Purge counter of the app that used it last; none when it was never used.
     pub used_with: Option<u32>,
+    /// A config since its last use did not have it: it may be removed, even when the next config has it again.
+    pub given_up: bool,
 }
 
 /// The machine.
@@ -96,6 +98,8 @@ pub struct Machine {
     pub beats: RefCell<Vec<Duration>>,
     pub report: RefCell<Option<watch::Receiver<Observed>>>,
     pub lines: RefCell<Vec<String>>,
+    /// Number of this boot, from 1.
+    pub boot: Cell<u64>,
     agent: RefCell<Option<mpsc::UnboundedSender<Event>>>,
     began: Cell<Instant>,
     last_serial: Cell<u64>,
@@ -123,6 +127,7 @@ impl Machine {
             beats: RefCell::default(),
             report: RefCell::default(),
             lines: RefCell::default(),
+            boot: Cell::new(1),
             agent: RefCell::default(),
             began: Cell::new(Instant::now()),
             last_serial: Cell::new(0),
@@ -160,13 +165,16 @@ impl Machine {
     /// A config is in force.
     pub fn configure(&self, desired: Desired) {
         let desired = Rc::new(desired);
-        *self.config.borrow_mut() = Some(desired.clone());
+        let before = self.config.borrow_mut().replace(desired.clone());
+        if before.is_some_and(|b| b.commands != desired.commands) {
+            self.may_stop_all();
+        }
         self.judge_stops();
         // Who deletes a volume with its app gives its content up.
         let unsure = Unsure::of(&desired, ObjectKind::Volume);
         for (key, file) in self.volumes.borrow_mut().iter_mut() {
             if !desired.volumes.iter().any(|v| v.id == key.0) && !unsure.may_want(&key.0) {
-                file.used_with = None;
+                (file.used_with, file.given_up) = (None, true);
             }
         }
         self.tell(Event::Config(desired));
@@ -189,6 +197,11 @@ impl Machine {
                 self.may_stop.borrow_mut().insert(unit.serial);
             }
         }
+    }
+
+    /// An orderly reboot ends every virtual machine.
+    pub fn may_stop_all(&self) {
+        self.may_stop.borrow_mut().extend(self.units.borrow().values().map(|u| u.serial));
     }
 
     /// True when a config since its start gave a reason to stop this unit.
@@ -303,6 +316,7 @@ impl Machine {
             self.units.borrow_mut().clear();
             self.beats.borrow_mut().clear();
             self.began.set(Instant::now());
+            self.boot.set(self.boot.get() + 1);
         }
     }
 }

@@ -58,6 +58,48 @@ fn an_agent_or_the_power_cut_at_any_effect_changes_no_outcome() {
 }
 
 #[test]
+fn a_reboot_command_is_followed_once_wherever_the_agent_or_the_power_is_cut() {
+    let story = |cut: Option<CutAt>| {
+        let effects = Cell::new((0, 0));
+        Device::play(9, |device| {
+            let effects = &effects;
+            async move {
+                let one = Wish::of(1);
+                device.wants(&one);
+                device.becomes(&one, 60).await;
+                let before = device.0.effects.count();
+                if let Some(cut) = cut {
+                    device.0.effects.cut_at(cut);
+                }
+                let rebooted = one.rebooted();
+                device.wants(&rebooted);
+                device.passes(300).await;
+                device.becomes(&rebooted, 60).await;
+                let (reboots, boots) = (device.0.effects.times("reboot: "), device.0.boot.get());
+                let what = cut.map(|cut| cut.what);
+                assert!(
+                    reboots == 1 || (reboots == 0 && what == Some(Cut::Power)),
+                    "{reboots} reboots, {cut:?}: {:#?}",
+                    device.0.lines.borrow()
+                );
+                assert!(boots >= 2, "the reboot is lost");
+                effects.set((before, device.0.effects.count()));
+            }
+        });
+        effects.get()
+    };
+    let (first, last) = story(None);
+    assert!(last > first + 5, "{first} {last}");
+    for effect in first + 1..=last {
+        for after in [false, true] {
+            for what in [Cut::Agent, Cut::Power] {
+                story(Some(CutAt { effect, after, what }));
+            }
+        }
+    }
+}
+
+#[test]
 fn an_operation_that_never_ends_holds_up_only_its_own_app() {
     for never in
         ["copy volume 00000000-0000-0004-4000-800000000001", "begin fetch-", "start vm app1", "TPM", "status/content"]

@@ -2,8 +2,8 @@
 
 use holdfast_api::config::to_desired;
 use holdfast_api::proto::config::{
-    AppInstanceConfig, ConfigItem, ContentTree, DatastoreConfig, EdgeDevConfig, InstanceOpsCmd, UuiDandVersion,
-    VmConfig, Volume, VolumeContentOrigin, VolumeRef,
+    AppInstanceConfig, ConfigItem, ContentTree, DatastoreConfig, DeviceOpsCmd, EdgeDevConfig, InstanceOpsCmd,
+    UuiDandVersion, VmConfig, Volume, VolumeContentOrigin, VolumeRef,
 };
 use holdfast_model::Uuid;
 use holdfast_model::desired::Desired;
@@ -43,14 +43,17 @@ impl Default for App {
     }
 }
 
-/// Everything that is wanted, by number of the app.
+/// Everything that is wanted: apps by number, and the reboot command.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Wish(pub BTreeMap<u8, App>);
+pub struct Wish(pub BTreeMap<u8, App>, pub Reboots);
+
+/// Counter of the reboot command.
+pub type Reboots = u32;
 
 impl Wish {
     /// Apps 1 to `n`.
     pub fn of(n: u8) -> Self {
-        Self((1..=n).map(|n| (n, App::default())).collect())
+        Self((1..=n).map(|n| (n, App::default())).collect(), 0)
     }
 
     /// The same with another form of one app.
@@ -71,6 +74,12 @@ impl Wish {
         self
     }
 
+    /// The same with one more reboot of the device.
+    pub fn rebooted(mut self) -> Self {
+        self.1 += 1;
+        self
+    }
+
     /// The way of all configs: to bytes and back.
     pub fn desired(&self) -> Desired {
         let bytes = self.config().encode_to_vec();
@@ -84,6 +93,7 @@ impl Wish {
                 ConfigItem { key: "timer.download.retry".into(), value: "60".into() },
                 ConfigItem { key: "timer.boot.retry".into(), value: "60".into() },
             ],
+            reboot: Some(DeviceOpsCmd { counter: self.1, desired_state: true, ..DeviceOpsCmd::default() }),
             ..EdgeDevConfig::default()
         };
         for (n, app) in &self.0 {
