@@ -43,8 +43,7 @@ pub struct SpawnError {
 const EXEC_DEADLINE_MS: u16 = 10_000;
 /// Inherited descriptors are first moved above this number, so that placing one never overwrites another.
 const PARKING: RawFd = 256;
-const _: () =
-    assert!(3 + MAX_FDS + 1 <= PARKING as usize, "streams, inherited descriptors and last words lie below it");
+const _: () = assert!(3 + MAX_FDS < PARKING as usize, "streams, inherited descriptors and last words lie below it");
 /// Steps of the child, as sent in its failure report.
 const STEPS: [&str; 14] = [
     "session",
