@@ -1,174 +1,26 @@
 //! The device's identity towards the controller, and its vault: `attest/identity` fitted to the client's traits.
+//!
+//! Reading order: `opening` (keys and vault of this boot), `key_escrow` and `grow` (what it takes), here.
 
+mod grow;
+mod key_escrow;
+mod opening;
+
+pub use self::grow::device_bytes;
+pub use self::opening::{Locked, Opened, Opening, open};
+
+use self::key_escrow::to_escrow;
 use crate::boot::{Boot, Paths};
 use crate::machine;
 use anyhow::{Context, Result};
 use base64::Engine as _;
 use holdfast_api::keys::{EcPoint, KeyAgreement, KeyError, Signer};
-use holdfast_api::proto::attest::{AttestVolumeKeyData, AttestVolumeKeyVersion};
 use holdfast_controller_client::identity::{AttestationCertificate, CertificateUse, DeviceIdentity, EscrowKey, Quote};
-use holdfast_format::{gpt, keys, layout};
-use holdfast_identity::escrow::Escrowed;
-use holdfast_identity::vault::{VaultOptions, open_or_create, recover};
-use holdfast_identity::{
-    Certificates, Identity, KeyProtection, Options, Point, Recovered, Strength, Use, Vault, VaultKey, escrow, eventlog,
-};
+use holdfast_format::keys;
+use holdfast_identity::{Certificates, Identity, KeyProtection, Point, Strength, Use, eventlog};
 use holdfast_model::observed::TrustStatus;
 use p256::ecdsa::{Signature, SigningKey, signature::hazmat::PrehashSigner};
-use prost::Message as _;
-use std::fs::{File, OpenOptions};
-use std::os::unix::fs::FileExt;
-use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
-
-/// What came of opening the vault.
-pub enum Opening {
-    /// It is open.
-    Open(Opened),
-    /// This boot cannot unseal it; see [`crate::parts::vault`].
-    Locked(Locked),
-}
-
-/// The identity and the open vault.
-pub struct Opened {
-    /// The keys.
-    pub identity: Arc<dyn Identity>,
-    /// The vault.
-    pub vault: Vault,
-    /// What is to be reported about how it was opened; empty when there is nothing to say.
-    pub note: String,
-}
-
-/// The identity, and a vault that stays closed to this boot.
-pub struct Locked {
-    /// The keys.
-    pub identity: Arc<dyn Identity>,
-    /// Why it stays closed.
-    pub why: String,
-    options: VaultOptions,
-}
-
-/// File below `/run/holdfast` with the note of [`Opened`], for an agent that is restarted in this boot and finds the vault open.
-const NOTE: &str = "vault-note";
-
-impl Locked {
-    /// Opens the vault with a key from escrow, and seals it to this boot.
-    ///
-    /// # Errors
-    /// When the key is none of this device's, or not this vault's: nothing is changed then.
-    pub fn open_with(&self, key: &EscrowKey) -> Result<Vault> {
-        Ok(recover(&self.options, self.identity.as_ref(), from_escrow(self.identity.as_ref(), key)?)?)
-    }
-
-    /// The open vault with the note of how it was opened.
-    #[must_use]
-    pub fn opened(&self, vault: Vault, paths: &Paths) -> Opened {
-        let how = match &vault.recovered {
-            Some(Recovered::LeftAsItWas(reason)) => {
-                format!("it was opened with the key from escrow, and must be again at the next boot: {reason}")
-            }
-            _ => "it was opened with the key from escrow and sealed anew to the running image".to_owned(),
-        };
-        let note = format!("{}; {how}", self.why);
-        if let Err(e) = std::fs::write(paths.run.join(NOTE), &note) {
-            eprintln!("{NOTE}: {e}");
-        }
-        Opened { identity: self.identity.clone(), vault, note }
-    }
-}
-
-/// Opens the identity and the vault.
-///
-/// # Errors
-/// When the vault does not open and escrow cannot help: the text says which step and what was expected.
-pub fn open(boot: &Boot, paths: &Paths) -> Result<Opening> {
-    let options = Options { tcti: None, boot_dir: paths.run.join("boot"), software_dir: paths.data("identity") };
-    let identity = holdfast_identity::open(&options);
-    grow_data(&boot.facts.partitions.disk, &boot.facts.partitions.data).context("growing DATA to the disk's end")?;
-    let options = VaultOptions {
-        partition: (&boot.facts.partitions.data).into(),
-        mount_point: paths.data.clone(),
-        seed: paths.seed(),
-    };
-    match open_or_create(&options, identity.as_ref()) {
-        Ok(vault) => {
-            let note = std::fs::read_to_string(paths.run.join(NOTE)).unwrap_or_default();
-            Ok(Opening::Open(Opened { identity, vault, note }))
-        }
-        Err(e) if e.may_be_recovered() => Ok(Opening::Locked(Locked { identity, why: e.to_string(), options })),
-        Err(e) => Err(e.into()),
-    }
-}
-
-/// The vault's key as the controller keeps it: EVE's `AttestVolumeKeyData`, which only this device's ECDH key opens.
-fn to_escrow(identity: &dyn Identity, key: &VaultKey) -> Result<EscrowKey> {
-    let wrapped = escrow::wrap(identity, key)?;
-    let message = AttestVolumeKeyData {
-        encrypted_key: wrapped.encrypted,
-        digest_sha256: wrapped.sha256.to_vec(),
-        ..Default::default()
-    };
-    Ok(EscrowKey(message.encode_to_vec()))
-}
-
-fn from_escrow(identity: &dyn Identity, EscrowKey(bytes): &EscrowKey) -> Result<VaultKey> {
-    let message = AttestVolumeKeyData::decode(bytes.as_slice()).map_err(|e| {
-        anyhow::anyhow!("escrowed vault key: expected an AttestVolumeKeyData, found {} bytes: {e}", bytes.len())
-    })?;
-    if message.version != AttestVolumeKeyVersion::Legacy as i32 {
-        anyhow::bail!("escrowed vault key: expected version 0 (AES-CFB), found {}", message.version);
-    }
-    let sha256 = message.digest_sha256.as_slice().try_into().map_err(|_| {
-        anyhow::anyhow!("escrowed vault key: expected a digest of 32 bytes, found {}", message.digest_sha256.len())
-    })?;
-    Ok(escrow::unwrap(identity, &Escrowed { encrypted: message.encrypted_key, sha256 })?)
-}
-
-/// Gives DATA what lies behind it when the image was written to a larger disk: both tables on disk, then the kernel's view.
-fn grow_data(disk: &str, data: &str) -> Result<()> {
-    let file = OpenOptions::new().read(true).write(true).open(disk).with_context(|| format!("cannot open {disk}"))?;
-    let bytes = device_bytes(disk)?;
-    let (table, health) = gpt::Table::read(&file, bytes).with_context(|| disk.to_owned())?;
-    let grown = table.grow_last(bytes);
-    let wanted = grown.as_ref().unwrap_or(&table);
-    if grown.is_some() || !health.primary || !health.backup || !health.backup_at_end {
-        // The backup first: at every moment one of the two tables is whole.
-        let mut extents = wanted.encode()?.to_vec();
-        extents.sort_by_key(|e| std::cmp::Reverse(e.offset));
-        for extent in extents {
-            file.write_all_at(&extent.data, extent.offset)?;
-            file.sync_all()?;
-        }
-    }
-    let Some(part) = wanted.find(layout::Part::Data.name()) else {
-        return Ok(());
-    };
-    if device_bytes(data)? < part.size_bytes() {
-        resize_partition(&file, data, part)?;
-    }
-    Ok(())
-}
-
-/// Bytes of a block device, from sysfs.
-///
-/// # Errors
-/// When it is no block device.
-pub fn device_bytes(path: &str) -> Result<u64> {
-    let name = Path::new(path).file_name().unwrap_or_default();
-    let text = machine::line(Path::new("/sys/class/block").join(name).join("size"));
-    let sectors: u64 =
-        text.parse().with_context(|| format!("{path}: expected a block device, found no size in sysfs"))?;
-    Ok(sectors * gpt::SECTOR)
-}
-
-fn resize_partition(disk: &File, data: &str, part: &gpt::Partition) -> Result<()> {
-    let name = Path::new(data).file_name().unwrap_or_default();
-    let number: i32 = machine::line(Path::new("/sys/class/block").join(name).join("partition"))
-        .parse()
-        .with_context(|| format!("{data}: no partition number in sysfs"))?;
-    holdfast_dm::partition::resize(disk, number, part.offset_bytes(), part.size_bytes())
-        .with_context(|| format!("{data}: BLKPG resize"))
-}
 
 /// The device towards its controller.
 pub struct Device {
@@ -456,32 +308,6 @@ mod tests {
         let signature = Signature::from_slice(&signer.sign_sha256(&digest).unwrap()).unwrap();
         key.verifying_key().verify_prehash(&digest, &signature).unwrap();
         assert_eq!(signer.certificate_der(), [1, 2, 3]);
-    }
-
-    #[test]
-    fn the_key_that_the_controller_gives_back_is_the_one_that_it_was_given_or_an_error_that_says_why() {
-        let folder = tempfile::tempdir().unwrap();
-        let identity = |name: &str| holdfast_identity::SoftwareIdentity::new(&folder.path().join(name), "test");
-        let (mine, other) = (identity("mine"), identity("other"));
-        let key = VaultKey::random().unwrap();
-        let kept = to_escrow(&mine, &key).unwrap();
-        assert_eq!(
-            to_escrow(&mine, &key).unwrap(),
-            kept,
-            "the same each time: what the controller has is not sent again"
-        );
-        assert_eq!(from_escrow(&mine, &kept).unwrap().expose(), key.expose());
-
-        let refused = |identity: &dyn Identity, message: AttestVolumeKeyData| {
-            from_escrow(identity, &EscrowKey(message.encode_to_vec())).unwrap_err().to_string()
-        };
-        let message = AttestVolumeKeyData::decode(kept.0.as_slice()).unwrap();
-        assert!(refused(&other, message.clone()).contains("another's"));
-        let newer = AttestVolumeKeyData { version: 1, ..message.clone() };
-        assert!(refused(&mine, newer).contains("found 1"));
-        let cut = AttestVolumeKeyData { digest_sha256: vec![1], ..message };
-        assert!(refused(&mine, cut).contains("found 1"));
-        assert!(from_escrow(&mine, &EscrowKey(vec![0xff; 9])).unwrap_err().to_string().contains("9 bytes"));
     }
 
     #[test]
