@@ -16,9 +16,10 @@ use crate::client::ReceivedConfig;
 use holdfast_api::certs::{ControllerCertificates, Roots, ValidAt};
 use holdfast_api::hash::sha256;
 use holdfast_api::proto::config::ConfigResponse;
+use holdfast_unit::durable::{self, DurableError};
 use prost::Message;
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -187,13 +188,8 @@ impl ConfigStore {
 
     /// Atomic replacement: a power cut leaves the old file or the new one.
     fn replace(&self, name: &str, bytes: &[u8]) -> Result<(), StoreError> {
-        let path = self.dir.join(name);
-        let beside = self.dir.join(format!("{name}.new"));
-        let mut file = File::create(&beside).map_err(io_error(&beside, "create"))?;
-        file.write_all(bytes).map_err(io_error(&beside, "write"))?;
-        file.sync_all().map_err(io_error(&beside, "sync"))?;
-        fs::rename(&beside, &path).map_err(io_error(&path, "rename"))?;
-        File::open(&self.dir).and_then(|dir| dir.sync_all()).map_err(io_error(&self.dir, "sync directory"))
+        durable::replace(&self.dir.join(name), bytes, 0o600)
+            .map_err(|DurableError { step, path, source }| StoreError::Io { path, action: step, source })
     }
 }
 

@@ -1,9 +1,10 @@
 //! Small files that change by atomic replacement, and random bytes.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::fs::{self, File};
+use std::io;
 use std::path::Path;
+
+use holdfast_unit::durable::{self, DurableError};
 
 use crate::IdentityError;
 
@@ -28,21 +29,15 @@ pub(crate) fn read(path: &Path) -> Result<Option<Vec<u8>>, IdentityError> {
     Ok(Some(bytes))
 }
 
-/// Replaces a file: write beside it (mode 0600), fsync, rename, fsync the directory.
+/// Replaces a file durably, mode 0600; its directory is made when it is missing.
 pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<(), IdentityError> {
     let dir = path.parent().unwrap_or(Path::new("/"));
     fs::create_dir_all(dir).map_err(file_error(dir, "make the directory"))?;
-    let beside = path.with_extension("new");
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&beside)
-        .map_err(file_error(&beside, "create"))?;
-    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(file_error(&beside, "write"))?;
-    fs::rename(&beside, path).map_err(file_error(path, "rename into place"))?;
-    File::open(dir).and_then(|d| d.sync_all()).map_err(file_error(dir, "fsync the directory"))
+    durable::replace(path, bytes, 0o600).map_err(|DurableError { step, path, source }| IdentityError::File {
+        path: path.display().to_string(),
+        action: step,
+        source,
+    })
 }
 
 /// Fills a buffer from the kernel's random source, which blocks only before it was seeded once.
