@@ -41,6 +41,8 @@ pub enum State {
     Created,
     /// Not as intended yet; the text says what it waits for.
     Pending(String),
+    /// Exists, and keeps its value until the item that pins it has ended; the text says which.
+    Kept(String),
     /// An operation on it runs.
     InProgress,
     /// The last action on it failed; it is tried again.
@@ -266,7 +268,7 @@ impl<I: Item> Engine<I> {
             (Some(want), Some(have)) if self.exists(key) && is_same(have, want) => Some(State::Created),
             (Some(_), have) => {
                 if let (Some(_), Some(by)) = (have, self.difference.kept.get(key)) {
-                    return pending(format!("stays as it is until {by} has ended"));
+                    return Some(State::Kept(format!("stays as it is until {by} has ended")));
                 }
                 match self.intended.needs(key).iter().find(|n| !self.is_met(n)) {
                     Some(need) => pending(self.waits_for(need)),

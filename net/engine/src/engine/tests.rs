@@ -118,7 +118,7 @@ impl Case {
 
     fn pending(&self, key: u8) -> String {
         match self.engine.state(&key) {
-            Some(State::Pending(text)) => text,
+            Some(State::Pending(text) | State::Kept(text)) => text,
             other => panic!("{key}: {other:?}"),
         }
     }

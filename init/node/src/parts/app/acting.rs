@@ -1,6 +1,7 @@
 //! What is done about an app, and how it went.
 
 use super::decide::{Ending, Step, Vm};
+use super::facts::Guests;
 use super::record::AppRecord;
 use super::vm::Plan;
 use super::{AppPart, Pass};
@@ -52,6 +53,10 @@ impl AppPart {
 
     /// Starts the VM once what must not be lost is on disk: counters that order this start, and the uid.
     fn start(&mut self, id: Uuid, plan: Plan, turn: &mut Turn<'_>) {
+        // What others hold for its last VM is let go of first: they are told in this pass, and answer before the next one.
+        if turn.facts.get::<Guests>().and_then(|guests| guests.0.get(&id)).is_some_and(|guest| guest.running) {
+            return;
+        }
         let record = self.record(id);
         record.volumes = plan.app.volumes.iter().map(|v| (v.volume, v.generation)).collect();
         let kept = record.kept();

@@ -50,7 +50,8 @@ pub fn nics(state: &State, app: &App) -> Result<Vec<Nic>, Readiness> {
         let place = ItemKey::BridgePort(tap.tap.clone());
         for key in [ItemKey::Link(tap.tap.clone()), place, ItemKey::Link(tap.bridge.clone())] {
             match state.states.get(&key) {
-                Some(ItemState::Created) => {}
+                // What a running VM pins is made for the next one once this one has ended.
+                Some(ItemState::Created | ItemState::Kept(_)) => {}
                 Some(ItemState::Failed { error, .. }) => {
                     return Err(Readiness::Failed(format!("app {}: {key}: {error}", app.name)));
                 }

@@ -244,6 +244,20 @@ fn what_a_running_machine_stands_on_stays_until_it_has_ended() {
 }
 
 #[test]
+fn a_tap_that_has_to_change_stays_while_its_vm_runs_and_its_app_is_ready_for_the_next_start() {
+    let mut device = Device::with(Rc::default(), config(&[(WEB, LAN)]), &[]);
+    device.config(config(&[(WEB, LAN)]), &[WEB]);
+    device.host.forget();
+    let mut more = config(&[(WEB, LAN)]);
+    more.apps[0].vcpus = 4;
+    device.config(more.clone(), &[WEB]);
+    assert_eq!((device.nics(WEB), device.host.did("interface tap-")), (Ok(1), 0), "the change is known, and waits");
+    device.guests(&more, &[]);
+    device.settle();
+    assert_eq!((device.nics(WEB), device.host.did("create interface tap-")), (Ok(1), 1));
+}
+
+#[test]
 fn an_app_with_a_fault_keeps_its_network_and_the_firewall_of_it() {
     let mut device = Device::with(Rc::default(), config(&[(WEB, LAN)]), &[]);
     device.config(config(&[(WEB, LAN)]), &[WEB]);
