@@ -274,7 +274,9 @@ impl VolumeStore for On {
         let (at, name, key) = (self.0.clone(), half.clone(), (volume, generation));
         let machine = self.0.clone();
         let named = act(&self.0.effects, format!("name volume {volume}"), move || {
-            let old = at.volumes.borrow_mut().insert(key, VolumeFile::default());
+            // One that the config has dropped meanwhile may be removed at once.
+            let file = VolumeFile { given_up: at.is_given_up(key.0), ..VolumeFile::default() };
+            let old = at.volumes.borrow_mut().insert(key, file);
             if let Some(old) = old {
                 at.check_replacement(key, old);
             }

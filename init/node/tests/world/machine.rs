@@ -171,13 +171,21 @@ impl Machine {
         }
         self.judge_stops();
         // Who deletes a volume with its app gives its content up.
-        let unsure = Unsure::of(&desired, ObjectKind::Volume);
         for (key, file) in self.volumes.borrow_mut().iter_mut() {
-            if !desired.volumes.iter().any(|v| v.id == key.0) && !unsure.may_want(&key.0) {
+            if self.is_given_up(key.0) {
                 (file.used_with, file.given_up) = (None, true);
             }
         }
         self.tell(Event::Config(desired));
+    }
+
+    /// The config in force has no such volume, and none with a fault that may be it.
+    pub fn is_given_up(&self, volume: Uuid) -> bool {
+        let config = self.config.borrow();
+        config.as_ref().is_some_and(|desired| {
+            let unsure = Unsure::of(desired, ObjectKind::Volume);
+            !desired.volumes.iter().any(|v| v.id == volume) && !unsure.may_want(&volume)
+        })
     }
 
     /// Notes which virtual machines the present config gives a reason to stop.
