@@ -37,7 +37,8 @@ impl Machine {
                 self.note(format!("{name} starts without its volume {}", used.volume));
                 continue;
             };
-            file.given_up = false;
+            // A start that was under way when the config dropped the app changes nothing about that.
+            file.given_up = self.is_given_up(used.volume);
             if n == 0 {
                 if file.used_with.is_some_and(|counter| counter != plan.app.purge_counter) {
                     self.note(format!("{name} starts with data from before its purge"));
