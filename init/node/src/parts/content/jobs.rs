@@ -55,7 +55,7 @@ impl ContentPart {
     }
 
     /// The file of a job that began for nothing may have been made after the last removal: it is removed once no job writes to it.
-    fn left_half(&mut self, content: Uuid) {
+    pub(super) fn left_half(&mut self, content: Uuid) {
         self.present.get_or_insert_default().insert(partial_name(content));
     }
 

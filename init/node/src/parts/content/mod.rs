@@ -271,7 +271,10 @@ impl ContentPart {
                 let end = status.end.as_ref().filter(|end| end.class.is_failure());
                 content.words = end.map(|end| end.reason.clone());
             }
-            _ if !found => self.drop_unit(id, turn),
+            _ if !found => {
+                self.left_half(id);
+                self.drop_unit(id, turn);
+            }
             _ => {}
         }
     }
