@@ -208,6 +208,13 @@ impl Device {
         &mut self.hvc
     }
 
+    /// What a guest's init wrote to console port `holdfast.end` since the last power on; empty when nothing, and without a virtio
+    /// console.
+    #[must_use]
+    pub fn guest_end(&self) -> String {
+        fs::read_to_string(machine::guest_end(self.hvc.path())).unwrap_or_default()
+    }
+
     /// Waits for a line on the serial line; unlike [`Serial::wait_for`] it ends at once when the device has died.
     ///
     /// # Errors

@@ -72,6 +72,11 @@ pub(crate) fn firmware(secure_boot: bool) -> Result<(PathBuf, PathBuf)> {
     Ok(pair)
 }
 
+/// Capture of the port on which a guest's init says how it ended, beside that of hvc0.
+pub(crate) fn guest_end(hvc: &Path) -> PathBuf {
+    hvc.with_extension("end")
+}
+
 /// Where the parts of one running device are.
 pub(crate) struct Places<'a> {
     /// Writable firmware variables.
@@ -173,6 +178,10 @@ pub(crate) fn command(builder: &Builder, places: &Places<'_>) -> Result<Command>
             "virtio-serial-pci",
             "-device",
             "virtconsole,chardev=hvc",
+            "-chardev",
+            &format!("file,id=end,path={}", escaped(&guest_end(hvc))),
+            "-device",
+            "virtserialport,chardev=end,name=holdfast.end",
         ]);
     }
     args.add(["-device", "virtio-rng-pci"]);

@@ -148,6 +148,11 @@ impl Guest {
     }
 }
 
+/// How the guest's init says that it ended: class and sentence, as the VMM is told.
+fn end(device: &Device) -> String {
+    device.guest_end().trim_end().to_owned()
+}
+
 fn last_line(text: &str) -> &str {
     text.lines().last().unwrap_or_default()
 }
@@ -201,6 +206,8 @@ fn an_app_finds_an_ordinary_container_and_its_end_is_reported_last() {
     }
     assert!(text.contains("\n holdfast-guest: exit code=0\n"), "the app's imitation is marked");
     assert_eq!(last_line(&text), "holdfast-guest: exit code=7");
+    let exit = r#"{"class":{"guest-exit":{"code":7}},"reason":"the program ended with exit code 7"}"#;
+    assert_eq!(end(&guest.device), exit);
     assert!(!text.contains("holdfast-guest: error"), "{text}");
     guest.check_disk("overlay");
     guest.check_disk("vol0");
@@ -243,6 +250,8 @@ fn an_app_that_ignores_the_power_button_is_killed_after_its_grace() {
     guest.device.press_power_button().unwrap();
     guest.device.wait_off(secs(20)).unwrap();
     assert_eq!(last_line(&guest.device.hvc().text()), "holdfast-guest: exit signal=9");
+    let signal = r#"{"class":{"guest-signal":{"signal":9}},"reason":"the program was ended by signal 9"}"#;
+    assert_eq!(end(&guest.device), signal);
     guest.check_disk("overlay");
 }
 

@@ -58,6 +58,10 @@ impl AppPart {
             return;
         }
         let record = self.record(id);
+        // A stop that is under way would be taken for one of the new run.
+        if record.busy {
+            return;
+        }
         record.volumes = plan.app.volumes.iter().map(|v| (v.volume, v.generation)).collect();
         let kept = record.kept();
         if self.keeper.on_disk().apps.get(&id) != Some(&kept) {
