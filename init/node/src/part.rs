@@ -5,7 +5,8 @@
 //! 2. A turn is synchronous: it looks at the part's own state, the config, the clock and the facts of other parts, and returns
 //!    operations. Nothing in it waits, reads a device or calls another program.
 //! 3. An operation is a future that the kernel runs as a task. What it returns comes back to every part as [`Event::News`].
-//! 4. What must be on disk before an operation may start is saved with it: [`Turn::start_saved`].
+//! 4. What must be on disk before an operation may start is saved with it ([`Turn::start_saved`]), or known to be there
+//!    ([`crate::keeper::Keeper::on_disk`]).
 //! 5. A part tells others what it knows by publishing a fact: one value of a type of its own.
 
 use holdfast_model::desired::Desired;
