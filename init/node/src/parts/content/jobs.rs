@@ -3,7 +3,7 @@
 use super::images::{name_of, partial_name};
 use super::kept::KeptContent;
 use super::state::Content;
-use super::{ContentPart, RETRY, retry};
+use super::{ContentPart, Dropped, RETRY, retry, unit_of};
 use crate::fetching::Reports;
 use crate::part::{Event, Turn};
 use holdfast_model::contract::fetch::{FailureClass, Outcome, Report};
@@ -57,6 +57,12 @@ impl ContentPart {
     /// The file of a job that began for nothing may have been made after the last removal: it is removed once no job writes to it.
     pub(super) fn left_half(&mut self, content: Uuid) {
         self.present.get_or_insert_default().insert(partial_name(content));
+    }
+
+    /// Has PID 1 drop the unit of an ended job.
+    pub(super) fn drop_unit(&self, id: Uuid, turn: &mut Turn<'_>) {
+        let remove = self.means.fetching.remove(unit_of(id));
+        turn.start(format!("remove the job of {id}"), async move { Dropped(id, remove.await) });
     }
 
     fn reported(&mut self, job: Job, reports: &Rc<dyn Reports>, report: Option<&Report>, turn: &mut Turn<'_>) {

@@ -279,11 +279,6 @@ impl ContentPart {
         }
     }
 
-    fn drop_unit(&self, id: Uuid, turn: &mut Turn<'_>) {
-        let remove = self.means.fetching.remove(unit_of(id));
-        turn.start(format!("remove the job of {id}"), async move { Dropped(id, remove.await) });
-    }
-
     fn publish(&self, turn: &mut Turn<'_>) {
         let images = self.contents.by_id.iter().map(|(id, c)| {
             let loaded = c.status.state == LoadState::Loaded;
