@@ -79,7 +79,7 @@ async fn follow_uplinks(client: Rc<Client>, mut uplinks: watch::Receiver<Uplinks
 
 fn report(client: &Rc<Client>, inputs: &Inputs) {
     let (reports, (_, properties)) = (Rc::new(ReportQueue::new()), watch::channel(Properties::default()));
-    let reporter = Reporter::new(client.clone(), reports.clone(), properties, inputs);
+    let reporter = Reporter::new(client.clone(), reports.clone(), properties, Rc::default(), inputs);
     tokio::task::spawn_local(reporter.run());
     let (client, device, events) = (client.clone(), inputs.device.clone(), inputs.events.clone());
     tokio::task::spawn_local(async move {

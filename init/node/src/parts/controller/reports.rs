@@ -10,6 +10,7 @@ use holdfast_controller_client::{Client, ReportQueue};
 use holdfast_model::gauges::Gauges;
 use holdfast_model::observed::Observed;
 use holdfast_model::properties::Properties;
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::sync::PoisonError;
@@ -22,12 +23,22 @@ const PACK_LOGS: Duration = Duration::from_secs(3);
 /// Most lines packed at once.
 const PACK_LINES: usize = 1000;
 
+/// When the session last heard of the config, for metrics.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct ConfigTimes {
+    /// The controller last sent a config, or said that the present one is current.
+    pub(super) received: Option<SystemTime>,
+    /// A new config was last handed on to be put in force.
+    pub(super) processed: Option<SystemTime>,
+}
+
 /// Turns what is observed into messages for the queue.
 pub(super) struct Reporter {
     client: Rc<Client>,
     reports: Rc<ReportQueue>,
     observed: watch::Receiver<Observed>,
     properties: watch::Receiver<Properties>,
+    times: Rc<Cell<ConfigTimes>>,
     logs: Shared,
     version: String,
     image: String,
@@ -42,6 +53,7 @@ impl Reporter {
         client: Rc<Client>,
         reports: Rc<ReportQueue>,
         properties: watch::Receiver<Properties>,
+        times: Rc<Cell<ConfigTimes>>,
         inputs: &Inputs,
     ) -> Self {
         Self {
@@ -49,6 +61,7 @@ impl Reporter {
             reports,
             observed: inputs.observed.clone(),
             properties,
+            times,
             logs: inputs.logs.clone(),
             version: inputs.boot.release.version.clone(),
             image: format!("IMG{}", inputs.boot.facts.slot),
@@ -85,10 +98,12 @@ impl Reporter {
             }
             if now.duration_since(metrics_at) >= timing.metrics && !self.observed.borrow().device.id.is_nil() {
                 metrics_at = now;
+                let times = self.times.get();
                 let context = metrics::Context {
                     now: Some(SystemTime::now()),
+                    last_received_config: times.received,
+                    last_processed_config: times.processed,
                     traffic: self.client.traffic(),
-                    ..metrics::Context::default()
                 };
                 let observed = self.observed.borrow().clone();
                 let mut gauges = gauges::sample(&observed, &self.paths);

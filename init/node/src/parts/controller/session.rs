@@ -3,7 +3,7 @@
 
 use crate::boot::{Boot, Paths};
 use crate::parts::controller::facts::Polled;
-use crate::parts::controller::reports::Reporter;
+use crate::parts::controller::reports::{ConfigTimes, Reporter};
 use crate::parts::controller::{SessionEvent, certificates};
 use crate::parts::logs::Shared;
 use crate::parts::network::facts::Uplinks;
@@ -21,10 +21,11 @@ use holdfast_model::check;
 use holdfast_model::desired::Desired;
 use holdfast_model::observed::Observed;
 use holdfast_model::properties::Properties;
+use std::cell::Cell;
 use std::future::Future;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, timeout};
 use uuid::Uuid;
@@ -192,7 +193,8 @@ impl Session {
         let mut uplinks = self.inputs.uplinks.clone();
         self.become_known(&mut uplinks).await;
         let (shared, properties_now) = watch::channel(desired.properties);
-        self.spawn_reports(properties_now);
+        let times = Rc::new(Cell::new(ConfigTimes::default()));
+        self.spawn_reports(properties_now, times.clone());
 
         let (certificates_wanted, wanted) = watch::channel(desired.controller_certificates_hash);
         let (client, store, events) = (self.client.clone(), self.store.clone(), self.inputs.events.clone());
@@ -208,6 +210,9 @@ impl Session {
             let shown = token.borrow_and_update().clone();
             let answer = self.client.poll_config(self.inputs.device.as_ref(), &hash, &shown).await;
             self.tell_tried();
+            if matches!(answer, Ok(ConfigAnswer::New(_) | ConfigAnswer::Unchanged)) {
+                times.set(ConfigTimes { received: Some(SystemTime::now()), ..times.get() });
+            }
             match answer {
                 Ok(ConfigAnswer::New(config)) => {
                     let applied_at = applied.as_ref().map(ReceivedConfig::timestamp);
@@ -229,6 +234,7 @@ impl Session {
                         in_force = Instant::now();
                         applied = Some(*config);
                         self.tell(SessionEvent::Config(Box::new(desired)));
+                        times.set(ConfigTimes { processed: Some(SystemTime::now()), ..times.get() });
                     }
                 }
                 Ok(ConfigAnswer::Unchanged) => {
@@ -329,7 +335,7 @@ impl Session {
     }
 
     /// The sender, and what feeds it.
-    fn spawn_reports(&self, properties: watch::Receiver<Properties>) {
+    fn spawn_reports(&self, properties: watch::Receiver<Properties>, times: Rc<Cell<ConfigTimes>>) {
         let (client, device, reports, events) =
             (self.client.clone(), self.inputs.device.clone(), self.reports.clone(), self.inputs.events.clone());
         tokio::task::spawn_local(async move {
@@ -341,7 +347,7 @@ impl Session {
                 .await;
             match never {}
         });
-        let reporter = Reporter::new(self.client.clone(), self.reports.clone(), properties, &self.inputs);
+        let reporter = Reporter::new(self.client.clone(), self.reports.clone(), properties, times, &self.inputs);
         tokio::task::spawn_local(reporter.run());
     }
 }
